@@ -1,0 +1,149 @@
+"""What was measured when a plan ran: raw spans of every sample, and the statistics they give.
+
+Axes: n requests (one sample each), K spans. The columns are raw; all statistics are derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portend.errors import InvalidValue
+from portend.plan import Plan
+from portend.topology import Topology
+
+__all__ = ["SPAN_KINDS", "Measurement", "RequestTrace", "Span"]
+
+SPAN_KINDS: Final = ("encode", "transfer", "decode", "compute")
+"""A hop is an ``encode`` on the sender, a ``transfer`` (sent to received: transmission,
+propagation and what the runtime spends) and a ``decode`` on the receiver; a partition is a ``compute``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """One thing that happened to a sample, in seconds since it was available at the source.
+
+    Attributes:
+        kind: one of SPAN_KINDS.
+        step: the partition that the hop leads to or that computes; L for the returning result.
+        tier: where it happened; for a transfer, the receiving tier.
+    """
+
+    kind: str
+    step: int
+    tier: int
+    start_s: float
+    end_s: float
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestTrace:
+    """One sample's way: which sample, where it left, what was answered, and its spans in order."""
+
+    sample: int
+    exit_index: int
+    label: int
+    latency_s: float
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Measurement:
+    """A plan's run over n samples.
+
+    Attributes:
+        plan, topology: what ran where.
+        sample: int64 [n], index in the data split; exit_index: int64 [n], partition at which it left.
+        label: int64 [n] answered; correct: bool [n], judged by the coordinator, which alone has the labels.
+        latency_s: float64 [n], from available at the source to answered at the destination.
+        span_request, span_kind, span_step, span_tier: int64 [K]; span_start_s, span_end_s: float64 [K],
+            relative to the request's start. ``span_kind`` indexes SPAN_KINDS.
+        provenance: versions, machine, time, window.
+    """
+
+    plan: Plan
+    topology: Topology
+    sample: NDArray[np.int64]
+    exit_index: NDArray[np.int64]
+    label: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    latency_s: NDArray[np.float64]
+    span_request: NDArray[np.int64]
+    span_kind: NDArray[np.int64]
+    span_step: NDArray[np.int64]
+    span_tier: NDArray[np.int64]
+    span_start_s: NDArray[np.float64]
+    span_end_s: NDArray[np.float64]
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        per_request = {self.sample.size, self.exit_index.size, self.label.size, self.correct.size, self.latency_s.size}
+        if len(per_request) != 1 or not self.sample.size:
+            raise InvalidValue(f"a measurement has one entry per request in each column, but got lengths {per_request}")
+        per_span = {
+            column.size
+            for column in (
+                self.span_request, self.span_kind, self.span_step, self.span_tier, self.span_start_s, self.span_end_s,
+            )
+        }  # fmt: skip
+        if len(per_span) != 1:
+            raise InvalidValue(f"a measurement has one entry per span in each column, but got lengths {per_span}")
+
+    def __len__(self) -> int:
+        return int(self.sample.size)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+    @property
+    def mean_s(self) -> float:
+        """Mean latency in seconds."""
+        return float(self.latency_s.mean())
+
+    def quantile_s(self, q: float) -> float:
+        """Latency quantile in seconds: the smallest latency with at least a share ``q`` at or below it."""
+        return float(np.quantile(self.latency_s, q, method="inverted_cdf"))
+
+    def exit_rates(self) -> NDArray[np.float64]:
+        """Share of the samples that left at each partition, [L]."""
+        return np.bincount(self.exit_index, minlength=len(self.plan)) / len(self)
+
+    def parts_s(self) -> dict[str, float]:
+        """Mean seconds per request of each span kind, and ``other``: what no span covers."""
+        duration = self.span_end_s - self.span_start_s
+        total = np.bincount(self.span_kind, weights=duration, minlength=len(SPAN_KINDS)) / len(self)
+        parts = {kind: float(seconds) for kind, seconds in zip(SPAN_KINDS, total, strict=True)}
+        return parts | {"other": self.mean_s - float(total.sum())}
+
+    def traces(self) -> Iterator[RequestTrace]:
+        """Yield the requests in the order in which they were made."""
+        order = np.argsort(self.span_request, kind="stable")
+        bounds = np.searchsorted(self.span_request[order], np.arange(len(self) + 1))
+        for index in range(len(self)):
+            rows = order[bounds[index] : bounds[index + 1]]
+            rows = rows[np.argsort(self.span_start_s[rows], kind="stable")]
+            yield RequestTrace(
+                sample=int(self.sample[index]),
+                exit_index=int(self.exit_index[index]),
+                label=int(self.label[index]),
+                latency_s=float(self.latency_s[index]),
+                spans=tuple(
+                    Span(
+                        kind=SPAN_KINDS[self.span_kind[row]],
+                        step=int(self.span_step[row]),
+                        tier=int(self.span_tier[row]),
+                        start_s=float(self.span_start_s[row]),
+                        end_s=float(self.span_end_s[row]),
+                    )
+                    for row in rows
+                ),
+            )

@@ -1,0 +1,144 @@
+"""What is decided: where to cut, which tier runs each partition, when a sample may leave.
+
+Cuts: a backbone of N blocks has N+1 cuts; cut 0 is the input, cut c the point after c blocks.
+Partition k is the half-open block range ``cuts[k-1]:cuts[k]`` (``cuts[-1]`` read as 0) with its
+exit branch at cut ``cuts[k]``; ``cuts[k]`` is the paper's P_k, ``placement[k]`` its D_k.
+
+Axes: C plans, L partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from portend.errors import InvalidValue
+
+__all__ = ["Plan", "PlanBatch", "takes_exit"]
+
+
+def takes_exit(score: ArrayLike, threshold: ArrayLike) -> NDArray[np.bool_]:
+    """Whether samples with ``score`` leave at a branch with ``threshold`` (broadcast, bool).
+
+    Strictly below (paper, Sec. II-A); a NaN score never leaves. The one rule that the profile,
+    the model and the runtime share. A plan's last branch takes everyone and never asks.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.less(score, threshold))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """One way to run a network over the tiers.
+
+    Attributes:
+        cuts: last cut of each of the L partitions, increasing, at least 1.
+        placement: tier of each partition; the partitions of one tier are consecutive.
+        thresholds: exit thresholds of the first L-1 partitions, within 0–1; at 0 nobody leaves
+            and the exit branch is not run.
+        codecs: how the tensor entering each partition is encoded; None where it stays on its
+            tier (then nothing is sent). Empty: to be chosen by ``PerformanceModel.complete``.
+    """
+
+    cuts: tuple[int, ...]
+    placement: tuple[int, ...]
+    thresholds: tuple[float, ...] = ()
+    codecs: tuple[str | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.cuts)
+        _law(count >= 1, "a plan needs at least one partition, but got no cuts")
+        _law(
+            all(a < b for a, b in pairwise((0, *self.cuts))),
+            f"cuts must increase from 1 on, but got {self.cuts}; each partition needs at least one block",
+        )
+        _law(
+            len(self.placement) == count,
+            f"each partition needs one tier, but got {count} cuts and placement {self.placement}",
+        )
+        _law(all(tier >= 0 for tier in self.placement), f"tiers count from 0, but got {self.placement}")
+        changes = 1 + sum(a != b for a, b in pairwise(self.placement))
+        _law(
+            changes == len(set(self.placement)),
+            f"a tier is not revisited, but got placement {self.placement}; "
+            "put the partitions of one tier next to each other",
+        )
+        _law(
+            len(self.thresholds) == count - 1,
+            f"each partition but the last needs one threshold, but got {count} partitions and "
+            f"{len(self.thresholds)} thresholds",
+        )
+        _law(
+            all(0.0 <= threshold <= 1.0 for threshold in self.thresholds),
+            f"thresholds lie within 0–1, but got {self.thresholds}",
+        )
+        _law(
+            len(self.codecs) in (0, count),
+            f"each partition has one incoming codec (or None), but got {count} partitions and "
+            f"{len(self.codecs)} codecs",
+        )
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    @property
+    def partitions(self) -> tuple[tuple[int, int], ...]:
+        """Block ranges (start cut, end cut) of the partitions."""
+        return tuple(pairwise((0, *self.cuts)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {
+            "cuts": list(self.cuts),
+            "placement": list(self.placement),
+            "thresholds": list(self.thresholds),
+            "codecs": list(self.codecs),
+        }
+
+    def describe(self, tier_names: Sequence[str] | None = None) -> str:
+        """Return one line such as ``edge [1–4] η<0.3 → cloud [5–10]`` (blocks counted from 1)."""
+        parts = []
+        for index, (start, end) in enumerate(self.partitions):
+            tier = self.placement[index]
+            name = tier_names[tier] if tier_names else f"tier {tier}"
+            blocks = f"{start + 1}–{end}" if end > start + 1 else f"{end}"
+            leave = ""
+            if index < len(self.thresholds):
+                threshold = self.thresholds[index]
+                leave = f" η<{threshold:g}" if threshold > 0 else " (no exit)"
+            parts.append(f"{name} [{blocks}]{leave}")
+        return " → ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanBatch:
+    """Many plans of the same number of partitions, as columns.
+
+    Attributes:
+        cuts, placement: int [C, L]; thresholds: float [C, L-1].
+        codecs: int [C, L], index into the model's codecs, -1 where nothing is sent.
+    """
+
+    cuts: NDArray[np.intp]
+    placement: NDArray[np.intp]
+    thresholds: NDArray[np.float64]
+    codecs: NDArray[np.intp]
+
+    def __post_init__(self) -> None:
+        count, length = self.cuts.shape
+        for name, shape in (("placement", (count, length)), ("codecs", (count, length)), ("thresholds", (count, length - 1))):
+            got = getattr(self, name).shape
+            _law(got == shape, f"a batch of {count} plans of {length} partitions needs {name} of shape {shape}, but got {got}")
+
+    def __len__(self) -> int:
+        return int(self.cuts.shape[0])
+
+
+def _law(holds: bool, message: str) -> None:
+    if not holds:
+        raise InvalidValue(message)

@@ -1,0 +1,358 @@
+"""What was measured before planning: how samples exit, and what each device needs.
+
+Axes: S samples, N blocks (N+1 cuts), T thresholds, R repeats. Every per-cut table has N+1
+entries; entries without a meaning (an end cut not after its start, a codec that cannot be used
+at a cut) are NaN. Raw repeats are kept; the value used for planning is their median.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from portend.errors import InvalidValue, MismatchError
+from portend.plan import takes_exit
+
+__all__ = [
+    "BackboneSpec",
+    "CodecProfile",
+    "DeviceProfile",
+    "Exits",
+    "Profile",
+    "ResultProfile",
+    "SampleExits",
+    "TabulatedExits",
+]
+
+Floats = NDArray[np.float64]
+
+
+def _law(holds: bool, message: str) -> None:
+    if not holds:
+        raise InvalidValue(message)
+
+
+def _freeze(owner: Any, **arrays: tuple[ArrayLike, Any]) -> None:
+    """Store each array read-only, with the given dtype, on a frozen dataclass."""
+    for name, (value, dtype) in arrays.items():
+        array = np.array(value, dtype=dtype)
+        array.setflags(write=False)
+        object.__setattr__(owner, name, array)
+
+
+def _median(repeats: Floats) -> Floats:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN stays NaN
+        return np.asarray(np.nanmedian(repeats, axis=0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneSpec:
+    """The network: a chain of N blocks.
+
+    Attributes:
+        name: such as ``resnet20``.
+        block_names: N names; cut c lies after ``block_names[c-1]``.
+        num_classes: number of labels.
+        cut_shapes: N+1 tensor shapes of one sample, without the batch axis.
+        weights_sha256: digest of the weights; profiles of different weights do not mix.
+    """
+
+    name: str
+    block_names: tuple[str, ...]
+    num_classes: int
+    cut_shapes: tuple[tuple[int, ...], ...]
+    weights_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        _law(len(self.block_names) >= 1, "a backbone has at least one block, but got none")
+        _law(self.num_classes >= 2, f"a classifier has at least two classes, but got {self.num_classes}")
+        _law(
+            len(self.cut_shapes) == len(self.block_names) + 1,
+            f"{len(self.block_names)} blocks have {len(self.block_names) + 1} cuts, "
+            f"but got {len(self.cut_shapes)} cut shapes",
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.block_names)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SampleExits:
+    """Every branch's score and correctness for every profiling sample.
+
+    Attributes:
+        score: float64 [S, N]; low means confident; a sample leaves where score < threshold.
+        correct: bool [S, N].
+        criterion: how the score is computed (``entropy``: normalized entropy).
+    """
+
+    score: Floats
+    correct: NDArray[np.bool_]
+    criterion: str = "entropy"
+
+    def __post_init__(self) -> None:
+        _freeze(self, score=(self.score, np.float64), correct=(self.correct, np.bool_))
+        _law(
+            self.score.ndim == 2 and self.score.shape == self.correct.shape and self.score.size > 0,
+            f"score and correct are [samples, branches] alike and not empty, but got {self.score.shape} "
+            f"and {self.correct.shape}",
+        )
+
+    @property
+    def samples(self) -> int:
+        return int(self.score.shape[0])
+
+    @property
+    def num_branches(self) -> int:
+        return int(self.score.shape[1])
+
+    def rates(self, thresholds: ArrayLike) -> Floats:
+        """Exit rates ER_i^T, [T, N] in 0–1: each branch on all samples, no branch before it."""
+        theta = np.atleast_1d(np.asarray(thresholds, dtype=np.float64))
+        return np.stack([takes_exit(self.score, t).mean(axis=0) for t in theta])
+
+    def accuracies(self) -> Floats:
+        """Accuracy A_i of each branch on all samples, [N] in 0–1."""
+        return np.asarray(self.correct.mean(axis=0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TabulatedExits:
+    """Exit counts at fixed thresholds, for data that comes only as tables.
+
+    Attributes:
+        thresholds: float64 [T], increasing; exited: int64 [T, N] counts; correct: int64 [N] counts
+            over all samples; samples: S.
+    """
+
+    thresholds: Floats
+    exited: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    samples: int
+
+    def __post_init__(self) -> None:
+        _freeze(
+            self,
+            thresholds=(self.thresholds, np.float64),
+            exited=(self.exited, np.int64),
+            correct=(self.correct, np.int64),
+        )
+        _law(self.samples > 0, f"a table counts at least one sample, but got {self.samples}")
+        _law(
+            self.exited.shape == (self.thresholds.size, self.correct.size),
+            f"exited is [thresholds, branches] = {(self.thresholds.size, self.correct.size)}, "
+            f"but got {self.exited.shape}",
+        )
+        for name, counts in (("exited", self.exited), ("correct", self.correct)):
+            _law(
+                bool(np.all((counts >= 0) & (counts <= self.samples))),
+                f"{name} counts lie within 0–{self.samples}, but got {counts.min()} to {counts.max()}",
+            )
+
+    @property
+    def num_branches(self) -> int:
+        return int(self.correct.size)
+
+    def rates(self, thresholds: ArrayLike) -> Floats:
+        """Exit rates ER_i^T, [T, N]; MismatchError for a threshold that is not in the table."""
+        theta = np.atleast_1d(np.asarray(thresholds, dtype=np.float64))
+        row = np.abs(self.thresholds[None, :] - theta[:, None]).argmin(axis=1)
+        missing = theta[~np.isclose(self.thresholds[row], theta, rtol=0, atol=1e-9)]
+        if missing.size:
+            raise MismatchError(
+                f"this exit table has the thresholds {self.thresholds.tolist()}, but {missing.tolist()} was asked "
+                "for; choose from the table, or profile per-sample scores"
+            )
+        return self.exited[row] / self.samples
+
+    def accuracies(self) -> Floats:
+        """Accuracy A_i of each branch on all samples, [N] in 0–1."""
+        return self.correct / self.samples
+
+
+Exits = SampleExits | TabulatedExits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CodecProfile:
+    """What one codec costs at every cut on one device.
+
+    Attributes:
+        message_bytes: float64 [N+1]; the whole message on the wire (framing, header, payload).
+        encode_repeats_s, decode_repeats_s: float64 [R, N+1].
+        dispatch_repeats_s: float64 [R, N+1]; what the runtime spends on a message of that size
+            between the sender's send and the receiver's receive with no link between them.
+    """
+
+    message_bytes: Floats
+    encode_repeats_s: Floats
+    decode_repeats_s: Floats
+    dispatch_repeats_s: Floats
+
+    def __post_init__(self) -> None:
+        names = ("encode_repeats_s", "decode_repeats_s", "dispatch_repeats_s")
+        _freeze(self, message_bytes=(self.message_bytes, np.float64))
+        _freeze(self, **{name: (getattr(self, name), np.float64) for name in names})
+        for name in names:
+            shape = getattr(self, name).shape
+            _law(
+                len(shape) == 2 and shape[0] >= 1 and shape[1] == self.message_bytes.size,
+                f"{name} is [repeats, {self.message_bytes.size} cuts], but got {shape}",
+            )
+
+    @property
+    def offered(self) -> NDArray[np.bool_]:
+        """Cuts at which the codec can be used, [N+1]."""
+        return np.isfinite(self.message_bytes)
+
+    @property
+    def encode_s(self) -> Floats:
+        """Median seconds to encode, [N+1]."""
+        return _median(self.encode_repeats_s)
+
+    @property
+    def decode_s(self) -> Floats:
+        """Median seconds to decode, [N+1]."""
+        return _median(self.decode_repeats_s)
+
+    @property
+    def dispatch_s(self) -> Floats:
+        """Median seconds that the runtime spends per message, [N+1]."""
+        return _median(self.dispatch_repeats_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ResultProfile:
+    """What returning a result costs on one device: bytes on the wire, seconds [R]."""
+
+    message_bytes: float
+    encode_repeats_s: Floats
+    decode_repeats_s: Floats
+    dispatch_repeats_s: Floats
+
+    def __post_init__(self) -> None:
+        for name in ("encode_repeats_s", "decode_repeats_s", "dispatch_repeats_s"):
+            _freeze(self, **{name: (getattr(self, name), np.float64)})
+            _law(getattr(self, name).ndim == 1, f"{name} is [repeats], but got {getattr(self, name).shape}")
+
+    @property
+    def encode_s(self) -> float:
+        return float(np.median(self.encode_repeats_s))
+
+    @property
+    def decode_s(self) -> float:
+        return float(np.median(self.decode_repeats_s))
+
+    @property
+    def dispatch_s(self) -> float:
+        return float(np.median(self.dispatch_repeats_s))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DeviceProfile:
+    """What one device needs for one network.
+
+    Attributes:
+        device: name that tiers refer to; executor: what ran the network (``torch``).
+        compute_repeats_s: float64 [R, N+1, N+1]; seconds for blocks start:end with the exit
+            branch at ``end``, soft-max and score included (paper, CT partition-wise).
+        branch_repeats_s: float64 [R, N+1]; the exit branch at each cut alone; subtracted where
+            a partition passes its exit unused (threshold 0).
+        codecs: by name; result: the message that returns a label.
+        environment: CPU, threads, library versions, clock.
+    """
+
+    device: str
+    executor: str
+    compute_repeats_s: Floats
+    branch_repeats_s: Floats
+    codecs: Mapping[str, CodecProfile]
+    result: ResultProfile
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _freeze(
+            self,
+            compute_repeats_s=(self.compute_repeats_s, np.float64),
+            branch_repeats_s=(self.branch_repeats_s, np.float64),
+        )
+        shape = self.compute_repeats_s.shape
+        _law(
+            len(shape) == 3 and shape[0] >= 1 and shape[1] == shape[2] >= 2,
+            f"compute_repeats_s is [repeats, N+1, N+1], but got {shape}",
+        )
+        _law(
+            self.branch_repeats_s.ndim == 2 and self.branch_repeats_s.shape[1] == shape[1],
+            f"branch_repeats_s is [repeats, {shape[1]} cuts], but got {self.branch_repeats_s.shape}",
+        )
+        _law(bool(self.codecs), "a device profile needs at least one codec, but got none")
+        for name, codec in self.codecs.items():
+            _law(
+                codec.message_bytes.size == shape[1],
+                f"codec {name!r} of device {self.device!r} has {codec.message_bytes.size} cuts, the compute table {shape[1]}",
+            )
+        known = self.compute_s[np.triu_indices(shape[1], k=1)]
+        _law(
+            bool(np.all(np.isfinite(known) & (known >= 0))),
+            f"device {self.device!r} needs a compute time for every start < end, "
+            f"but {int(np.sum(~np.isfinite(known)))} are missing and {int(np.sum(known < 0))} negative",
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.compute_repeats_s.shape[1]) - 1
+
+    @property
+    def compute_s(self) -> Floats:
+        """Median seconds for blocks start:end with the branch at end, [N+1, N+1]."""
+        return _median(self.compute_repeats_s)
+
+    @property
+    def branch_s(self) -> Floats:
+        """Median seconds of the exit branch at each cut, [N+1]."""
+        return _median(self.branch_repeats_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Profile:
+    """All that planning needs to know of one network: its exits and its cost on each device.
+
+    Attributes:
+        backbone: the network; exits: per-sample scores, or tables.
+        devices: by the name that tiers refer to.
+        provenance: where the samples and weights come from.
+    """
+
+    backbone: BackboneSpec
+    exits: SampleExits | TabulatedExits
+    devices: Mapping[str, DeviceProfile]
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        blocks = self.backbone.num_blocks
+        _law(
+            self.exits.num_branches == blocks,
+            f"a backbone of {blocks} blocks has {blocks} branches, but the exits have {self.exits.num_branches}",
+        )
+        _law(bool(self.devices), "a profile needs at least one device, but got none")
+        for name, device in self.devices.items():
+            _law(
+                device.num_blocks == blocks,
+                f"device {name!r} was profiled with {device.num_blocks} blocks, the backbone has {blocks}",
+            )
+
+    @property
+    def num_blocks(self) -> int:
+        return self.backbone.num_blocks
+
+    @property
+    def full_accuracy(self) -> float:
+        """Accuracy of the last branch on all profiling samples: the network without early exits."""
+        return float(self.exits.accuracies()[-1])

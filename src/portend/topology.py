@@ -1,0 +1,180 @@
+"""Where a network may run: tiers, the links between neighbors, and what a message costs on them.
+
+Axes: M tiers. Link ``j`` joins tiers ``j`` and ``j + 1``; a message between distant tiers
+crosses every link in between, in either direction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from portend.errors import InvalidValue
+
+__all__ = ["Link", "Tier", "Topology"]
+
+
+def _require(law: bool, message: str) -> None:
+    if not law:
+        raise InvalidValue(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tier:
+    """One machine of the chain.
+
+    Attributes:
+        name: unique within the topology.
+        device: key of the device profile that holds its measurements.
+        slowdown: factor on the profiled compute, encode and decode times (emulated speed, >= 1 to run).
+        host: address of the machine that runs the tier's agent.
+        memory_bytes, power_w, price_usd_per_hour: optional facts for metrics and constraints.
+    """
+
+    name: str
+    device: str
+    slowdown: float = 1.0
+    host: str = "127.0.0.1"
+    memory_bytes: float | None = None
+    power_w: float | None = None
+    price_usd_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "a tier needs a name, but got an empty one")
+        _require(
+            math.isfinite(self.slowdown) and self.slowdown > 0,
+            f"a tier's slowdown is a positive factor, but tier {self.name!r} has {self.slowdown}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Link:
+    """One link, the same in both directions.
+
+    Attributes:
+        bandwidth_bps: bit/s on the wire, protocol headers included.
+        propagation_delay_s: one-way delay of the first bit.
+        mtu_bytes: largest packet; header_bytes: protocol headers inside each packet
+            (Ethernet payload 1500 with IPv4 and TCP with timestamps: 52).
+    """
+
+    bandwidth_bps: float
+    propagation_delay_s: float
+    mtu_bytes: int = 1500
+    header_bytes: int = 52
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.bandwidth_bps) and self.bandwidth_bps > 0,
+            f"a link's bandwidth is positive and finite, but got {self.bandwidth_bps} bit/s",
+        )
+        _require(
+            math.isfinite(self.propagation_delay_s) and self.propagation_delay_s >= 0,
+            f"a link's propagation delay is not negative, but got {self.propagation_delay_s} s",
+        )
+        _require(
+            0 <= self.header_bytes < self.mtu_bytes,
+            f"a packet holds its headers and at least one byte, but got mtu {self.mtu_bytes} B "
+            f"and headers {self.header_bytes} B",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Topology:
+    """A chain of tiers with the place where samples appear and where results are wanted.
+
+    Attributes:
+        source, destination: tier indices.
+        ingest: ``"in_process"``: the source hands a sample to a partition on its own tier for
+            free; ``"message"``: even there it is encoded and decoded, as on the paper's testbed.
+    """
+
+    name: str
+    tiers: tuple[Tier, ...]
+    links: tuple[Link, ...]
+    source: int = 0
+    destination: int = 0
+    ingest: Literal["in_process", "message"] = "in_process"
+
+    def __post_init__(self) -> None:
+        count = len(self.tiers)
+        _require(count >= 1, "a topology needs at least one tier, but got none")
+        _require(
+            len(self.links) == count - 1,
+            f"a chain of {count} tiers has {count - 1} links, but got {len(self.links)}; "
+            "give one link between each pair of neighboring tiers",
+        )
+        names = [tier.name for tier in self.tiers]
+        _require(len(set(names)) == count, f"tier names are unique, but got {names}")
+        for role, index in (("source", self.source), ("destination", self.destination)):
+            _require(0 <= index < count, f"the {role} is one of the tiers 0–{count - 1}, but got {index}")
+        _require(
+            self.ingest in ("in_process", "message"),
+            f"ingest is 'in_process' or 'message', but got {self.ingest!r}",
+        )
+
+    def tier_index(self, name: str) -> int:
+        """Return the index of the tier called ``name``; InvalidValue if there is none."""
+        for index, tier in enumerate(self.tiers):
+            if tier.name == name:
+                return index
+        raise InvalidValue(f"no tier is called {name!r}; the tiers are {[t.name for t in self.tiers]}")
+
+    def with_link(self, index: int, **changes: Any) -> Topology:
+        """Return a copy in which link ``index`` has ``changes`` (for what-if)."""
+        links = list(self.links)
+        links[index] = replace(links[index], **changes)
+        return replace(self, links=tuple(links))
+
+    def with_tier(self, index: int, **changes: Any) -> Topology:
+        """Return a copy in which tier ``index`` has ``changes``."""
+        tiers = list(self.tiers)
+        tiers[index] = replace(tiers[index], **changes)
+        return replace(self, tiers=tuple(tiers))
+
+    def path(self, start: int, end: int) -> Sequence[Link]:
+        """Return the links from tier ``start`` to tier ``end``, in the order they are crossed."""
+        if start <= end:
+            return self.links[start:end]
+        return self.links[end:start][::-1]
+
+    def propagation_s(self) -> NDArray[np.float64]:
+        """Seconds of one-way propagation between any two tiers, [M, M] (paper, Lat^prop).
+
+        The sum of the delays of the links in between. The paper's sum runs one link too far;
+        link j joins tiers j and j+1, so it ends at the link before the higher tier.
+        """
+        position = np.concatenate(([0.0], np.cumsum([link.propagation_delay_s for link in self.links])))
+        return np.abs(position[:, None] - position[None, :])
+
+    def transmission_s(self, message_bytes: ArrayLike) -> NDArray[np.float64]:
+        """Seconds to put messages of ``message_bytes`` [...] on the wire between any two tiers, [..., M, M].
+
+        Packets of the path's smallest MTU, each with its headers, stored and forwarded whole and
+        pipelined across links: F-1 full packets at the pace of the slowest link, then the last one
+        over every link (paper, L_{i→j}; with header 0 and a full last packet the two agree).
+        """
+        size = np.asarray(message_bytes, dtype=np.float64)
+        count = len(self.tiers)
+        seconds = np.zeros((*size.shape, count, count))
+        for low in range(count):
+            for high in range(low + 1, count):
+                seconds[..., low, high] = seconds[..., high, low] = _pipelined(size, self.path(low, high))
+        return seconds
+
+
+def _pipelined(size: NDArray[np.float64], path: Sequence[Link]) -> NDArray[np.float64]:
+    header = max(link.header_bytes for link in path)
+    room = min(link.mtu_bytes for link in path) - header
+    _require(room > 0, f"the smallest MTU of a path must exceed its largest header, but {room} B are left")
+    packets = np.maximum(np.ceil(size / room), 1.0)
+    last = size - (packets - 1) * room + header
+    slowest = min(link.bandwidth_bps for link in path)
+    seconds_per_byte = math.fsum(8 / link.bandwidth_bps for link in path)
+    seconds: NDArray[np.float64] = (packets - 1) * (room + header) * 8 / slowest + last * seconds_per_byte
+    return seconds
