@@ -1,0 +1,1 @@
+"""Prediction against measurement, as tables, figures and a report."""

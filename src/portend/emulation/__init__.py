@@ -1,0 +1,1 @@
+"""Links with a rate and a delay where there are none."""

@@ -1,0 +1,1 @@
+"""Estimates of plans from profiles: exits, latency, intervals."""

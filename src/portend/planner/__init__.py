@@ -1,0 +1,1 @@
+"""Search for the best plan, exactly, and the baselines it must beat."""

@@ -1,0 +1,1 @@
+"""Agents, one per tier, that run a plan over ZeroMQ."""
