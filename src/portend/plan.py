@@ -131,9 +131,16 @@ class PlanBatch:
 
     def __post_init__(self) -> None:
         count, length = self.cuts.shape
-        for name, shape in (("placement", (count, length)), ("codecs", (count, length)), ("thresholds", (count, length - 1))):
+        for name, shape in (
+            ("placement", (count, length)),
+            ("codecs", (count, length)),
+            ("thresholds", (count, length - 1)),
+        ):
             got = getattr(self, name).shape
-            _law(got == shape, f"a batch of {count} plans of {length} partitions needs {name} of shape {shape}, but got {got}")
+            _law(
+                got == shape,
+                f"a batch of {count} plans of {length} partitions needs {name} of shape {shape}, but got {got}",
+            )
 
     def __len__(self) -> int:
         return int(self.cuts.shape[0])

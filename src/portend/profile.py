@@ -170,7 +170,7 @@ class TabulatedExits:
                 f"this exit table has the thresholds {self.thresholds.tolist()}, but {missing.tolist()} was asked "
                 "for; choose from the table, or profile per-sample scores"
             )
-        return self.exited[row] / self.samples
+        return np.asarray(self.exited[row] / self.samples, dtype=np.float64)
 
     def accuracies(self) -> Floats:
         """Accuracy A_i of each branch on all samples, [N] in 0–1."""
@@ -296,7 +296,8 @@ class DeviceProfile:
         for name, codec in self.codecs.items():
             _law(
                 codec.message_bytes.size == shape[1],
-                f"codec {name!r} of device {self.device!r} has {codec.message_bytes.size} cuts, the compute table {shape[1]}",
+                f"codec {name!r} of device {self.device!r} has {codec.message_bytes.size} cuts, "
+                f"the compute table {shape[1]}",
             )
         known = self.compute_s[np.triu_indices(shape[1], k=1)]
         _law(

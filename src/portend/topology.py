@@ -150,7 +150,7 @@ class Topology:
         link j joins tiers j and j+1, so it ends at the link before the higher tier.
         """
         position = np.concatenate(([0.0], np.cumsum([link.propagation_delay_s for link in self.links])))
-        return np.abs(position[:, None] - position[None, :])
+        return np.asarray(np.abs(position[:, None] - position[None, :]), dtype=np.float64)
 
     def transmission_s(self, message_bytes: ArrayLike) -> NDArray[np.float64]:
         """Seconds to put messages of ``message_bytes`` [...] on the wire between any two tiers, [..., M, M].

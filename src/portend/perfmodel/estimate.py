@@ -158,7 +158,9 @@ class Estimate:
         if test_samples is not None:
             drawn = rng.multinomial(test_samples, drawn) / test_samples
         outcome = drawn.reshape(count, 2, -1)
-        return OutcomeDraws(exit_rates=outcome.sum(axis=1), accuracy=outcome[:, 0].sum(axis=1), latency_s=self.latency_s)
+        return OutcomeDraws(
+            exit_rates=outcome.sum(axis=1), accuracy=outcome[:, 0].sum(axis=1), latency_s=self.latency_s
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the estimate as JSON values, latencies in ms, with 95 % intervals of the true values."""

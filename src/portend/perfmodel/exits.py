@@ -1,0 +1,102 @@
+"""How many samples leave at each partition, and how many of them are right.
+
+Two estimators. *Sample* replays the plan on the per-sample score table: exact on the profiling
+set, no independence assumed. *Marginal* is the paper's: it knows only each branch's exit rate
+and accuracy (paper, Sec. II-C1).
+
+Axes: C plans, L partitions, S samples, W = ceil(S/64) words of a bit set.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portend.plan import takes_exit
+from portend.profile import Exits, SampleExits
+
+__all__ = ["BitTables", "marginal_outcomes", "sample_outcomes"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+Words = NDArray[np.uint64]
+
+_CHUNK_WORDS = 1 << 18
+
+
+def _pack(flags: NDArray[np.bool_]) -> Words:
+    """Pack bool [..., S] into uint64 words [..., W]; the spare bits are 0."""
+    samples = flags.shape[-1]
+    padded = np.zeros((*flags.shape[:-1], -(-samples // 64) * 64), dtype=np.bool_)
+    padded[..., :samples] = flags
+    return np.packbits(padded, axis=-1, bitorder="little").view(np.uint64)
+
+
+def _count(words: Words) -> Ints:
+    """Count the samples in bit sets [..., W], [...]."""
+    return np.asarray(np.bitwise_count(words).sum(axis=-1, dtype=np.intp))
+
+
+class BitTables:
+    """Bit sets of one exit table for given thresholds.
+
+    ``leaves`` [T, N+1, W]: the samples whose score at the branch of cut c is below threshold t
+    (cut 0 has no branch: empty), nobody where ``used`` [T, N+1] says that the exit is not asked.
+    ``right`` [N+1, W]: those it classifies correctly. ``everyone`` [W].
+    """
+
+    def __init__(self, exits: SampleExits, thresholds: Floats, used: NDArray[np.bool_] | None = None) -> None:
+        score = np.concatenate([np.full((exits.samples, 1), np.inf), exits.score], axis=1).T
+        right = np.concatenate([np.zeros((exits.samples, 1), dtype=np.bool_), exits.correct], axis=1).T
+        self.samples = exits.samples
+        self.leaves: Words = np.stack([_pack(takes_exit(score, threshold)) for threshold in thresholds])
+        if used is not None:
+            self.leaves[~used] = 0
+        self.right: Words = _pack(right)
+        self.everyone: Words = _pack(np.ones(exits.samples, dtype=np.bool_))
+
+    def outcomes(self, cuts: Ints, rows: Ints) -> tuple[Floats, Floats]:
+        """Counts [C, L] of samples that leave at each partition, and of the right ones among them.
+
+        ``cuts`` [C, L]; ``rows`` [C, L-1] index the thresholds. The counts are whole numbers.
+        """
+        plans, length = cuts.shape
+        share, correct = np.empty((plans, length)), np.empty((plans, length))
+        chunk = max(1, _CHUNK_WORDS // self.everyone.size)
+        for start in range(0, plans, chunk):
+            part = slice(start, start + chunk)
+            stay = np.broadcast_to(self.everyone, (len(cuts[part]), self.everyone.size))
+            for k in range(length):
+                cut = cuts[part, k]
+                leave = stay if k == length - 1 else stay & self.leaves[rows[part, k], cut]
+                share[part, k] = _count(leave)
+                correct[part, k] = _count(leave & self.right[cut])
+                stay = stay & ~leave
+        return share, correct
+
+
+def sample_outcomes(exits: SampleExits, cuts: Ints, thresholds: Floats) -> tuple[Floats, Floats]:
+    """Shares [C, L] in 0–1 that leave at each partition, and that leave there and are right.
+
+    Exact on the profiling samples for any thresholds [C, L-1]; the last partition takes everyone.
+    """
+    values, rows = np.unique(thresholds, return_inverse=True)
+    tables = BitTables(exits, values if values.size else np.zeros(1))
+    share, correct = tables.outcomes(cuts, rows.reshape(thresholds.shape))
+    return share / exits.samples, correct / exits.samples
+
+
+def marginal_outcomes(exits: Exits, cuts: Ints, thresholds: Floats) -> tuple[Floats, Floats]:
+    """Shares [C, L] in 0–1 that leave at each partition, and A_i E_k (paper, E_k and Acc^est).
+
+    S_k = 1 - max ER over the chosen exits so far: the running maximum keeps E_k >= 0 where a later
+    branch exits fewer samples than an earlier one; otherwise it equals the paper's formula.
+    """
+    values, rows = np.unique(thresholds, return_inverse=True)
+    rows = rows.reshape(thresholds.shape)
+    left = np.ones(cuts.shape)
+    if values.size:
+        rates = exits.rates(values)
+        left[:, :-1] = np.maximum.accumulate(rates[rows, cuts[:, :-1] - 1], axis=1)
+    share = np.diff(left, axis=1, prepend=0.0)
+    return share, share * exits.accuracies()[cuts - 1]

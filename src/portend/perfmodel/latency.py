@@ -1,0 +1,115 @@
+"""Seconds of every step a sample may take, for one profile on one topology.
+
+Axes: M tiers, N+1 cuts, K codecs, P latency parts (``PARTS``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portend.errors import MismatchError
+from portend.perfmodel.estimate import PARTS
+from portend.profile import DeviceProfile, Profile
+from portend.topology import Topology
+
+__all__ = ["LatencyTables"]
+
+Floats = NDArray[np.float64]
+
+_COMPUTE, _ENCODE, _DECODE, _TRANSMISSION, _PROPAGATION, _DISPATCH = range(len(PARTS))
+
+
+class LatencyTables:
+    """Every latency term of the model, gathered once; plans only look up and add.
+
+    Attributes:
+        compute_s: [M, N+1, N+1] seconds for blocks start:end with the branch at end, on each tier.
+        bare_s: [M, N+1, N+1] the same without the branch, for partitions whose exit is not used.
+        codecs: K names; hop_parts_s: [K, N+1, M, M, P] seconds to bring the tensor of a cut from
+            one tier to another; +inf in the encode part where a codec is not offered.
+        result_parts_s: [M, P] seconds to bring a result from a tier to the destination.
+    """
+
+    def __init__(self, profile: Profile, topology: Topology) -> None:
+        devices = [_device(profile, topology, tier) for tier in range(len(topology.tiers))]
+        slowdown = np.array([tier.slowdown for tier in topology.tiers])
+        self.codecs: tuple[str, ...] = tuple(dict.fromkeys(name for device in devices for name in device.codecs))
+        self.compute_s: Floats = np.stack([device.compute_s for device in devices]) * slowdown[:, None, None]
+        branch_s = np.stack([device.branch_s for device in devices]) * slowdown[:, None]
+        self.bare_s: Floats = np.maximum(self.compute_s - branch_s[:, None, :], 0.0)
+        self.hop_parts_s: Floats = np.stack(
+            [_hop_parts(name, devices, slowdown, topology, profile.num_blocks) for name in self.codecs]
+        )
+        self.result_parts_s: Floats = _result_parts(devices, slowdown, topology)
+
+    def hop_s(self, codecs: Sequence[str] | None = None) -> tuple[Floats, NDArray[np.intp]]:
+        """Seconds [N+1, M, M] of the cheapest admitted codec, and its index (-1 on the same tier).
+
+        For fixed cuts and placement the best codec of a hop does not depend on the other hops.
+        """
+        admitted = [k for k, name in enumerate(self.codecs) if codecs is None or name in codecs]
+        if not admitted:
+            raise MismatchError(f"none of the codecs {codecs} was profiled; the profile has {list(self.codecs)}")
+        total = self.hop_parts_s[admitted].sum(axis=-1)
+        best = total.argmin(axis=0)
+        index = np.asarray(admitted, dtype=np.intp)[best]
+        seconds = np.take_along_axis(total, best[None], axis=0)[0]
+        tiers = np.arange(seconds.shape[-1])
+        index[1:, tiers, tiers] = -1
+        index[0, tiers, tiers] = np.where(seconds[0, tiers, tiers] > 0, index[0, tiers, tiers], -1)
+        return seconds, index
+
+
+def _device(profile: Profile, topology: Topology, tier: int) -> DeviceProfile:
+    name = topology.tiers[tier].device
+    if name not in profile.devices:
+        raise MismatchError(
+            f"tier {topology.tiers[tier].name!r} names the device {name!r}, but the profile has "
+            f"{sorted(profile.devices)}; profile that device, or name one of these in the topology"
+        )
+    return profile.devices[name]
+
+
+def _hop_parts(name: str, devices: list[DeviceProfile], slowdown: Floats, topology: Topology, blocks: int) -> Floats:
+    """Parts [N+1, M, M, P] of a hop with one codec; sender's axis before the receiver's."""
+    tiers = len(devices)
+    never = np.full(blocks + 1, np.nan)
+    codecs = [device.codecs.get(name) for device in devices]
+    size = np.stack([never if codec is None else codec.message_bytes for codec in codecs], axis=1)
+    encode = np.stack([never if codec is None else codec.encode_s for codec in codecs], axis=1) * slowdown
+    decode = np.stack([never if codec is None else codec.decode_s for codec in codecs], axis=1) * slowdown
+    dispatch = np.stack([never if codec is None else codec.dispatch_s for codec in codecs], axis=1)
+    same = np.eye(tiers, dtype=bool)
+    parts = np.zeros((blocks + 1, tiers, tiers, len(PARTS)))
+    parts[..., _ENCODE] = encode[:, :, None]
+    parts[..., _DECODE] = decode[:, None, :]
+    parts[..., _DISPATCH] = dispatch[:, None, :]
+    parts[..., _PROPAGATION] = topology.propagation_s()
+    for sender in range(tiers):
+        parts[:, sender, :, _TRANSMISSION] = topology.transmission_s(size[:, sender])[:, sender, :]
+    parts[np.isnan(parts).any(axis=-1)] = 0.0
+    offered = np.isfinite(size)[:, :, None] & np.isfinite(decode)[:, None, :]
+    parts[~offered, _ENCODE] = np.inf
+    parts[1:, same] = 0.0
+    if topology.ingest == "in_process":
+        parts[0, same] = 0.0
+    else:
+        parts[0, same, _DISPATCH] = 0.0
+    return parts
+
+
+def _result_parts(devices: list[DeviceProfile], slowdown: Floats, topology: Topology) -> Floats:
+    """Parts [M, P] of bringing a result from each tier to the destination; 0 from the destination."""
+    to = topology.destination
+    parts = np.zeros((len(devices), len(PARTS)))
+    parts[:, _PROPAGATION] = topology.propagation_s()[:, to]
+    for tier, device in enumerate(devices):
+        parts[tier, _ENCODE] = device.result.encode_s * slowdown[tier]
+        parts[tier, _DECODE] = devices[to].result.decode_s * slowdown[to]
+        parts[tier, _DISPATCH] = devices[to].result.dispatch_s
+        parts[tier, _TRANSMISSION] = topology.transmission_s(device.result.message_bytes)[tier, to]
+    parts[to] = 0.0
+    return parts

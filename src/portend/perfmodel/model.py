@@ -1,0 +1,139 @@
+"""The performance model: a profile on a topology, asked about plans.
+
+Axes: C plans, L partitions, P latency parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portend.errors import MismatchError
+from portend.perfmodel.estimate import PARTS, Estimate, EstimateBatch
+from portend.perfmodel.exits import marginal_outcomes, sample_outcomes
+from portend.perfmodel.latency import LatencyTables
+from portend.plan import Plan, PlanBatch
+from portend.profile import Profile, SampleExits
+from portend.topology import Topology
+
+__all__ = ["Estimator", "PerformanceModel"]
+
+Estimator = Literal["sample", "marginal"]
+
+
+class PerformanceModel:
+    """Predicts accuracy and latency of any plan, term by term.
+
+    Args:
+        estimator: ``sample`` replays plans on per-sample scores (default where they exist),
+            ``marginal`` uses only exit rates and accuracies, as the paper does.
+
+    Raises:
+        MismatchError: a tier names a device that the profile lacks, or the sample estimator is
+            asked for where there are only tables.
+    """
+
+    def __init__(self, profile: Profile, topology: Topology, *, estimator: Estimator | None = None) -> None:
+        has_samples = isinstance(profile.exits, SampleExits)
+        if estimator == "sample" and not has_samples:
+            raise MismatchError(
+                "the sample estimator needs per-sample scores, but this profile has only exit tables; "
+                "use estimator='marginal', or profile the exits again"
+            )
+        self.profile = profile
+        self.topology = topology
+        self.estimator: Estimator = estimator or ("sample" if has_samples else "marginal")
+        self.tables = LatencyTables(profile, topology)
+
+    @property
+    def samples(self) -> int:
+        """Profiling samples behind the exit shares."""
+        return self.profile.exits.samples
+
+    def outcomes(
+        self, cuts: NDArray[np.intp], thresholds: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Shares [C, L] that leave at each partition, and that leave there and are right."""
+        exits = self.profile.exits
+        if self.estimator == "sample" and isinstance(exits, SampleExits):
+            return sample_outcomes(exits, cuts, thresholds)
+        return marginal_outcomes(exits, cuts, thresholds)
+
+    def check(self, plan: Plan) -> None:
+        """Raise MismatchError unless the plan's cuts, tiers and codecs exist here."""
+        blocks, tiers = self.profile.num_blocks, len(self.topology.tiers)
+        if plan.cuts[-1] > blocks:
+            raise MismatchError(f"{self.profile.backbone.name} has the cuts 1–{blocks}, but the plan has {plan.cuts}")
+        if max(plan.placement) >= tiers:
+            raise MismatchError(f"the topology has the tiers 0–{tiers - 1}, but the plan places on {plan.placement}")
+        unknown = {codec for codec in plan.codecs if codec is not None} - set(self.tables.codecs)
+        if unknown:
+            raise MismatchError(
+                f"the profile has the codecs {list(self.tables.codecs)}, but the plan uses {sorted(unknown)}"
+            )
+
+    def complete(self, plan: Plan, codecs: tuple[str, ...] | None = None) -> Plan:
+        """Return the plan with the cheapest admitted codec on each hop."""
+        self.check(plan)
+        _, best = self.tables.hop_s(codecs)
+        senders = (self.topology.source, *plan.placement[:-1])
+        chosen = [
+            int(best[start, sender, tier])
+            for (start, _), sender, tier in zip(plan.partitions, senders, plan.placement, strict=True)
+        ]
+        return replace(plan, codecs=tuple(self.tables.codecs[k] if k >= 0 else None for k in chosen))
+
+    def estimate(self, plan: Plan) -> Estimate:
+        """Return the estimate of one plan; codecs are chosen where the plan leaves them open."""
+        complete = plan if plan.codecs else self.complete(plan)
+        self.check(complete)
+        index = {name: k for k, name in enumerate(self.tables.codecs)}
+        batch = PlanBatch(
+            cuts=np.array([complete.cuts], dtype=np.intp),
+            placement=np.array([complete.placement], dtype=np.intp),
+            thresholds=np.array([complete.thresholds], dtype=np.float64).reshape(1, len(complete) - 1),
+            codecs=np.array([[-1 if codec is None else index[codec] for codec in complete.codecs]], dtype=np.intp),
+        )
+        result = self.estimate_batch(batch)
+        if not np.all(np.isfinite(result.step_parts_s)):
+            raise MismatchError(
+                f"a hop of the plan uses a codec that is not offered at its cut: cuts {complete.cuts}, "
+                f"codecs {complete.codecs}; leave the codecs out to have them chosen"
+            )
+        return Estimate(
+            plan=complete,
+            estimator=self.estimator,
+            share=result.share[0],
+            correct=result.correct[0],
+            step_parts_s=result.step_parts_s[0],
+            result_parts_s=result.result_parts_s[0],
+            samples=self.samples,
+        )
+
+    def estimate_batch(self, plans: PlanBatch) -> EstimateBatch:
+        """Return the estimates of C plans at once.
+
+        ℓ_k = hop(source → t_1, cut 0) + Σ_{a<=k} compute(t_a, c_{a-1}:c_a) + Σ_{a<k} hop(t_a → t_{a+1}, cut c_a)
+        + result hop(t_k → destination); the first hop is missing from the paper's sums, yet cloud-only needs it.
+        """
+        start = np.concatenate([np.zeros_like(plans.cuts[:, :1]), plans.cuts[:, :-1]], axis=1)
+        sender = np.concatenate(
+            [np.full_like(plans.placement[:, :1], self.topology.source), plans.placement[:, :-1]], axis=1
+        )
+        sends = (plans.codecs >= 0)[..., None]
+        hop = self.tables.hop_parts_s[np.maximum(plans.codecs, 0), start, sender, plans.placement]
+        step = np.where(sends, hop, 0.0)
+        step[(plans.codecs < 0) & (sender != plans.placement), PARTS.index("encode")] = np.inf
+        used = np.concatenate([plans.thresholds > 0, np.ones((len(plans), 1), dtype=np.bool_)], axis=1)
+        block = (plans.placement, start, plans.cuts)
+        step[..., PARTS.index("compute")] = np.where(used, self.tables.compute_s[block], self.tables.bare_s[block])
+        share, correct = self.outcomes(plans.cuts, plans.thresholds)
+        return EstimateBatch(
+            share=share,
+            correct=correct,
+            step_parts_s=step,
+            result_parts_s=self.tables.result_parts_s[plans.placement],
+        )

@@ -1,0 +1,75 @@
+"""What a plan has to beat: restricted spaces, solved on the same model under the same constraints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from portend.errors import SearchError
+from portend.perfmodel.model import PerformanceModel
+from portend.planner.exhaustive import solve_exhaustive
+from portend.planner.problem import Problem, SearchSpace, Solution
+from portend.profile import SampleExits
+
+__all__ = ["baseline_spaces", "solve_baselines"]
+
+
+def baseline_spaces(model: PerformanceModel, space: SearchSpace) -> dict[str, SearchSpace]:
+    """Return the baselines of ``docs/model.md`` as spaces, by name.
+
+    Fixed deployments ignore the problem's hints on purpose: they say what doing without the
+    planner gives. Their input is the raw tensor unless the name says ``encoded``.
+    """
+    tiers = len(model.topology.tiers)
+    source, cloud = model.topology.source, tiers - 1
+    raw = _raw(model)
+    whole = SearchSpace(thresholds=(0.0,), exits=(), truncation=False, codecs=raw, max_partitions=1)
+    spaces = {"edge-only": replace(whole, tiers=(source,))}
+    for tier, name in enumerate(t.name for t in model.topology.tiers):
+        if tier not in (source, cloud):
+            spaces[f"{name}-only"] = replace(whole, tiers=(tier,))
+    if cloud != source:
+        spaces["cloud-only"] = replace(whole, tiers=(cloud,))
+        if "encoded" in model.tables.codecs:
+            spaces["cloud-only encoded"] = replace(whole, tiers=(cloud,), codecs=("encoded",))
+        spaces["Neurosurgeon"] = replace(whole, tiers=tuple(sorted({source, cloud})), max_partitions=2)
+        spaces["best split"] = replace(whole, max_partitions=None)
+    spaces["BranchyNet"] = SearchSpace(
+        thresholds=space.thresholds,
+        tiers=(source,),
+        exits_per_tier=max(space.exits_per_tier, 2),
+        truncation=False,
+        codecs=raw,
+    )
+    spaces["best truncated tier"] = SearchSpace(thresholds=(0.0,), exits=(), max_partitions=1)
+    return spaces
+
+
+def solve_baselines(problem: Problem, model: PerformanceModel) -> dict[str, Solution]:
+    """Return each baseline's best plan under the problem's constraints.
+
+    ``the paper`` searches the paper's space (one exit per tier, one global threshold) with the
+    paper's marginal estimator; its choice is then judged by the model's own estimator.
+    """
+    solutions: dict[str, Solution] = {}
+    for name, space in baseline_spaces(model, problem.space).items():
+        try:
+            solutions[name] = solve_exhaustive(replace(problem, space=space), model)
+        except SearchError:
+            continue  # such as cloud-only where the encoded input was not profiled
+    if isinstance(model.profile.exits, SampleExits) and model.estimator == "sample":
+        solutions["the paper"] = _paper(problem, model)
+    return solutions
+
+
+def _paper(problem: Problem, model: PerformanceModel) -> Solution:
+    space = SearchSpace(thresholds=problem.space.thresholds, codecs=_raw(model))
+    marginal = PerformanceModel(model.profile, model.topology, estimator="marginal")
+    chosen = solve_exhaustive(replace(problem, space=space), marginal)
+    estimate = model.estimate(chosen.plan)
+    met = estimate.accuracy >= problem.min_accuracy - 1e-12 and estimate.mean_s <= problem.max_latency_s
+    return replace(chosen, estimate=estimate, status="optimal" if met else "infeasible")
+
+
+def _raw(model: PerformanceModel) -> tuple[str, ...] | None:
+    names = tuple(name for name in model.tables.codecs if name != "encoded")
+    return names[:1] or None

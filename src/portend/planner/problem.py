@@ -1,0 +1,242 @@
+"""What is asked: an objective, constraints, and hints that restrict the space of plans."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from portend.errors import InvalidValue
+from portend.perfmodel.estimate import Estimate
+from portend.plan import Plan
+
+__all__ = [
+    "DEFAULT_THRESHOLDS",
+    "Constraint",
+    "FrontPoint",
+    "Metric",
+    "Problem",
+    "SearchSpace",
+    "SearchStats",
+    "Solution",
+    "accuracy",
+    "latency",
+]
+
+DEFAULT_THRESHOLDS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Ten thresholds; 0 means no early exit. 1 would send everyone out at the first exit, which is a shorter plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A quantity of a plan; ``metric <= x`` and ``metric >= x`` make constraints."""
+
+    name: str
+    unit: str
+
+    def __le__(self, bound: float) -> Constraint:
+        return Constraint(self, "<=", float(bound))
+
+    def __ge__(self, bound: float) -> Constraint:
+        return Constraint(self, ">=", float(bound))
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A bound on a metric, in the metric's unit."""
+
+    metric: Metric
+    sense: Literal["<=", ">="]
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.metric.name} {'≤' if self.sense == '<=' else '≥'} {self.bound:g} {self.metric.unit}".rstrip()
+
+
+latency: Final = Metric("latency", "s")
+"""Mean latency in seconds."""
+accuracy: Final = Metric("accuracy", "")
+"""Share of right answers, 0–1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSpace:
+    """Hints that restrict the plans. The defaults admit every plan with one exit per tier.
+
+    Attributes:
+        thresholds: exit thresholds to try; per_exit_thresholds: one for each exit, instead of the
+            paper's single global one.
+        cuts: cuts at which a partition may end (None: all); exits: branches that may be used as
+            early exits (None: all, (): none).
+        tiers: tiers that may be used; block_tiers: tiers for single blocks, counted from 1, so
+            ``{1: (0,)}`` keeps raw input on tier 0.
+        min_partitions, max_partitions: number of partitions (None: as many as fit).
+        exits_per_tier: partitions that one tier may hold, next to each other.
+        tier_order: ``any``, or ``increasing`` as in the paper's experiments.
+        truncation: whether the last blocks may be left out.
+        codecs: codecs that hops may use (None: every profiled one).
+    """
+
+    thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
+    per_exit_thresholds: bool = False
+    cuts: tuple[int, ...] | None = None
+    exits: tuple[int, ...] | None = None
+    tiers: tuple[int, ...] | None = None
+    block_tiers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    min_partitions: int = 1
+    max_partitions: int | None = None
+    exits_per_tier: int = 1
+    tier_order: Literal["any", "increasing"] = "any"
+    truncation: bool = True
+    codecs: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _law(
+            len(self.thresholds) >= 1 and all(0 <= t <= 1 for t in self.thresholds),
+            f"thresholds lie within 0–1 and there is at least one, but got {self.thresholds}",
+        )
+        _law(
+            len(set(self.thresholds)) == len(self.thresholds),
+            f"thresholds differ from each other, but got {self.thresholds}",
+        )
+        _law(
+            self.min_partitions >= 1, f"a plan has at least one partition, but got min_partitions {self.min_partitions}"
+        )
+        _law(
+            self.max_partitions is None or self.max_partitions >= self.min_partitions,
+            f"max_partitions is at least min_partitions, but got {self.max_partitions} < {self.min_partitions}",
+        )
+        _law(self.exits_per_tier >= 1, f"a tier holds at least one partition, but got {self.exits_per_tier}")
+        _law(
+            self.tier_order in ("any", "increasing"),
+            f"tier_order is 'any' or 'increasing', but got {self.tier_order!r}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """Minimize or maximize one metric under bounds on others.
+
+    ``Problem(minimize=latency, subject_to=(accuracy >= 0.88,))`` is the paper's P_lat,
+    ``Problem(maximize=accuracy, subject_to=(latency <= 0.060,))`` its P_acc.
+    """
+
+    minimize: Metric | None = None
+    maximize: Metric | None = None
+    subject_to: tuple[Constraint, ...] = ()
+    space: SearchSpace = field(default_factory=SearchSpace)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "subject_to", tuple(self.subject_to))
+        goals = (self.minimize, self.maximize)
+        _law(
+            goals in ((latency, None), (None, accuracy)),
+            "a problem minimizes latency or maximizes accuracy, but got "
+            f"minimize={self.minimize and self.minimize.name}, maximize={self.maximize and self.maximize.name}",
+        )
+        for constraint in self.subject_to:
+            _law(
+                (constraint.metric, constraint.sense) in ((accuracy, ">="), (latency, "<=")),
+                f"constraints are accuracy >= x or latency <= x, but got {constraint}",
+            )
+            _law(not math.isnan(constraint.bound), f"a bound is a number, but got {constraint}")
+            if constraint.metric == accuracy:
+                _law(
+                    0 <= constraint.bound <= 1,
+                    f"accuracy is a share within 0–1, but got {constraint}; write 0.9 for 90 %",
+                )
+
+    @property
+    def min_accuracy(self) -> float:
+        """Tightest accuracy bound, -inf if none."""
+        return max((c.bound for c in self.subject_to if c.metric == accuracy), default=-math.inf)
+
+    @property
+    def max_latency_s(self) -> float:
+        """Tightest latency bound in seconds, +inf if none."""
+        return min((c.bound for c in self.subject_to if c.metric == latency), default=math.inf)
+
+    def __str__(self) -> str:
+        goal = "minimize latency" if self.minimize else "maximize accuracy"
+        return goal + (" subject to " + ", ".join(map(str, self.subject_to)) if self.subject_to else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrontPoint:
+    """A plan that no other beats in both mean latency (s) and accuracy."""
+
+    latency_s: float
+    accuracy: float
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchStats:
+    """How the search went: plans covered, seconds, solver."""
+
+    plans: int
+    seconds: float
+    solver: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Solution:
+    """The answer to a problem.
+
+    Attributes:
+        status: ``optimal`` (proven: every plan of the space was covered) or ``infeasible``.
+        estimate: the best plan's estimate; when infeasible, that of the plan that comes nearest.
+        front: Pareto front of mean latency and accuracy over the whole space, by latency.
+        baselines: restricted spaces solved under the same constraints, by name.
+    """
+
+    problem: Problem
+    status: Literal["optimal", "infeasible"]
+    estimate: Estimate
+    front: tuple[FrontPoint, ...]
+    stats: SearchStats
+    baselines: Mapping[str, Solution] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan:
+        return self.estimate.plan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the solution as JSON values."""
+        return {
+            "status": self.status,
+            "problem": str(self.problem),
+            "plan": self.plan.to_dict(),
+            "estimate": self.estimate.to_dict(),
+            "baselines": {
+                name: {"status": s.status, "plan": s.plan.to_dict(), "estimate": s.estimate.to_dict()}
+                for name, s in self.baselines.items()
+            },
+            "front": [
+                {"latency_ms": 1e3 * point.latency_s, "accuracy": point.accuracy, "plan": point.plan.to_dict()}
+                for point in self.front
+            ],
+            "stats": {"plans": self.stats.plans, "seconds": self.stats.seconds, "solver": self.stats.solver},
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.problem}: {self.status}"]
+        if self.status == "infeasible":
+            lines[0] += "; the nearest plan is"
+        rows = {"plan": self, **self.baselines}
+        width = max(map(len, rows))
+        for name, solution in rows.items():
+            estimate = solution.estimate
+            note = "" if solution.status == "optimal" else "  (misses the constraint)"
+            lines.append(
+                f"  {name:<{width}}  {1e3 * estimate.mean_s:8.2f} ms  {100 * estimate.accuracy:6.2f} %  "
+                f"{solution.plan.describe()}{note}"
+            )
+        lines.append(f"  {self.stats.plans:,} plans in {1e3 * self.stats.seconds:.1f} ms ({self.stats.solver})")
+        return "\n".join(lines)
+
+
+def _law(holds: bool, message: str) -> None:
+    if not holds:
+        raise InvalidValue(message)

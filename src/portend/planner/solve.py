@@ -1,0 +1,24 @@
+"""The planner's front door."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from portend.perfmodel.model import PerformanceModel
+from portend.planner.baselines import solve_baselines
+from portend.planner.exhaustive import solve_exhaustive
+from portend.planner.problem import Problem, Solution
+
+__all__ = ["solve"]
+
+
+def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True) -> Solution:
+    """Return the proven best plan of ``problem`` on ``model``, with the baselines it must beat.
+
+    An infeasible problem is an answer: ``status`` says so and the plan that comes nearest is given.
+
+    Raises:
+        SearchError: the space is empty or too large to cover.
+    """
+    solution = solve_exhaustive(problem, model)
+    return replace(solution, baselines=solve_baselines(problem, model)) if baselines else solution
