@@ -1,1 +1,4 @@
-"""Networks as chains of blocks with exit branches, their data and their training."""
+"""Networks as chains of blocks with exit branches: built, trained, stored, and fed with samples.
+
+Importing this package imports no torch: ``decoding`` needs numpy and Pillow only.
+"""

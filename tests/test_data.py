@@ -1,0 +1,304 @@
+"""Datasets, their decoding and their splits."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from portend.errors import DataError, InvalidValue
+from portend.models.data import Dataset, Splits, load_dataset, make_splits
+from portend.models.decoding import InputDecoder
+
+PLAIN_RGB = InputDecoder(channels=3, size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def encode(pixels: Any, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def tiny(classes: list[int], **changes: Any) -> Dataset:
+    fields = {
+        "name": "tiny",
+        "encoded": [encode(np.full((4, 4, 3), i)) for i in range(len(classes))],
+        "labels": np.array(classes, dtype=np.int64),
+        "class_names": ("a", "b", "c"),
+        "decoder": PLAIN_RGB,
+    }
+    return Dataset(**{**fields, **changes})
+
+
+# --- decoder ----------------------------------------------------------------------------------
+
+
+def test_decoder_scales_and_normalizes_each_channel() -> None:
+    decoder = InputDecoder(channels=3, size=2, mean=(0.0, 0.5, 0.2), std=(1.0, 0.5, 0.1))
+    pixels = np.zeros((2, 2, 3), dtype=np.uint8)
+    pixels[0, 1] = (255, 51, 102)
+    decoded = decoder.decode(encode(pixels))
+    assert decoded.dtype == np.float32
+    assert decoded.flags.c_contiguous
+    assert decoded[:, 0, 1] == pytest.approx([1.0, (0.2 - 0.5) / 0.5, 2.0], abs=1e-6)
+    assert decoded[:, 1, 0] == pytest.approx([0.0, -1.0, -2.0], abs=1e-6)
+
+
+def test_decoder_converts_colors_and_sizes() -> None:
+    gray = InputDecoder(channels=1, size=6, mean=(0.0,), std=(1.0,))
+    assert gray.decode(encode(np.full((3, 9, 3), 255))) == pytest.approx(np.ones((1, 6, 6)))
+    assert PLAIN_RGB.decode(encode(np.full((4, 4), 255), "JPEG")).shape == (3, 4, 4)
+
+
+def test_decoder_enlarges_bilinearly() -> None:
+    decoder = InputDecoder(channels=1, size=4, mean=(0.0,), std=(1.0,))
+    row = decoder.pixels(encode([[0, 200], [0, 200]]))[0, 0]
+    assert row.tolist() == [0, 50, 150, 200]
+
+
+def test_a_broken_image_is_a_data_error() -> None:
+    good = encode(np.random.default_rng(0).integers(0, 256, (16, 16, 3)), "JPEG")
+    for bad in (b"", b"not an image", good[: len(good) // 2], good[:20], bytes(1000)):
+        with pytest.raises(DataError, match=f"cannot decode {len(bad)} bytes"):
+            PLAIN_RGB.decode(bad)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
+def test_hostile_bytes_never_raise_anything_else(kind: str) -> None:
+    rng = np.random.default_rng(7)
+    good = encode(rng.integers(0, 256, (16, 16, 3)), kind)
+    for _ in range(60):
+        bad = bytearray(good)
+        for position in rng.integers(0, len(bad), 8):
+            bad[position] = rng.integers(256)
+        try:
+            decoded = PLAIN_RGB.decode(bytes(bad[: rng.integers(1, len(bad) + 1)]))
+        except DataError:
+            continue
+        assert decoded.shape == PLAIN_RGB.shape
+
+
+def test_a_small_file_cannot_claim_a_huge_image() -> None:
+    huge = encode(np.zeros((1, 1), dtype=np.uint8), "BMP")
+    claimed = huge[:18] + (40_000).to_bytes(4, "little") * 2 + huge[26:]
+    with pytest.raises(DataError, match="pixels"):
+        PLAIN_RGB.decode(claimed)
+
+
+def test_decoder_survives_json() -> None:
+    decoder = InputDecoder(channels=1, size=16, mean=(0.3,), std=(0.4,))
+    assert InputDecoder.from_dict(json.loads(json.dumps(decoder.to_dict()))) == decoder
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"channels": 1, "size": 8, "mean": [0], "std": [1], "more": 1},
+        {"channels": 1, "size": 8, "mean": 0, "std": [1]},
+        {"channels": 1, "size": "big", "mean": [0], "std": [1]},
+        {"channels": 2, "size": 8, "mean": [0, 0], "std": [1, 1]},
+        {"channels": 1, "size": 0, "mean": [0], "std": [1]},
+        {"channels": 3, "size": 8, "mean": [0], "std": [1, 1, 1]},
+        {"channels": 1, "size": 8, "mean": [0], "std": [0]},
+        {"channels": 1, "size": 8, "mean": [float("nan")], "std": [1]},
+    ],
+)
+def test_a_wrong_decoder_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue):
+        InputDecoder.from_dict(values)
+
+
+# --- dataset ----------------------------------------------------------------------------------
+
+
+def test_tensors_are_the_decoded_samples_bit_for_bit() -> None:
+    dataset = load_dataset("digits:size=16")
+    indices = [3, 1700, 3]
+    expected = np.stack([dataset.decoder.decode(dataset.encoded[i]) for i in indices])
+    assert np.array_equal(dataset.tensors(indices), expected)
+
+
+def test_a_broken_sample_is_named() -> None:
+    good = tiny([0, 1])
+    with pytest.raises(DataError, match="sample 1 of tiny"):
+        replace(good, encoded=[good.encoded[0], b"broken"]).tensors([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoded": [], "labels": []}, "no samples"),
+        ({"labels": [0]}, "one label"),
+        ({"labels": [0, 3]}, "within 0–2"),
+        ({"labels": [-1, 0]}, "within 0–2"),
+    ],
+)
+def test_unusable_samples_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        tiny([0, 1], **changes)
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_an_index_out_of_range_is_refused(index: int) -> None:
+    with pytest.raises(InvalidValue, match="within 0–1"):
+        tiny([0, 1]).tensors([0, index])
+
+
+def test_digits_are_scikit_learns() -> None:
+    from sklearn.datasets import load_digits
+
+    dataset = load_dataset("digits")
+    assert (len(dataset), dataset.num_classes, dataset.decoder.shape) == (1797, 10, (1, 32, 32))
+    native = replace(dataset, decoder=InputDecoder(channels=1, size=8, mean=(0.0,), std=(1.0,)))
+    assert native.tensors([0, 9])[:, 0] * 16 == pytest.approx(load_digits().images[[0, 9]], abs=0.04)
+
+
+# --- parquet and cifar10 ----------------------------------------------------------------------
+
+NAMES = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+
+
+def write_parquet(folder: Path, *, labels: Any = (0, 1), images: Any = None, names: Any = NAMES, **more: Any) -> None:
+    for part in ("train", "test"):
+        if images is None:
+            images = [{"bytes": encode(np.full((32, 32, 3), 7 * i), "JPEG"), "path": "x"} for i in range(len(labels))]
+        table = pa.table({"image": images, "label": list(labels), **more})
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), folder / f"{part}.parquet")
+
+
+def test_parquet_keeps_the_files_bytes_and_marks_the_test_set(tmp_path: Path) -> None:
+    write_parquet(tmp_path)
+    dataset = load_dataset(f"parquet:{tmp_path}:size=16")
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.labels.tolist() == [0, 1, 0, 1]
+    assert dataset.own_test is not None
+    assert dataset.own_test.tolist() == [2, 3]
+    assert dataset.encoded[1][:2] == b"\xff\xd8"
+    assert dataset.tensors([0]).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": (0, 2)}, "within 0–1"),
+        ({"labels": (0, None)}, "without gaps"),
+        ({"labels": ("cat", "dog")}, "integers"),
+        ({"labels": ()}, "image"),
+        ({"images": [b"a", b"b"]}, "struct with the field bytes"),
+        ({"images": [{"bytes": None, "path": "x"}, {"bytes": b"a", "path": "y"}]}, "1 images"),
+        ({"images": [None, {"bytes": b"a", "path": "y"}]}, "images"),
+        ({"names": {}}, "class names"),
+    ],
+)
+def test_a_wrong_parquet_file_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_parquet(tmp_path, **changes)
+    with pytest.raises(DataError, match=message):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+def test_a_missing_or_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.parquet and test\.parquet"):
+        load_dataset(f"parquet:{tmp_path}")
+    (tmp_path / "train.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="cannot read"):
+        load_dataset(f"parquet:{tmp_path}")
+    pq.write_table(pa.table({"label": [1]}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="needs the columns image"):
+        load_dataset(f"parquet:{tmp_path}")
+
+
+def test_cifar10_comes_from_torchvisions_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Folder:
+        classes = ("cat", "dog")
+
+        def __init__(self, root: str, *, train: bool, download: bool) -> None:
+            assert (root, download) == ("somewhere", False)
+            self.targets = [0, 1, 1] if train else [1, 0]
+            rng = np.random.default_rng(int(train))
+            self.data = rng.integers(0, 256, (len(self.targets), 32, 32, 3), dtype=np.uint8)
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Folder)
+    dataset = load_dataset("cifar10:somewhere")
+    assert dataset.labels.tolist() == [0, 1, 1, 1, 0]
+    assert dataset.own_test is not None
+    assert dataset.own_test.tolist() == [3, 4]
+    expected = Folder("somewhere", train=False, download=False).data[1].transpose(2, 0, 1) / np.float32(255)
+    assert np.array_equal(dataset.tensors([4])[0], expected)
+    assert [len(part) for part in (dataset.encoded, dataset.encoded[1:3])] == [5, 2]
+
+
+def test_a_missing_cifar10_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="download=True"):
+        load_dataset(f"cifar10:{tmp_path / 'absent'}")
+
+
+@pytest.mark.parametrize("spec", ["", "mnist", "digits:folder", "digits:size=0", "digits:colour=1", "digits:size=big"])
+def test_an_unknown_spec_is_refused(spec: str) -> None:
+    with pytest.raises(DataError):
+        load_dataset(spec)
+
+
+# --- splits -----------------------------------------------------------------------------------
+
+
+def test_default_splits_of_the_digits() -> None:
+    dataset = load_dataset("digits")
+    splits = make_splits(dataset)
+    assert (splits.train.size, splits.profiling.size, splits.test.size) == (897, 450, 450)
+    together = np.sort(np.concatenate([splits.train, splits.profiling, splits.test]))
+    assert np.array_equal(together, np.arange(1797))
+    share = np.bincount(dataset.labels) / 1797
+    for part in (splits.train, splits.profiling, splits.test):
+        assert np.abs(np.bincount(dataset.labels[part]) - share * part.size).max() < 2
+
+
+def test_own_test_set_is_halved_and_never_trained_on() -> None:
+    dataset = tiny([0, 1, 2] * 40, own_test=np.arange(60, 120))
+    splits = make_splits(dataset)
+    assert np.array_equal(splits.train, np.arange(60))
+    assert np.bincount(dataset.labels[splits.profiling]).tolist() == [10, 10, 10]
+    assert np.array_equal(np.sort(np.concatenate([splits.profiling, splits.test])), np.arange(60, 120))
+    fewer = make_splits(dataset, profiling=6, test=0.1)
+    assert np.array_equal(fewer.train, splits.train)
+    assert (fewer.profiling.size, fewer.test.size) == (6, 6)
+
+
+def test_splits_follow_the_seed() -> None:
+    dataset = tiny([0, 1, 2] * 20)
+    first, again, other = (make_splits(dataset, seed=seed).profiling for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_large_own_test_set_gives_five_thousand_each() -> None:
+    dataset = tiny([0, 1])
+    many = replace(
+        dataset, encoded=[*dataset.encoded] * 6_500, labels=np.tile([0, 1], 6_500), own_test=np.arange(1_000, 13_000)
+    )
+    splits = make_splits(many)
+    assert (splits.train.size, splits.profiling.size, splits.test.size) == (1_000, 5_000, 5_000)
+
+
+@pytest.mark.parametrize(
+    ("profiling", "test"), [(0, 5), (5, 0), (-1, 5), (30, 30), (61, 1), (0.5, 0.5), (1.5, 5), (float("nan"), 5)]
+)
+def test_impossible_sizes_are_refused(profiling: float, test: float) -> None:
+    with pytest.raises(InvalidValue):
+        make_splits(tiny([0, 1, 2] * 20), profiling=profiling, test=test)
+
+
+def test_splits_do_not_overlap() -> None:
+    a = np.array([1, 2])
+    with pytest.raises(InvalidValue, match="1 indices occur twice"):
+        Splits(train=a, profiling=np.array([2]), test=np.array([3]))
+    with pytest.raises(InvalidValue, match="test has none"):
+        Splits(train=a, profiling=np.array([3]), test=np.array([], dtype=np.int64))
