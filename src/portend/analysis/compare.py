@@ -1,0 +1,253 @@
+"""Prediction against measurement: what was estimated for a plan, and what it did when it ran.
+
+Axes: L partitions of one plan (its exits). Latencies are in seconds inside and in ms under names
+that say so in ``to_dict``; ratios, shares and relative errors are fractions of 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from portend.errors import InvalidValue, MismatchError
+from portend.measurement import Measurement
+from portend.perfmodel.estimate import Estimate
+from portend.plan import Plan
+
+__all__ = ["TERMS", "Comparison", "Intervals", "Term", "agreement", "compare"]
+
+Floats = NDArray[np.float64]
+
+TERMS: Final[dict[str, tuple[str, ...]]] = {
+    "compute": ("compute",),
+    "encode": ("encode",),
+    "decode": ("decode",),
+    "transfer": ("transmission", "propagation", "dispatch"),
+    "other": (),
+}
+"""Each measured term and the predicted parts it is compared with. A message is seen when it is
+sent and when it has arrived, so its three predicted parts are measured as one; ``other`` is the
+time that no span covers, which the model says is zero."""
+
+_ROUNDING: Final = 1e-12  # shares are sums of floats; an interval's end counts as inside
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Term:
+    """One latency term of a plan: mean seconds per request, predicted and measured."""
+
+    name: str
+    predicted_s: float
+    measured_s: float
+
+    @property
+    def error_s(self) -> float:
+        """Predicted minus measured seconds."""
+        return self.predicted_s - self.measured_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Intervals:
+    """Where a test of this size should fall: accuracy [2] and exit_rates [2, L], lower and upper ends."""
+
+    accuracy: Floats
+    exit_rates: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Comparison:
+    """One plan's estimate beside its measurement; everything else is derived.
+
+    Attributes:
+        name: what the plan is called in tables and figures.
+        level: probability that the stated intervals hold, within 0–1.
+    """
+
+    name: str
+    estimate: Estimate
+    measurement: Measurement
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise InvalidValue(f"the level of an interval lies between 0 and 1, but got {self.level}")
+        if self.estimate.plan != self.measurement.plan:
+            raise MismatchError(
+                f"an estimate is compared with a measurement of the same plan, but for {self.name!r} the estimate is "
+                f"of {self.estimate.plan.to_dict()} and the measurement of {self.measurement.plan.to_dict()}"
+            )
+        last = int(self.measurement.exit_index.max())
+        if last >= len(self.plan):
+            raise MismatchError(
+                f"a plan of {len(self.plan)} partitions has the exits 0–{len(self.plan) - 1}, "
+                f"but the measurement of {self.name!r} has samples that left at {last}"
+            )
+
+    @property
+    def plan(self) -> Plan:
+        return self.estimate.plan
+
+    @property
+    def test_samples(self) -> int:
+        return len(self.measurement)
+
+    @property
+    def error(self) -> float:
+        """Relative error of the mean latency: (predicted - measured) / measured."""
+        return self.estimate.mean_s / self.measurement.mean_s - 1
+
+    @property
+    def standard_error_s(self) -> float | None:
+        """Standard error of the measured mean in seconds, requests taken as independent; None for one request."""
+        if self.test_samples < 2:
+            return None
+        return float(self.measurement.latency_s.std(ddof=1)) / math.sqrt(self.test_samples)
+
+    @property
+    def reweighted_mean_s(self) -> float:
+        """Predicted mean in seconds had the samples left as they did: Σ measured share x predicted ℓ_k.
+
+        Its distance to the measured mean is the latency model's own error, without that of the exit rates.
+        """
+        return float(self.measurement.exit_rates() @ self.estimate.latency_s)
+
+    def intervals(self) -> Intervals:
+        """Return the predictive intervals for a test of this many samples."""
+        draws = self.estimate.draws(test_samples=self.test_samples)
+        return Intervals(
+            accuracy=draws.interval("accuracy", self.level),
+            exit_rates=draws.interval("exit_rates", self.level),
+        )
+
+    def accuracy_inside(self) -> bool:
+        """Whether the measured accuracy lies within its interval."""
+        return bool(_inside(self.measurement.accuracy, self.intervals().accuracy))
+
+    def exit_rates_inside(self) -> NDArray[np.bool_]:
+        """Whether each measured exit rate lies within its interval, [L]."""
+        return _inside(self.measurement.exit_rates(), self.intervals().exit_rates)
+
+    def undecided(self) -> NDArray[np.bool_]:
+        """Exits whose rate the plan leaves open, [L]: not a branch with threshold 0, nor the only way out."""
+        open_ = np.append(np.asarray(self.plan.thresholds) > 0, True)
+        return open_ if open_.sum() > 1 else np.zeros_like(open_)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The latency terms, in the order of TERMS; each side adds up to its mean latency."""
+        predicted, measured = self.estimate.parts_s, self.measurement.parts_s()
+        return tuple(
+            Term(name=name, predicted_s=math.fsum(predicted[part] for part in parts), measured_s=measured[name])
+            for name, parts in TERMS.items()
+        )
+
+    @property
+    def largest_error(self) -> Term:
+        """The term with the largest absolute error."""
+        return max(self.terms, key=lambda term: abs(term.error_s))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as JSON values, latencies in ms."""
+        intervals = self.intervals()
+        measured_rates = self.measurement.exit_rates()
+        return {
+            "name": self.name,
+            "plan": self.plan.to_dict(),
+            "profile_samples": self.estimate.samples,
+            "test_samples": self.test_samples,
+            "level": self.level,
+            "latency_ms": {
+                "predicted": _latency_ms(self.estimate),
+                "measured": _latency_ms(self.measurement) | {"standard_error": _ms(self.standard_error_s)},
+                "reweighted_mean": _ms(self.reweighted_mean_s),
+                "terms": {
+                    term.name: {"predicted": _ms(term.predicted_s), "measured": _ms(term.measured_s)}
+                    for term in self.terms
+                },
+            },
+            "latency_error": self.error,
+            "largest_error_term": self.largest_error.name,
+            "accuracy": {
+                "predicted": self.estimate.accuracy,
+                "measured": self.measurement.accuracy,
+                "interval": intervals.accuracy.tolist(),
+                "inside": bool(_inside(self.measurement.accuracy, intervals.accuracy)),
+            },
+            "exit_rates": {
+                "predicted": self.estimate.share.tolist(),
+                "measured": measured_rates.tolist(),
+                "interval": intervals.exit_rates.T.tolist(),
+                "inside": _inside(measured_rates, intervals.exit_rates).tolist(),
+            },
+        }
+
+
+def compare(cases: Mapping[str, tuple[Estimate, Measurement]], level: float = 0.95) -> tuple[Comparison, ...]:
+    """Return one comparison per named case, in order; MismatchError if a case mixes two plans."""
+    return tuple(
+        Comparison(name=name, estimate=estimate, measurement=measurement, level=level)
+        for name, (estimate, measurement) in cases.items()
+    )
+
+
+def agreement(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float | int | None]]:
+    """Return how predictions agree with measurements over plans (paper, Fig. 4), as JSON values.
+
+    ``latency``: n plans, mape (fraction of 1) and rmse_ms of the means. ``exit_rate``: n branches, of all plans, whose
+    rate the plan leaves open (the paper counts every branch; a rate that can only be 1 or 0 proves nothing).
+    ``accuracy``: n plans. ``inside`` counts those within their interval; ``beta`` and ``r2`` belong to the
+    least-squares line, with intercept, of predicted on measured. None where there is too little to tell.
+    """
+    if not comparisons:
+        raise InvalidValue("agreement needs at least one comparison, but got none")
+    latency = np.array([(c.measurement.mean_s, c.estimate.mean_s) for c in comparisons])
+    accuracy = np.array([(c.measurement.accuracy, c.estimate.accuracy) for c in comparisons])
+    rates = np.concatenate([np.stack([c.measurement.exit_rates(), c.estimate.share], axis=1) for c in comparisons])
+    undecided = np.concatenate([c.undecided() for c in comparisons])
+    rates_inside = np.concatenate([c.exit_rates_inside() for c in comparisons])[undecided]
+    errors = latency[:, 1] - latency[:, 0]
+    return {
+        "latency": {
+            "n": len(comparisons),
+            "mape": float(np.mean(np.abs(errors / latency[:, 0]))),
+            "rmse_ms": 1e3 * float(np.sqrt(np.mean(errors**2))),
+            **_line(latency),
+        },
+        "exit_rate": {"n": int(undecided.sum()), "inside": int(rates_inside.sum()), **_line(rates[undecided])},
+        "accuracy": {
+            "n": len(comparisons),
+            "inside": sum(c.accuracy_inside() for c in comparisons),
+            **_line(accuracy),
+        },
+    }
+
+
+def _inside(value: ArrayLike, interval: Floats) -> NDArray[np.bool_]:
+    at = np.asarray(value)
+    return np.asarray((interval[0] - _ROUNDING <= at) & (at <= interval[1] + _ROUNDING))
+
+
+def _line(points: Floats) -> dict[str, float | None]:
+    """Return slope and R² of the least-squares line through (measured, predicted) points [n, 2]."""
+    if not len(points):
+        return {"beta": None, "r2": None}
+    x, y = (points - points.mean(axis=0)).T
+    spread_x, spread_y = float(x @ x), float(y @ y)
+    if spread_x <= _ROUNDING * float(points[:, 0] @ points[:, 0]):
+        return {"beta": None, "r2": None}
+    beta = float(x @ y) / spread_x
+    known = len(points) >= 3 and spread_y > 0
+    return {"beta": beta, "r2": float(x @ y) ** 2 / (spread_x * spread_y) if known else None}
+
+
+def _latency_ms(of: Estimate | Measurement) -> dict[str, float | None]:
+    return {"mean": _ms(of.mean_s), "p50": _ms(of.quantile_s(0.50)), "p95": _ms(of.quantile_s(0.95))}
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
