@@ -263,6 +263,8 @@ class DeviceProfile:
         device: name that tiers refer to; executor: what ran the network (``torch``).
         compute_repeats_s: float64 [R, N+1, N+1]; seconds for blocks start:end with the exit
             branch at ``end``, soft-max and score included (paper, CT partition-wise).
+        wake_repeats_s: float64 [R]; what the first computation of an idle device takes longer than the
+            same one on a busy device (caches, clock); paid once for each tier that a sample wakes.
         branch_repeats_s: float64 [R, N+1]; the exit branch at each cut alone; subtracted where
             a partition passes its exit unused (threshold 0).
         codecs: by name; result: the message that returns a label.
@@ -272,6 +274,7 @@ class DeviceProfile:
     device: str
     executor: str
     compute_repeats_s: Floats
+    wake_repeats_s: Floats
     branch_repeats_s: Floats
     codecs: Mapping[str, CodecProfile]
     result: ResultProfile
@@ -281,8 +284,10 @@ class DeviceProfile:
         _freeze(
             self,
             compute_repeats_s=(self.compute_repeats_s, np.float64),
+            wake_repeats_s=(self.wake_repeats_s, np.float64),
             branch_repeats_s=(self.branch_repeats_s, np.float64),
         )
+        _law(self.wake_repeats_s.ndim == 1, f"wake_repeats_s is [repeats], but got {self.wake_repeats_s.shape}")
         shape = self.compute_repeats_s.shape
         _law(
             len(shape) == 3 and shape[0] >= 1 and shape[1] == shape[2] >= 2,
@@ -314,6 +319,11 @@ class DeviceProfile:
     def compute_s(self) -> Floats:
         """Median seconds for blocks start:end with the branch at end, [N+1, N+1]."""
         return _median(self.compute_repeats_s)
+
+    @property
+    def wake_s(self) -> float:
+        """Median seconds that a computation takes longer because the device was idle before it."""
+        return float(np.median(self.wake_repeats_s)) if self.wake_repeats_s.size else 0.0
 
     @property
     def branch_s(self) -> Floats:

@@ -29,7 +29,7 @@ class LatencyTables:
         compute_s: [M, N+1, N+1] seconds for blocks start:end with the branch at end, on each tier.
         bare_s: [M, N+1, N+1] the same without the branch, for partitions whose exit is not used.
         codecs: K names; hop_parts_s: [K, N+1, M, M, P] seconds to bring the tensor of a cut from
-            one tier to another; +inf in the encode part where a codec is not offered.
+            one tier to another and to wake the receiver; +inf in the encode part where a codec is not offered.
         result_parts_s: [M, P] seconds to bring a result from a tier to the destination.
     """
 
@@ -43,6 +43,7 @@ class LatencyTables:
         self.hop_parts_s: Floats = np.stack(
             [_hop_parts(name, devices, slowdown, topology, profile.num_blocks) for name in self.codecs]
         )
+        self._ingest_by_message = topology.ingest == "message"
         self.result_parts_s: Floats = _result_parts(devices, slowdown, topology)
 
     def hop_s(self, codecs: Sequence[str] | None = None) -> tuple[Floats, NDArray[np.intp]]:
@@ -59,7 +60,8 @@ class LatencyTables:
         seconds = np.take_along_axis(total, best[None], axis=0)[0]
         tiers = np.arange(seconds.shape[-1])
         index[1:, tiers, tiers] = -1
-        index[0, tiers, tiers] = np.where(seconds[0, tiers, tiers] > 0, index[0, tiers, tiers], -1)
+        if not self._ingest_by_message:
+            index[0, tiers, tiers] = -1
         return seconds, index
 
 
@@ -93,11 +95,13 @@ def _hop_parts(name: str, devices: list[DeviceProfile], slowdown: Floats, topolo
     parts[np.isnan(parts).any(axis=-1)] = 0.0
     offered = np.isfinite(size)[:, :, None] & np.isfinite(decode)[:, None, :]
     parts[~offered, _ENCODE] = np.inf
-    parts[1:, same] = 0.0
     if topology.ingest == "in_process":
         parts[0, same] = 0.0
     else:
         parts[0, same, _DISPATCH] = 0.0
+    wake = np.array([device.wake_s for device in devices]) * slowdown
+    parts[..., _COMPUTE] = wake  # a message, or a new sample, wakes the receiver
+    parts[1:, same] = 0.0
     return parts
 
 

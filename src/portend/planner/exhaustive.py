@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
 _PLAN_LIMIT = 200_000_000
-_BLOCK_CELLS = 1 << 18
+_BLOCK_CELLS = 1 << 16
 _TOLERANCE = 1e-12
 """Slack on accuracy bounds: a bound that a plan meets on paper is not missed by a rounding error."""
 

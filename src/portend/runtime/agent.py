@@ -1,0 +1,419 @@
+"""One process per tier: receives tensors, runs its partitions, decides exits, passes on.
+
+The agent obeys a coordinator over a control socket and exchanges data messages with the other
+agents. It is one thread; ZeroMQ's own threads move the bytes. It ends when told to, or when its
+standard input closes, which happens when the process that started it ends in any way.
+
+Every sample leaves spans behind (``portend.measurement.SPAN_KINDS``), all on the monotonic clock
+that the processes of one machine share.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import click
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from portend.errors import DeploymentError, MessageError, PortendError
+from portend.measurement import SPAN_KINDS
+from portend.models.decoding import InputDecoder
+from portend.plan import takes_exit
+from portend.runtime.codecs import Codec, Sample, make_codec
+from portend.runtime.executors import Partition, TorchExecutor
+from portend.runtime.messages import (
+    Header,
+    pack_control,
+    pack_header,
+    unpack_control,
+    unpack_header,
+)
+
+__all__ = ["Agent", "main"]
+
+_ENCODE, _TRANSFER, _DECODE, _COMPUTE = (SPAN_KINDS.index(k) for k in ("encode", "transfer", "decode", "compute"))
+_PROGRESS_EVERY_NS: Final = 200_000_000
+_SPIN_NS: Final = 200_000
+_LARGEST_MESSAGE: Final = 256 << 20
+
+Tensor = NDArray[np.float32]
+
+
+def wait_until(moment_ns: int) -> int:
+    """Sleep, and at the end spin, until the monotonic clock reads ``moment_ns``; return the clock in ns."""
+    while (now := time.monotonic_ns()) < moment_ns:
+        if moment_ns - now > _SPIN_NS:
+            time.sleep((moment_ns - now - _SPIN_NS) * 1e-9)
+    return now
+
+
+class _Deployed:
+    """A plan as one tier sees it."""
+
+    def __init__(
+        self, plan: dict[str, Any], tier: int, executor: TorchExecutor, codecs: Callable[[str], Codec]
+    ) -> None:
+        self.cuts: list[int] = [0, *plan["cuts"]]
+        self.placement: list[int] = plan["placement"]
+        self.thresholds: list[float] = plan["thresholds"]
+        self.length = len(self.placement)
+        self.codecs: list[Codec | None] = [None if name is None else codecs(name) for name in plan["codecs"]]
+        self.partitions: dict[int, Partition] = {
+            step: executor.partition(start, end, branch=self.asks(step))
+            for step, (start, end) in enumerate(pairwise(self.cuts))
+            if self.placement[step] == tier
+        }
+
+    def asks(self, step: int) -> bool:
+        """Whether the branch of a partition is run: an exit with threshold 0 is not."""
+        return step == self.length - 1 or self.thresholds[step] > 0
+
+    def leaves(self, step: int, score: float) -> bool:
+        return step == self.length - 1 or bool(takes_exit(score, self.thresholds[step]))
+
+
+class Agent:
+    """The agent of one tier.
+
+    Args:
+        tier: index in the topology; control: endpoint of the coordinator; listen: host to bind.
+    """
+
+    def __init__(self, tier: int, control: str, listen: str = "127.0.0.1") -> None:
+        self.tier = tier
+        self._context = zmq.Context()
+        self._control = self._socket(zmq.DEALER)
+        self._control.setsockopt(zmq.IDENTITY, str(tier).encode())
+        self._control.connect(control)
+        self._inbox = self._socket(zmq.PULL)
+        self._inbox.setsockopt(zmq.MAXMSGSIZE, _LARGEST_MESSAGE)
+        port = self._inbox.bind_to_random_port(f"tcp://{listen}")
+        self._endpoint = f"{listen}:{port}"
+        self._peers: dict[int, zmq.Socket[bytes]] = {}
+        self._samples: list[Sample] = []
+        self._tensors: dict[int, Tensor] = {}
+        self._probe: tuple[int, Codec] | None = None
+        self._plan: _Deployed | None = None
+        self.dropped = 0
+        self._reset(0, 0)
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self._context.socket(kind)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.set_hwm(0)  # credits bound what is under way; a high-water mark would block or drop instead
+        return socket
+
+    def _reset(self, run: int, expected: int) -> None:
+        self._run = run
+        self._expected = expected
+        self._spans: list[tuple[int, int, int, int, int, int]] = []
+        self._starts: list[tuple[int, int]] = []
+        self._results: list[tuple[int, int, int, int]] = []
+        self._pending: deque[int] = deque()
+        self._credits = 0
+        self._gap_ns = 0
+        self._told_ns = 0
+
+    # -- control -------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Say hello and obey until told to stop or until standard input closes."""
+        self._tell("hello", tier=self.tier, pid=os.getpid(), endpoint=self._endpoint)
+        poller = zmq.Poller()
+        for source in (self._control, self._inbox, sys.stdin.fileno()):
+            poller.register(source, zmq.POLLIN)
+        try:
+            while True:
+                ready = dict(poller.poll(0 if self._may_feed() else None))
+                if self._inbox in ready:
+                    self._receive()
+                if self._control in ready and not self._obey():
+                    return
+                if sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 4096):
+                    return
+                if self._may_feed():
+                    self._feed()
+        finally:
+            self._context.destroy(linger=0)
+
+    def _tell(self, command: str, frames: Sequence[Any] = (), **values: Any) -> None:
+        self._control.send_multipart([pack_control(command, **values), *frames], copy=False)
+
+    def _obey(self) -> bool:
+        frames = self._control.recv_multipart()
+        try:
+            values = unpack_control(frames[0])
+            command = values["command"]
+            if command == "stop":
+                return False
+            handler: Callable[..., None] | None = getattr(self, f"_on_{command}", None)
+            if handler is None:
+                raise MessageError(f"an agent does not know the command {command!r}")
+            handler(values, frames[1:])
+        except PortendError as error:
+            self._tell("error", message=str(error))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self._tell("error", message=f"{type(error).__name__}: {error}")
+        return True
+
+    def _on_setup(self, values: dict[str, Any], _: list[bytes]) -> None:
+        self._slowdown = float(values["slowdown"])
+        self._source, self._destination = int(values["source"]), int(values["destination"])
+        self._ingest_by_message = values["ingest"] == "message"
+        self._executor = TorchExecutor(values["checkpoint"], threads=int(values["threads"]))
+        self._decoder = InputDecoder.from_dict(values["decoder"])
+        self._shapes = self._executor.backbone.spec().cut_shapes
+        for peer, endpoint in values["peers"].items():
+            socket = self._socket(zmq.PUSH)
+            socket.connect(f"tcp://{endpoint}")
+            self._peers[int(peer)] = socket
+        self._tell("ready")
+
+    def _on_samples(self, _: dict[str, Any], frames: list[bytes]) -> None:
+        self._samples = [Sample(data, self._decoder.decode(data)) for data in frames]
+        self._tensors.clear()
+        self._tell("ready")
+
+    def _on_deploy(self, values: dict[str, Any], _: list[bytes]) -> None:
+        self._plan = _Deployed(values["plan"], self.tier, self._executor, lambda name: make_codec(name, self._decoder))
+        zeros = {step: np.zeros(self._shapes[self._plan.cuts[step]], np.float32) for step in self._plan.partitions}
+        for step, partition in self._plan.partitions.items():
+            partition(zeros[step])
+        self._tell("ready")
+
+    def _on_begin(self, values: dict[str, Any], _: list[bytes]) -> None:
+        self._reset(int(values["run"]), int(values["expected"]))
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        self._tell("ready")
+
+    def _on_feed(self, values: dict[str, Any], _: list[bytes]) -> None:
+        """Source only: let the samples in, never more under way than there are credits."""
+        self._pending.extend(values["samples"])
+        self._credits = int(values["window"])
+        self._gap_ns = int(1e9 * values["gap_s"])
+        self._told_ns = time.monotonic_ns()
+
+    def _on_expect(self, values: dict[str, Any], _: list[bytes]) -> None:
+        """Receiver of probes: the cut and codec of the next ones."""
+        self._probe = (int(values["cut"]), make_codec(values["codec"], self._decoder))
+        self._tell("ready")
+
+    def _on_probe(self, values: dict[str, Any], _: list[bytes]) -> None:
+        """Send ``count`` messages, ``gap_s`` apart: the tensor of a cut by a codec, or (cut -1) a result.
+
+        After a block the encoder follows a computation, so it runs once before it is timed.
+        """
+        cut, codec = int(values["cut"]), make_codec(values["codec"], self._decoder)
+        tensor = None if cut < 0 else self._inputs(cut)
+        for request in range(int(values["count"])):
+            wait_until(time.monotonic_ns() + int(1e9 * values["gap_s"]))
+            if tensor is None:
+                self._post(int(values["to"]), "probe", request, 0, None)
+                continue
+            if cut > 0:
+                codec.encode(tensor)
+            began = time.monotonic_ns()
+            payload = codec.encode(tensor if cut else self._samples[0])
+            self._span(request, _ENCODE, 0, began, time.monotonic_ns())
+            self._post(int(values["to"]), "probe", request, 0, payload)
+        self._tell("ready")
+
+    def _on_time(self, values: dict[str, Any], _: list[bytes]) -> None:
+        """Time partitions on the first sample's own tensors: each job is (start, end, branch), in order."""
+        gap_ns = int(1e9 * values["gap_s"])
+        partitions: dict[tuple[int, int, bool], Partition] = {}
+        times = []
+        for done, (start, end, branch) in enumerate(values["jobs"]):
+            tensor = self._inputs(start)
+            partition = partitions.get((start, end, branch))
+            if partition is None:
+                partition = partitions[start, end, branch] = self._executor.partition(start, end, branch=branch)
+                partition(tensor)
+            partition(tensor) if not gap_ns else wait_until(time.monotonic_ns() + gap_ns)
+            began = time.monotonic_ns()
+            partition(tensor)
+            times.append(time.monotonic_ns() - began)
+            if time.monotonic_ns() - self._told_ns > _PROGRESS_EVERY_NS:
+                self._told_ns = time.monotonic_ns()
+                self._tell("progress", answered=done)
+        self._tell("timed", [np.asarray(times, dtype="<i8").tobytes()])
+
+    def _inputs(self, cut: int) -> Tensor:
+        """Tensor of the first sample at a cut."""
+        if cut not in self._tensors:
+            whole = self._executor.partition(0, cut, branch=False) if cut else None
+            tensor = self._samples[0].tensor
+            self._tensors[cut] = tensor if whole is None else np.array(whole(tensor).features)
+        return self._tensors[cut]
+
+    def _on_collect(self, _: dict[str, Any], __: list[bytes]) -> None:
+        gc.enable()
+        tables = {"spans": (self._spans, 6), "starts": (self._starts, 2), "results": (self._results, 4)}
+        frames = [np.asarray(rows, dtype="<i8").reshape(-1, width).tobytes() for rows, width in tables.values()]
+        self._tell("report", frames, dropped=self.dropped)
+
+    # -- data ----------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        frames = self._inbox.recv_multipart(copy=False)
+        received = time.monotonic_ns()
+        try:
+            header = unpack_header(bytes(frames[0].buffer))
+            if header.run != self._run:
+                raise MessageError(f"this is run {self._run}, but the message belongs to run {header.run}")
+            self._dispatch(header, [frame.buffer for frame in frames[1:]], received)
+        except (MessageError, PortendError) as error:
+            self.dropped += 1
+            print(f"dropped a message: {error}", file=sys.stderr, flush=True)
+
+    def _dispatch(self, header: Header, payload: list[memoryview], received: int) -> None:
+        if header.kind == "credit":
+            self._credits += 1
+            return
+        if header.kind == "tensor":
+            tensor = self._decode(header, payload, received)
+            self._walk(header.request, header.step, tensor)
+            return
+        self._span(header.request, _TRANSFER, header.step, header.sent_ns, received)
+        if header.kind == "probe" and payload and self._probe:
+            cut, codec = self._probe
+            codec.decode(payload[0], self._shapes[cut])
+            self._span(header.request, _DECODE, header.step, received, time.monotonic_ns())
+        elif header.kind == "probe":
+            self._span(header.request, _DECODE, header.step, received, time.monotonic_ns())
+        elif header.kind == "result":
+            end = self._stretched(received)
+            self._span(header.request, _DECODE, header.step, received, end)
+            self._answer(header.request, header.exit_index, header.label)
+
+    def _decode(self, header: Header, payload: list[memoryview], received: int) -> Tensor:
+        plan = self._deployed()
+        if header.step not in plan.partitions or len(payload) != 1:
+            raise MessageError(
+                f"tier {self.tier} runs the partitions {list(plan.partitions)}, but got one for {header.step}"
+            )
+        codec = plan.codecs[header.step]
+        if codec is None:
+            raise MessageError(f"partition {header.step} takes its tensor in process, but got a message")
+        tensor = codec.decode(payload[0], self._shapes[plan.cuts[header.step]])
+        end = self._stretched(received)
+        self._span(header.request, _TRANSFER, header.step, header.sent_ns, received)
+        self._span(header.request, _DECODE, header.step, received, end)
+        return tensor
+
+    def _walk(self, request: int, step: int, tensor: Tensor) -> None:
+        """Run the partitions that follow each other on this tier, until the sample leaves or moves on."""
+        plan = self._deployed()
+        while True:
+            began = time.monotonic_ns()
+            outcome = plan.partitions[step](tensor)
+            self._span(request, _COMPUTE, step, began, self._stretched(began))
+            if plan.leaves(step, outcome.score):
+                self._finish(request, step, outcome.label, outcome.score)
+                return
+            step, tensor = step + 1, outcome.features
+            if plan.placement[step] != self.tier:
+                self._pass_on(request, step, tensor)
+                return
+
+    def _pass_on(self, request: int, step: int, value: Tensor | Sample) -> None:
+        codec = self._deployed().codecs[step]
+        if codec is None:
+            raise DeploymentError(f"partition {step} is on another tier, but the plan names no codec for it")
+        began = time.monotonic_ns()
+        payload = codec.encode(value)
+        self._span(request, _ENCODE, step, began, self._stretched(began))
+        self._post(self._deployed().placement[step], "tensor", request, step, payload)
+
+    def _finish(self, request: int, exit_index: int, label: int, score: float) -> None:
+        if self.tier == self._destination:
+            self._answer(request, exit_index, label)
+            return
+        step = self._deployed().length
+        self._post(self._destination, "result", request, step, None, exit_index=exit_index, label=label, score=score)
+
+    def _post(self, to: int, kind: Any, request: int, step: int, payload: Any, **fields: Any) -> None:
+        header = pack_header(Header(kind, self._run, request, step, time.monotonic_ns(), **fields))
+        self._peers[to].send_multipart([header] if payload is None else [header, payload], copy=False)
+
+    def _answer(self, request: int, exit_index: int, label: int) -> None:
+        """Destination only: the sample is answered; give its credit back to the source."""
+        now = time.monotonic_ns()
+        self._results.append((request, exit_index, label, now))
+        done = len(self._results)
+        if done == self._expected:
+            self._tell("done", answered=done)
+        elif now - self._told_ns > _PROGRESS_EVERY_NS:
+            self._told_ns = now
+            self._tell("progress", answered=done)
+        if self.tier == self._source:
+            self._credits += 1
+        else:
+            self._post(self._source, "credit", request, 0, None)
+
+    def _may_feed(self) -> bool:
+        return bool(self._credits and self._pending)
+
+    def _feed(self) -> None:
+        """Source only: spend a credit on one sample."""
+        self._credits -= 1
+        if self._gap_ns:
+            wait_until(time.monotonic_ns() + self._gap_ns)
+        index = self._pending.popleft()
+        request = len(self._starts)
+        sample = self._samples[index]
+        self._starts.append((index, time.monotonic_ns()))
+        if self._deployed().placement[0] != self.tier:
+            self._pass_on(request, 0, sample)
+        else:
+            self._walk(request, 0, self._take_in(request, sample))
+
+    def _take_in(self, request: int, sample: Sample) -> Tensor:
+        """Hand a sample to the source's own tier: in process, or encoded and decoded as by message."""
+        codec = self._deployed().codecs[0]
+        if not self._ingest_by_message or codec is None:
+            return sample.tensor
+        began = time.monotonic_ns()
+        payload = codec.encode(sample)
+        encoded = self._stretched(began)
+        tensor = codec.decode(payload, self._shapes[0])
+        self._span(request, _ENCODE, 0, began, encoded)
+        self._span(request, _DECODE, 0, encoded, self._stretched(encoded))
+        return tensor
+
+    def _deployed(self) -> _Deployed:
+        if self._plan is None:
+            raise MessageError("no plan is deployed here yet")
+        return self._plan
+
+    def _stretched(self, began: int) -> int:
+        """Wait until what began then has taken ``slowdown`` times as long; return the clock."""
+        now = time.monotonic_ns()
+        return now if self._slowdown <= 1 else wait_until(began + int((now - began) * self._slowdown))
+
+    def _span(self, request: int, kind: int, step: int, start: int, end: int) -> None:
+        self._spans.append((request, kind, step, self.tier, start, end))
+
+
+@click.command()
+@click.option("--tier", type=int, required=True, help="Index of the tier that this agent runs.")
+@click.option("--control", required=True, help="Endpoint of the coordinator, such as tcp://127.0.0.1:7000.")
+@click.option("--listen", default="127.0.0.1", show_default=True, help="Address to take data messages on.")
+def main(tier: int, control: str, listen: str) -> None:
+    """Run the agent of one tier until the coordinator stops it."""
+    Agent(tier, control, listen).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,389 @@
+"""Starts the agents of a topology, deploys plans on them, and measures.
+
+The coordinator alone knows the labels. It gives each agent its orders over one ZeroMQ socket and
+collects raw spans after a run; during a run it only listens. Between agents the messages cross
+an emulated network (``portend.emulation.relay``) unless that is switched off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+import zmq
+from numpy.typing import ArrayLike, NDArray
+
+from portend.emulation.relay import Relay, Route
+from portend.errors import DeploymentError, InvalidValue
+from portend.measurement import SPAN_KINDS, Measurement
+from portend.models.decoding import InputDecoder
+from portend.plan import Plan
+from portend.runtime.messages import pack_control, unpack_control
+from portend.topology import Topology
+
+__all__ = ["Deployment"]
+
+Progress = Callable[[int, int], None]
+
+_STEP_MS: Final = 200
+_STOP_S: Final = 2.0
+
+
+class Deployment:
+    """Agents of a topology, started as processes of this machine; a context manager.
+
+    Args:
+        checkpoint: the network; decoder: how a sample's own bytes become its tensor.
+        emulate: pass messages through the emulated links; otherwise agents connect directly.
+        threads: compute threads of each agent; port: of the control socket (0: any free one).
+        patience_s: longest silence that is not a failure.
+
+    Raises:
+        DeploymentError: a port is in use, an agent does not start, dies, or falls silent.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        checkpoint: str | Path,
+        decoder: InputDecoder,
+        *,
+        emulate: bool = True,
+        threads: int = 1,
+        port: int = 0,
+        patience_s: float = 60.0,
+    ) -> None:
+        remote = sorted({tier.host for tier in topology.tiers} - {"127.0.0.1", "localhost"})
+        if remote:
+            raise DeploymentError(f"agents run as processes of this machine, but the topology names the hosts {remote}")
+        self.topology = topology
+        self._checkpoint = Path(checkpoint)
+        self._decoder = decoder
+        self._emulate = emulate and len(topology.tiers) > 1
+        self._threads, self._port, self._patience_s = threads, port, patience_s
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._cleanup = contextlib.ExitStack()
+        self._labels: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._plan: Plan | None = None
+        self._runs = 0
+        self._relay: Relay | None = None
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def __enter__(self) -> Deployment:
+        if not self._checkpoint.is_file():
+            raise DeploymentError(f"there is no checkpoint {self._checkpoint}; make one with `portend train`")
+        try:
+            self._start()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    def _start(self) -> None:
+        context = zmq.Context()
+        self._cleanup.callback(context.destroy, linger=0)
+        self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.set_hwm(0)
+        try:
+            self._socket.bind(f"tcp://127.0.0.1:{self._port or '*'}")
+        except zmq.ZMQError as error:
+            raise DeploymentError(
+                f"port {self._port} of 127.0.0.1 cannot be used ({error}); choose another one, or 0 for any free one"
+            ) from None
+        self._logs = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="portend-")))
+        self._cleanup.callback(self._stop_agents)
+        control = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        for index in range(len(self.topology.tiers)):
+            self._processes[index] = self._spawn(index, control)
+        endpoints = {tier: str(values["endpoint"]) for tier, (values, _) in self._await("hello").items()}
+        reach = self._connect(endpoints)
+        for index, tier in enumerate(self.topology.tiers):
+            self._tell(
+                index,
+                "setup",
+                slowdown=tier.slowdown,
+                source=self.topology.source,
+                destination=self.topology.destination,
+                ingest=self.topology.ingest,
+                checkpoint=str(self._checkpoint.resolve()),
+                threads=self._threads,
+                decoder=self._decoder.to_dict(),
+                peers={str(peer): reach[index, peer] for peer in endpoints if peer != index},
+            )
+        self._await("ready")
+
+    def _spawn(self, tier: int, control: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "portend.runtime.agent", "--tier", str(tier), "--control", control]
+        threads = str(self._threads)
+        with (self._logs / f"{tier}.log").open("wb") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches the coordinator alone, which then stops its agents
+                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            )
+
+    def _connect(self, endpoints: dict[int, str]) -> dict[tuple[int, int], str]:
+        """Return the endpoint at which each tier reaches each other tier."""
+        pairs = [(a, b) for a in endpoints for b in endpoints if a != b]
+        if not self._emulate:
+            return {(a, b): endpoints[b] for a, b in pairs}
+        routes = [Route(a, b, endpoints[b]) for a, b in pairs]
+        self._relay = self._cleanup.enter_context(Relay(self.topology, routes))
+        return {pair: f"127.0.0.1:{port}" for pair, port in zip(pairs, self._relay.ports, strict=True)}
+
+    def _stop_agents(self) -> None:
+        for tier, process in self._processes.items():
+            if process.poll() is None:
+                self._tell(tier, "stop")
+        deadline = time.monotonic() + _STOP_S
+        for process in self._processes.values():
+            if process.stdin:
+                process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    # -- talk ----------------------------------------------------------------------------------
+
+    def _tell(self, tier: int, command: str, frames: Iterable[bytes] = (), **values: Any) -> None:
+        self._socket.send_multipart([str(tier).encode(), pack_control(command, **values), *frames])
+
+    def _await(
+        self,
+        command: str,
+        tiers: Iterable[int] | None = None,
+        on_other: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[int, tuple[dict[str, Any], list[bytes]]]:
+        """Wait until each of the tiers (default: all) has sent ``command``."""
+        waiting = set(self._processes if tiers is None else tiers)
+        replies: dict[int, tuple[dict[str, Any], list[bytes]]] = {}
+        heard = time.monotonic()
+        while waiting - replies.keys():
+            if not self._socket.poll(_STEP_MS):
+                self._check_alive()
+                if time.monotonic() - heard > self._patience_s:
+                    names = [self._name(tier) for tier in sorted(waiting - replies.keys())]
+                    raise DeploymentError(
+                        f"no word from {', '.join(names)} for {self._patience_s:g} s ({command} was due)"
+                    )
+                continue
+            heard = time.monotonic()
+            sender, header, *frames = self._socket.recv_multipart()
+            values = unpack_control(header)
+            tier = int(sender)
+            if values["command"] == "error":
+                raise DeploymentError(f"the agent of {self._name(tier)} reports: {values.get('message')}")
+            if values["command"] == command:
+                replies[tier] = (values, frames)
+            elif on_other:
+                on_other(values)
+        return replies
+
+    def _check_alive(self) -> None:
+        for tier, process in self._processes.items():
+            if process.poll() is not None:
+                lines = (self._logs / f"{tier}.log").read_text(errors="replace").strip().splitlines()
+                said = f"; its last words: {lines[-1]}" if lines else ""
+                raise DeploymentError(
+                    f"the agent of {self._name(tier)} ended with exit code {process.returncode}{said}"
+                )
+        if self._relay is not None:
+            self._relay.check()
+
+    def _name(self, tier: int) -> str:
+        return f"tier {self.topology.tiers[tier].name!r}"
+
+    # -- work ----------------------------------------------------------------------------------
+
+    @property
+    def agent_pids(self) -> tuple[int, ...]:
+        """Process ids of the agents, by tier."""
+        return tuple(process.pid for process in self._processes.values())
+
+    def load_samples(self, encoded: Sequence[bytes], labels: ArrayLike) -> None:
+        """Give the source tier its samples, without their labels, which stay here."""
+        self._labels = np.asarray(labels, dtype=np.int64)
+        if len(encoded) != len(self._labels) or not len(encoded):
+            raise InvalidValue(
+                f"each sample has one label, but got {len(encoded)} samples and {len(self._labels)} labels"
+            )
+        self._tell(self.topology.source, "samples", encoded)
+        self._await("ready", [self.topology.source])
+
+    def deploy(self, plan: Plan) -> None:
+        """Load the plan's partitions on their tiers and run each once."""
+        if max(plan.placement) >= len(self.topology.tiers):
+            raise InvalidValue(
+                f"the topology has {len(self.topology.tiers)} tiers, but the plan places on {plan.placement}"
+            )
+        if not plan.codecs:
+            raise InvalidValue(
+                "a plan that runs names a codec for each hop; complete it with PerformanceModel.complete"
+            )
+        for tier in self._processes:
+            self._tell(tier, "deploy", plan=plan.to_dict())
+        self._await("ready")
+        self._plan = plan
+
+    def run(
+        self,
+        samples: Sequence[int] | None = None,
+        *,
+        window: int = 1,
+        gap_s: float = 0.0,
+        warmup: int = 3,
+        on_progress: Progress | None = None,
+    ) -> Measurement:
+        """Run the deployed plan over samples (default: all that were loaded) and return the raw traces.
+
+        Args:
+            window: samples under way at once. 1 measures latency on an idle system; more measure
+                throughput under backpressure.
+            gap_s: idle time before each sample enters, as between the frames of a sparse source.
+            warmup: requests before those that count, to warm connections and caches.
+            on_progress: called with (answered, total) a few times a second.
+        """
+        if self._plan is None or not len(self._labels):
+            raise DeploymentError("nothing to run yet; call load_samples and deploy first")
+        if window < 1:
+            raise InvalidValue(f"at least one sample is under way, but got window {window}")
+        chosen = np.arange(len(self._labels)) if samples is None else np.asarray(samples, dtype=np.int64)
+        if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= len(self._labels):
+            raise InvalidValue(f"samples are numbered 0–{len(self._labels) - 1} and there is at least one")
+        if warmup:
+            self._round(np.resize(chosen, warmup), window, gap_s, None)
+        reports = self._round(chosen, window, gap_s, on_progress)
+        return self._measurement(self._plan, reports, window, gap_s)
+
+    def _round(
+        self, chosen: NDArray[np.int64], window: int, gap_s: float, on_progress: Progress | None
+    ) -> dict[int, dict[str, NDArray[np.int64]]]:
+        total = int(chosen.size)
+        self._begin(expected=total)
+        self._tell(self.topology.source, "feed", samples=chosen.tolist(), window=window, gap_s=gap_s)
+
+        def tell(values: dict[str, Any]) -> None:
+            if on_progress and values["command"] == "progress":
+                on_progress(int(values["answered"]), total)
+
+        self._await("done", [self.topology.destination], tell)
+        if on_progress:
+            on_progress(total, total)
+        return {tier: self._collect(tier) for tier in self._processes}
+
+    def _measurement(self, plan: Plan, reports: dict[int, dict[str, NDArray[np.int64]]], window: int, gap_s: float) -> Measurement:
+        starts = reports[self.topology.source]["starts"]
+        results = reports[self.topology.destination]["results"]
+        results = results[np.argsort(results[:, 0], kind="stable")]
+        if not np.array_equal(results[:, 0], np.arange(len(starts))):
+            raise DeploymentError(
+                f"{len(starts)} samples were sent, but the answers are for {len(np.unique(results[:, 0]))}"
+            )
+        spans = np.concatenate([report["spans"] for report in reports.values()])
+        spans = spans[np.lexsort((spans[:, 4], spans[:, 0]))]
+        begin = starts[spans[:, 0], 1]
+        return Measurement(
+            plan=plan,
+            topology=self.topology,
+            sample=starts[:, 0],
+            exit_index=results[:, 1],
+            label=results[:, 2],
+            correct=results[:, 2] == self._labels[starts[:, 0]],
+            latency_s=np.asarray((results[:, 3] - starts[:, 1]) * 1e-9),
+            span_request=spans[:, 0],
+            span_kind=spans[:, 1],
+            span_step=spans[:, 2],
+            span_tier=spans[:, 3],
+            span_start_s=(spans[:, 4] - begin) * 1e-9,
+            span_end_s=(spans[:, 5] - begin) * 1e-9,
+            provenance={
+                "network": "emulated by relay" if self._emulate else "direct",
+                "window": str(window),
+                "gap_s": str(gap_s),
+                "threads": str(self._threads),
+                "machine": platform.platform(),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            },
+        )
+
+    def time_partitions(
+        self,
+        tier: int,
+        jobs: Sequence[tuple[int, int, bool]],
+        *,
+        gap_s: float = 0.0,
+        on_progress: Progress | None = None,
+    ) -> NDArray[np.float64]:
+        """Seconds of each job (start, end, branch) in the given order, [jobs].
+
+        With ``gap_s`` the agent idles that long before each; without, it runs each once more
+        before it is timed, so that it finds its caches as a busy device does.
+        """
+        self._begin(expected=0)
+        self._tell(tier, "time", jobs=[list(job) for job in jobs], gap_s=gap_s)
+
+        def tell(values: dict[str, Any]) -> None:
+            if on_progress:
+                on_progress(int(values["answered"]), len(jobs))
+
+        _, frames = self._await("timed", [tier], tell)[tier]
+        return np.asarray(np.frombuffer(frames[0], dtype="<i8") * 1e-9)
+
+    def probe(
+        self, sender: int, receiver: int, cut: int, codec: str, *, count: int, gap_s: float
+    ) -> dict[str, NDArray[np.float64]]:
+        """Send ``count`` messages of a cut (-1: results), ``gap_s`` apart; seconds [count] per span kind."""
+        self._begin(expected=count + 1)
+        self._tell(receiver, "expect", cut=max(cut, 0), codec=codec)
+        self._await("ready", [receiver])
+        self._tell(sender, "probe", to=receiver, cut=cut, codec=codec, count=count, gap_s=gap_s)
+        self._await("ready", [sender])
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            spans = np.concatenate([self._collect(tier)["spans"] for tier in (sender, receiver)])
+            kinds = {kind: spans[spans[:, 1] == index] for index, kind in enumerate(SPAN_KINDS)}
+            if len(kinds["decode"]) >= count:
+                return {kind: np.asarray((rows[:, 5] - rows[:, 4]) * 1e-9) for kind, rows in kinds.items()}
+            if time.monotonic() > deadline:
+                raise DeploymentError(f"{count} probes were sent, but {len(kinds['decode'])} arrived")
+            time.sleep(0.02)
+
+    def _begin(self, *, expected: int) -> None:
+        self._runs += 1
+        for tier in self._processes:
+            self._tell(tier, "begin", run=self._runs, expected=expected)
+        self._await("ready")
+
+    def _collect(self, tier: int) -> dict[str, NDArray[np.int64]]:
+        self._tell(tier, "collect")
+        return _tables(self._await("report", [tier])[tier][1])
+
+
+def _tables(frames: list[bytes]) -> dict[str, NDArray[np.int64]]:
+    widths = {"spans": 6, "starts": 2, "results": 4}
+    return {
+        name: np.frombuffer(frame, dtype="<i8").reshape(-1, width).astype(np.int64)
+        for (name, width), frame in zip(widths.items(), frames, strict=True)
+    }

@@ -1,0 +1,208 @@
+"""Saving and loading values: one zip file each, JSON and plain arrays, nothing that is executed.
+
+``value.json`` holds the fields, ``arrays/*.npy`` the arrays. A file is written to a temporary
+name and moved into place, so that an interrupted run leaves the old file or none. Arrays are
+read without pickle, and every member is checked against the sizes that the zip declares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import types
+import typing
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from portend.errors import InvalidValue, StorageError
+from portend.measurement import Measurement
+from portend.profile import DeviceProfile, Profile, SampleExits, TabulatedExits
+
+__all__ = [
+    "FORMAT_VERSION",
+    "atomic_path",
+    "load",
+    "load_measurement",
+    "load_profile",
+    "save",
+    "write_json",
+    "write_text",
+]
+
+FORMAT_VERSION: Final = 1
+_KINDS: Final[dict[str, type]] = {kind.__name__: kind for kind in (Profile, DeviceProfile, Measurement)}
+_LARGEST: Final = 4 << 30
+_DAMAGE: Final = (
+    KeyError, TypeError, ValueError, AttributeError, MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+_V = TypeVar("_V")
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder that replaces ``path`` when the block succeeds."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(value: Any, path: str | Path) -> None:
+    """Write JSON values atomically, readable by a person."""
+    write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def save(value: Profile | DeviceProfile | Measurement, path: str | Path) -> None:
+    """Save a value as one file, atomically."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    document = {
+        "format": "portend",
+        "version": FORMAT_VERSION,
+        "kind": type(value).__name__,
+        "value": _pack(value, arrays, "value"),
+    }
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("value.json", json.dumps(document, indent=1, ensure_ascii=False))
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, array, allow_pickle=False)
+            archive.writestr(f"arrays/{name}.npy", buffer.getvalue())
+
+
+def load(path: str | Path, kind: type[_V]) -> _V:
+    """Load a value that ``save`` wrote.
+
+    Raises:
+        StorageError: the file is missing, corrupt, of another kind, or from a newer version.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _load(archive, Path(path), kind)
+    except FileNotFoundError:
+        raise StorageError(
+            f"there is no file {path}; check the name, or make it with `portend profile` or `run`"
+        ) from None
+    except IsADirectoryError:
+        raise StorageError(f"{path} is a folder; name the file in it") from None
+    except PermissionError:
+        raise StorageError(f"{path} may not be read; check its permissions") from None
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise StorageError(f"{path} is not a Portend file or is damaged ({error}); make it again") from None
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Load a profile; StorageError names what is wrong with the file."""
+    return load(path, Profile)
+
+
+def load_measurement(path: str | Path) -> Measurement:
+    """Load a measurement; StorageError names what is wrong with the file."""
+    return load(path, Measurement)
+
+
+def _load(archive: zipfile.ZipFile, path: Path, kind: type[_V]) -> _V:
+    declared = sum(member.file_size for member in archive.infolist())
+    if declared > _LARGEST:
+        raise StorageError(f"{path} declares {declared} bytes, more than the {_LARGEST} that a Portend file may hold")
+    try:
+        document = json.loads(archive.read("value.json"))
+        if document.get("format") != "portend":
+            raise StorageError(f"{path} is not a Portend file")
+        version, found = document["version"], document["kind"]
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise StorageError(
+                f"{path} has format version {version}, but this Portend reads up to {FORMAT_VERSION}; upgrade Portend"
+            )
+        if found != kind.__name__ or found not in _KINDS:
+            raise StorageError(f"{path} holds a {found}, but a {kind.__name__} is needed here")
+        return typing.cast(_V, _unpack(kind, document["value"], archive))
+    except StorageError:
+        raise
+    except _DAMAGE as error:
+        detail = str(error) if isinstance(error, InvalidValue) else f"{type(error).__name__}: {error}"
+        raise StorageError(f"{path} is damaged ({detail}); make it again") from None
+
+
+def _pack(value: Any, arrays: dict[str, np.ndarray[Any, Any]], name: str) -> Any:
+    if isinstance(value, np.ndarray):
+        arrays[name] = value
+        return {"array": name}
+    if is_dataclass(value):
+        packed = {
+            field.name: _pack(getattr(value, field.name), arrays, f"{name}.{field.name}") for field in fields(value)
+        }
+        return packed | {"type": type(value).__name__} if isinstance(value, SampleExits | TabulatedExits) else packed
+    if isinstance(value, Mapping):
+        return {str(key): _pack(item, arrays, f"{name}.{key}".replace("/", "_")) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_pack(item, arrays, f"{name}.{index}") for index, item in enumerate(value)]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} cannot be saved")
+
+
+def _unpack(hint: Any, data: Any, archive: zipfile.ZipFile) -> Any:
+    """Rebuild a value of the hinted type; whatever does not fit raises TypeError or ValueError."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is np.ndarray:
+        with archive.open(f"arrays/{data['array']}.npy") as member:
+            return np.lib.format.read_array(io.BytesIO(member.read()), allow_pickle=False)
+    if origin in (typing.Union, types.UnionType):
+        return _unpack_union(arguments, data, archive)
+    if is_dataclass(hint) and isinstance(hint, type):
+        hints = get_type_hints(hint)
+        return hint(**{field.name: _unpack(hints[field.name], data[field.name], archive) for field in fields(hint)})
+    if origin is tuple:
+        inner = arguments[0]
+        return tuple(_unpack(inner, item, archive) for item in _expect(data, list))
+    if origin is Literal:
+        return data
+    if origin is not None and issubclass(origin, Mapping):
+        return {str(key): _unpack(arguments[1], item, archive) for key, item in _expect(data, dict).items()}
+    if hint is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    return _expect(data, hint)
+
+
+def _unpack_union(options: tuple[Any, ...], data: Any, archive: zipfile.ZipFile) -> Any:
+    if data is None and type(None) in options:
+        return None
+    named = [option for option in options if isinstance(data, dict) and data.get("type") == option.__name__]
+    candidates = named or [option for option in options if option is not type(None)]
+    return _unpack(candidates[0], data, archive)
+
+
+def _expect(data: Any, kind: type) -> Any:
+    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
+        raise TypeError(f"expected {kind.__name__}, got {type(data).__name__}")
+    return data
