@@ -107,7 +107,7 @@ def profile(*, blocks: int = 2, samples: int = 1000) -> Profile:
             device=name,
             executor="torch",
             compute_repeats_s=repeats(3, blocks + 1, blocks + 1),
-            wake_repeats_s=repeats(3),
+            idle_repeats_s=np.zeros((0, blocks + 1, blocks + 1)),
             branch_repeats_s=repeats(3, blocks + 1),
             codecs={"float32": codec},
             result=result,

@@ -263,8 +263,9 @@ class DeviceProfile:
         device: name that tiers refer to; executor: what ran the network (``torch``).
         compute_repeats_s: float64 [R, N+1, N+1]; seconds for blocks start:end with the exit
             branch at ``end``, soft-max and score included (paper, CT partition-wise).
-        wake_repeats_s: float64 [R]; what the first computation of an idle device takes longer than the
-            same one on a busy device (caches, clock); paid once for each tier that a sample wakes.
+        idle_repeats_s: float64 [R, N+1, N+1]; the same as the first computation of a device that was
+            idle before (cold caches): what a partition costs that a message or a new sample wakes.
+            NaN where it was not measured; R = 0: no difference is made.
         branch_repeats_s: float64 [R, N+1]; the exit branch at each cut alone; subtracted where
             a partition passes its exit unused (threshold 0).
         codecs: by name; result: the message that returns a label.
@@ -274,7 +275,7 @@ class DeviceProfile:
     device: str
     executor: str
     compute_repeats_s: Floats
-    wake_repeats_s: Floats
+    idle_repeats_s: Floats
     branch_repeats_s: Floats
     codecs: Mapping[str, CodecProfile]
     result: ResultProfile
@@ -284,14 +285,17 @@ class DeviceProfile:
         _freeze(
             self,
             compute_repeats_s=(self.compute_repeats_s, np.float64),
-            wake_repeats_s=(self.wake_repeats_s, np.float64),
+            idle_repeats_s=(self.idle_repeats_s, np.float64),
             branch_repeats_s=(self.branch_repeats_s, np.float64),
         )
-        _law(self.wake_repeats_s.ndim == 1, f"wake_repeats_s is [repeats], but got {self.wake_repeats_s.shape}")
         shape = self.compute_repeats_s.shape
         _law(
             len(shape) == 3 and shape[0] >= 1 and shape[1] == shape[2] >= 2,
             f"compute_repeats_s is [repeats, N+1, N+1], but got {shape}",
+        )
+        _law(
+            self.idle_repeats_s.ndim == 3 and self.idle_repeats_s.shape[1:] == shape[1:],
+            f"idle_repeats_s is [repeats, {shape[1]}, {shape[1]}], but got {self.idle_repeats_s.shape}",
         )
         _law(
             self.branch_repeats_s.ndim == 2 and self.branch_repeats_s.shape[1] == shape[1],
@@ -321,9 +325,20 @@ class DeviceProfile:
         return _median(self.compute_repeats_s)
 
     @property
-    def wake_s(self) -> float:
-        """Median seconds that a computation takes longer because the device was idle before it."""
-        return float(np.median(self.wake_repeats_s)) if self.wake_repeats_s.size else 0.0
+    def woken_s(self) -> Floats:
+        """Seconds for blocks start:end with the branch, on a device that was idle before, [N+1, N+1].
+
+        The measured median; where only some partitions were measured, the rest follow from a
+        least-squares line through the measured differences to ``compute_s``. Never below it.
+        """
+        busy = self.compute_s
+        if not self.idle_repeats_s.shape[0]:
+            return busy
+        idle = _median(self.idle_repeats_s)
+        known = np.isfinite(idle)
+        basis = np.stack([np.ones_like(busy[known]), busy[known]], axis=1)
+        (offset, slope), *_ = np.linalg.lstsq(basis, (idle - busy)[known], rcond=None)
+        return np.asarray(np.maximum(np.where(known, idle, busy + offset + slope * busy), busy))
 
     @property
     def branch_s(self) -> Floats:

@@ -42,7 +42,8 @@ FORMAT_VERSION: Final = 1
 _KINDS: Final[dict[str, type]] = {kind.__name__: kind for kind in (Profile, DeviceProfile, Measurement)}
 _LARGEST: Final = 4 << 30
 _DAMAGE: Final = (
-    KeyError, TypeError, ValueError, AttributeError, MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    KeyError, TypeError, ValueError, AttributeError, MemoryError, OverflowError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _V = TypeVar("_V")
 

@@ -26,10 +26,11 @@ class LatencyTables:
     """Every latency term of the model, gathered once; plans only look up and add.
 
     Attributes:
-        compute_s: [M, N+1, N+1] seconds for blocks start:end with the branch at end, on each tier.
-        bare_s: [M, N+1, N+1] the same without the branch, for partitions whose exit is not used.
+        compute_s: [2, 2, M, N+1, N+1] seconds for blocks start:end on each tier; the first axis tells
+            whether the tier was idle before (woken by a message or by a new sample), the second
+            whether the branch at ``end`` is run (it is not where the exit is not used).
         codecs: K names; hop_parts_s: [K, N+1, M, M, P] seconds to bring the tensor of a cut from
-            one tier to another and to wake the receiver; +inf in the encode part where a codec is not offered.
+            one tier to another; +inf in the encode part where a codec is not offered.
         result_parts_s: [M, P] seconds to bring a result from a tier to the destination.
     """
 
@@ -37,9 +38,8 @@ class LatencyTables:
         devices = [_device(profile, topology, tier) for tier in range(len(topology.tiers))]
         slowdown = np.array([tier.slowdown for tier in topology.tiers])
         self.codecs: tuple[str, ...] = tuple(dict.fromkeys(name for device in devices for name in device.codecs))
-        self.compute_s: Floats = np.stack([device.compute_s for device in devices]) * slowdown[:, None, None]
-        branch_s = np.stack([device.branch_s for device in devices]) * slowdown[:, None]
-        self.bare_s: Floats = np.maximum(self.compute_s - branch_s[:, None, :], 0.0)
+        self.compute_s: Floats = np.stack([_compute_s(device) for device in devices], axis=2)
+        self.compute_s *= slowdown[:, None, None]
         self.hop_parts_s: Floats = np.stack(
             [_hop_parts(name, devices, slowdown, topology, profile.num_blocks) for name in self.codecs]
         )
@@ -75,6 +75,12 @@ def _device(profile: Profile, topology: Topology, tier: int) -> DeviceProfile:
     return profile.devices[name]
 
 
+def _compute_s(device: DeviceProfile) -> Floats:
+    """Seconds [2 woken, 2 branch run, N+1, N+1] of blocks start:end."""
+    full = np.stack([device.compute_s, device.woken_s])
+    return np.stack([np.maximum(full - device.branch_s, 0.0), full], axis=1)
+
+
 def _hop_parts(name: str, devices: list[DeviceProfile], slowdown: Floats, topology: Topology, blocks: int) -> Floats:
     """Parts [N+1, M, M, P] of a hop with one codec; sender's axis before the receiver's."""
     tiers = len(devices)
@@ -95,13 +101,11 @@ def _hop_parts(name: str, devices: list[DeviceProfile], slowdown: Floats, topolo
     parts[np.isnan(parts).any(axis=-1)] = 0.0
     offered = np.isfinite(size)[:, :, None] & np.isfinite(decode)[:, None, :]
     parts[~offered, _ENCODE] = np.inf
+    parts[1:, same] = 0.0
     if topology.ingest == "in_process":
         parts[0, same] = 0.0
     else:
         parts[0, same, _DISPATCH] = 0.0
-    wake = np.array([device.wake_s for device in devices]) * slowdown
-    parts[..., _COMPUTE] = wake  # a message, or a new sample, wakes the receiver
-    parts[1:, same] = 0.0
     return parts
 
 

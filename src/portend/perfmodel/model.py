@@ -128,8 +128,11 @@ class PerformanceModel:
         step = np.where(sends, hop, 0.0)
         step[(plans.codecs < 0) & (sender != plans.placement), PARTS.index("encode")] = np.inf
         used = np.concatenate([plans.thresholds > 0, np.ones((len(plans), 1), dtype=np.bool_)], axis=1)
-        block = (plans.placement, start, plans.cuts)
-        step[..., PARTS.index("compute")] = np.where(used, self.tables.compute_s[block], self.tables.bare_s[block])
+        woken = np.concatenate(
+            [np.ones((len(plans), 1), dtype=np.bool_), sender[:, 1:] != plans.placement[:, 1:]], axis=1
+        )
+        compute = self.tables.compute_s[woken.astype(np.intp), used.astype(np.intp), plans.placement, start, plans.cuts]
+        step[..., PARTS.index("compute")] = compute
         share, correct = self.outcomes(plans.cuts, plans.thresholds)
         return EstimateBatch(
             share=share,

@@ -292,11 +292,12 @@ class _Search:
             hop = self.hop_s[start, sender, tier]
             forbidden |= ~np.isfinite(hop) | self._banned(tier, start, end)
             hop = np.where(forbidden, 0.0, hop) + (self.result_s[tier] - paid)
-            np.multiply(reach[:, k], hop + tables.compute_s[tier, start, end], out=term)
+            bare, full = tables.compute_s[int(k == 0 or tier != sender), :, tier, start, end].T
+            np.multiply(reach[:, k], hop + full, out=term)
             for index, row in enumerate(rows if k < length - 1 else ()):
                 unused = ~self.used[row[k], end]
                 if unused.any():
-                    step = hop + np.where(unused, tables.bare_s[tier, start, end], tables.compute_s[tier, start, end])
+                    step = hop + np.where(unused, bare, full)
                     np.multiply(reach[index, k], step, out=term[index])
             latency += term
             start, sender, paid = end, tier, self.result_s[tier]

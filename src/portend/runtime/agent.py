@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
@@ -104,6 +105,8 @@ class Agent:
         self._probe: tuple[int, Codec] | None = None
         self._plan: _Deployed | None = None
         self.dropped = 0
+        self._alone = True
+        self._slowdown = 1.0
         self._reset(0, 0)
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
@@ -192,6 +195,7 @@ class Agent:
 
     def _on_begin(self, values: dict[str, Any], _: list[bytes]) -> None:
         self._reset(int(values["run"]), int(values["expected"]))
+        self._alone = int(values["window"]) == 1
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -318,7 +322,8 @@ class Agent:
         while True:
             began = time.monotonic_ns()
             outcome = plan.partitions[step](tensor)
-            self._span(request, _COMPUTE, step, began, self._stretched(began))
+            ended = self._stretched(began, partial(plan.partitions[step], tensor))
+            self._span(request, _COMPUTE, step, began, ended)
             if plan.leaves(step, outcome.score):
                 self._finish(request, step, outcome.label, outcome.score)
                 return
@@ -397,10 +402,21 @@ class Agent:
             raise MessageError("no plan is deployed here yet")
         return self._plan
 
-    def _stretched(self, began: int) -> int:
-        """Wait until what began then has taken ``slowdown`` times as long; return the clock."""
+    def _stretched(self, began: int, work: Callable[[], object] | None = None) -> int:
+        """Hold on until what began then has taken ``slowdown`` times as long; return the clock in ns.
+
+        A slower device would be working all that time, so while only one sample is under way the
+        same ``work`` is repeated: the caches stay as a busy device has them.
+        """
         now = time.monotonic_ns()
-        return now if self._slowdown <= 1 else wait_until(began + int((now - began) * self._slowdown))
+        if self._slowdown <= 1:
+            return now
+        took = now - began
+        until = began + int(took * self._slowdown)
+        if work is not None and self._alone:
+            while time.monotonic_ns() + 2 * took < until:
+                work()
+        return wait_until(until)
 
     def _span(self, request: int, kind: int, step: int, start: int, end: int) -> None:
         self._spans.append((request, kind, step, self.tier, start, end))

@@ -281,7 +281,7 @@ class Deployment:
         self, chosen: NDArray[np.int64], window: int, gap_s: float, on_progress: Progress | None
     ) -> dict[int, dict[str, NDArray[np.int64]]]:
         total = int(chosen.size)
-        self._begin(expected=total)
+        self._begin(expected=total, window=window)
         self._tell(self.topology.source, "feed", samples=chosen.tolist(), window=window, gap_s=gap_s)
 
         def tell(values: dict[str, Any]) -> None:
@@ -293,7 +293,9 @@ class Deployment:
             on_progress(total, total)
         return {tier: self._collect(tier) for tier in self._processes}
 
-    def _measurement(self, plan: Plan, reports: dict[int, dict[str, NDArray[np.int64]]], window: int, gap_s: float) -> Measurement:
+    def _measurement(
+        self, plan: Plan, reports: dict[int, dict[str, NDArray[np.int64]]], window: int, gap_s: float
+    ) -> Measurement:
         starts = reports[self.topology.source]["starts"]
         results = reports[self.topology.destination]["results"]
         results = results[np.argsort(results[:, 0], kind="stable")]
@@ -370,10 +372,10 @@ class Deployment:
                 raise DeploymentError(f"{count} probes were sent, but {len(kinds['decode'])} arrived")
             time.sleep(0.02)
 
-    def _begin(self, *, expected: int) -> None:
+    def _begin(self, *, expected: int, window: int = 1) -> None:
         self._runs += 1
         for tier in self._processes:
-            self._tell(tier, "begin", run=self._runs, expected=expected)
+            self._tell(tier, "begin", run=self._runs, expected=expected, window=window)
         self._await("ready")
 
     def _collect(self, tier: int) -> dict[str, NDArray[np.int64]]:
