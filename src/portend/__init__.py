@@ -1,1 +1,66 @@
-"""Portend."""
+"""Portend: plan, run and prove partitioned early-exit inference over a chain of machines.
+
+What needs no torch is imported here::
+
+    import portend as pt
+
+    profile = pt.load_profile("profiles/resnet20-digits.zip")
+    topology = pt.load_topology("configs/topologies/three_tier.yaml")
+    problem = pt.Problem(minimize=pt.latency, subject_to=[pt.accuracy >= 0.97])
+    print(pt.solve(problem, pt.PerformanceModel(profile, topology)))
+
+Training, profiling and running live in ``portend.models``, ``portend.profiling`` and ``portend.runtime``.
+"""
+
+from portend.config import load_topology
+from portend.errors import PortendError
+from portend.measurement import Measurement
+from portend.perfmodel.estimate import Estimate, EstimateBatch
+from portend.perfmodel.model import PerformanceModel
+from portend.plan import Plan, PlanBatch, takes_exit
+from portend.planner.problem import Problem, SearchSpace, Solution, accuracy, latency
+from portend.planner.solve import solve
+from portend.profile import (
+    BackboneSpec,
+    CodecProfile,
+    DeviceProfile,
+    Profile,
+    ResultProfile,
+    SampleExits,
+    TabulatedExits,
+)
+from portend.storage import load_measurement, load_profile, save
+from portend.topology import Link, Tier, Topology
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackboneSpec",
+    "CodecProfile",
+    "DeviceProfile",
+    "Estimate",
+    "EstimateBatch",
+    "Link",
+    "Measurement",
+    "PerformanceModel",
+    "Plan",
+    "PlanBatch",
+    "PortendError",
+    "Problem",
+    "Profile",
+    "ResultProfile",
+    "SampleExits",
+    "SearchSpace",
+    "Solution",
+    "TabulatedExits",
+    "Tier",
+    "Topology",
+    "accuracy",
+    "latency",
+    "load_measurement",
+    "load_profile",
+    "load_topology",
+    "save",
+    "solve",
+    "takes_exit",
+]

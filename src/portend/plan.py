@@ -100,6 +100,23 @@ class Plan:
             "codecs": list(self.codecs),
         }
 
+    @classmethod
+    def from_dict(cls, values: Any) -> Plan:
+        """Return the plan that ``to_dict`` gave; InvalidValue if a field is missing or of the wrong kind."""
+        kinds = {"cuts": int, "placement": int, "thresholds": (int, float), "codecs": (str, type(None))}
+        if not isinstance(values, dict):
+            raise InvalidValue(f"a plan is a mapping with {', '.join(kinds)}, but got {values!r:.60}")
+        for name, kind in kinds.items():
+            items = values.get(name, [] if name in ("thresholds", "codecs") else None)
+            if not isinstance(items, list) or any(not isinstance(x, kind) or isinstance(x, bool) for x in items):  # type: ignore[arg-type]
+                raise InvalidValue(f"a plan's {name} is a list, but got {items!r:.60}")
+        return cls(
+            cuts=tuple(values["cuts"]),
+            placement=tuple(values["placement"]),
+            thresholds=tuple(float(x) for x in values.get("thresholds", [])),
+            codecs=tuple(values.get("codecs", [])),
+        )
+
     def describe(self, tier_names: Sequence[str] | None = None) -> str:
         """Return one line such as ``edge [1–4] η<0.3 → cloud [5–10]`` (blocks counted from 1)."""
         parts = []

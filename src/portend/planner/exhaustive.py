@@ -27,7 +27,7 @@ from portend.planner.pareto import front_indices
 from portend.planner.problem import FrontPoint, Problem, SearchSpace, SearchStats, Solution
 from portend.profile import SampleExits
 
-__all__ = ["count_plans", "solve_exhaustive"]
+__all__ = ["count_plans", "sample_space", "solve_exhaustive"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -90,6 +90,30 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
 def count_plans(space: SearchSpace, model: PerformanceModel) -> int:
     """Return the number of plans in a space."""
     return _Search(space, model).count()
+
+
+def sample_space(
+    space: SearchSpace, model: PerformanceModel, *, limit: int = 20_000, seed: int = 0
+) -> dict[str, Floats]:
+    """Return ``latency_s``, ``accuracy`` and ``partitions`` [P] of random plans of a space, for a scatter plot.
+
+    About ``limit`` plans, or all where there are fewer.
+    """
+    search = _Search(space, model)
+    share = min(1.0, limit / max(search.count(), 1))
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list[Floats]] = {"latency_s": [], "accuracy": [], "partitions": []}
+    for length in search.lengths():
+        rows, placements = search.rows(length), list(search.placements(length))
+        for cuts in search.columns(length):
+            reach, accuracy = search.outcomes(cuts, rows)
+            for placement in placements:
+                latency = search.latency(cuts, rows, reach, placement)
+                chosen = np.isfinite(latency) & (rng.random(latency.shape) < share)
+                columns["latency_s"].append(latency[chosen])
+                columns["accuracy"].append(accuracy[chosen])
+                columns["partitions"].append(np.full(int(chosen.sum()), float(length)))
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
 def _merge(fronts: list[_BlockFront], search: _Search) -> list[FrontPoint]:
@@ -223,11 +247,11 @@ class _Search:
         rows = self.rows(length)
         offset = 0
         for cuts in self.columns(length):
-            reach, accuracy = self._outcomes(cuts, rows)
+            reach, accuracy = self.outcomes(cuts, rows)
             best = np.full(accuracy.shape, np.inf)
             winner = np.zeros(accuracy.shape, dtype=np.int32)
             for index, placement in enumerate(placements):
-                latency = self._latency(cuts, rows, reach, placement)
+                latency = self.latency(cuts, rows, reach, placement)
                 better = latency < best
                 np.copyto(best, latency, where=better)
                 winner[better] = index
@@ -250,7 +274,7 @@ class _Search:
         thresholds = tuple(float(self.theta[t]) if self.used[t, c] else 0.0 for t, c in inner)
         return Plan(cuts=cuts, placement=front.placements[member], thresholds=thresholds)
 
-    def _outcomes(self, cuts: Ints, rows: list[tuple[int, ...]]) -> tuple[Floats, Floats]:
+    def outcomes(self, cuts: Ints, rows: list[tuple[int, ...]]) -> tuple[Floats, Floats]:
         """Share reaching partition k [R, L+1, C] (1 at k=0, 0 at k=L), and accuracy [R, C]."""
         columns, length = cuts.shape
         reach = np.empty((len(rows), length + 1, columns))
@@ -280,7 +304,7 @@ class _Search:
         np.divide(samples - np.cumsum(share, axis=1)[:, :-1].T, samples, out=reach[1:-1])
         np.divide(correct.sum(axis=1), samples, out=accuracy)
 
-    def _latency(self, cuts: Ints, rows: list[tuple[int, ...]], reach: Floats, placement: tuple[int, ...]) -> Floats:
+    def latency(self, cuts: Ints, rows: list[tuple[int, ...]], reach: Floats, placement: tuple[int, ...]) -> Floats:
         """Mean latency in seconds of one placement, [R, C]; +inf where a hint or a codec forbids it."""
         tables, length = self.model.tables, len(placement)
         start, sender = np.zeros(len(cuts), dtype=np.intp), self.model.topology.source

@@ -1,0 +1,478 @@
+"""The command line. Every command imports what it needs when it runs, so that ``plan`` needs no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from portend.errors import ConfigError, InvalidValue, PortendError
+from portend.units import parse
+
+if TYPE_CHECKING:
+    from portend.models.data import Dataset
+    from portend.plan import Plan
+
+__all__ = ["cli", "main"]
+
+Tell = Callable[[str, int, int], None]
+
+
+class _Numbers(click.ParamType[Any]):
+    """Numbers separated by commas."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.kind(item) for item in str(value).split(",") if item.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list like 1,2,3", param, ctx)
+
+
+class _Time(click.ParamType[Any]):
+    """A duration with its unit, in seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return parse(value, "time")
+        except InvalidValue as error:
+            self.fail(str(error), param, ctx)
+
+
+@contextmanager
+def _progress(quiet: bool = False) -> Iterator[Tell]:
+    """Give a function (stage, done, total) that draws one bar per stage on standard error."""
+    if quiet:
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for earlier in tasks.values():
+                    bars.update(earlier, completed=bars.tasks[earlier].total)
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield tell
+        for task in tasks.values():
+            bars.update(task, completed=bars.tasks[task].total)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="portend")
+def cli() -> None:
+    """Plan, run and prove partitioned early-exit inference over a chain of machines.
+
+    \b
+    portend demo      the whole path on handwritten digits, in about three minutes
+    portend train     a multi-exit network
+    portend profile   how its samples exit, and what this machine needs for it
+    portend plan      the proven best cuts, exits, thresholds and tiers
+    portend run       a plan, across agents and emulated links
+    portend compare   predictions with measurements
+    portend report    one HTML page with everything
+    """
+
+
+_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for machines; nothing else goes to standard output."
+)
+_data = click.option(
+    "--data",
+    default=None,
+    help="digits, parquet:FOLDER or cifar10:FOLDER; default: what the checkpoint was trained on.",
+)
+_seed = click.option("--seed", default=0, show_default=True, help="Seed of the train, profiling and test splits.")
+_topology = click.option(
+    "--topology", required=True, type=click.Path(dir_okay=False), help="YAML file with tiers and links."
+)
+
+
+@cli.command()
+@click.option(
+    "--out", default="runs/demo", show_default=True, type=click.Path(file_okay=False), help="Folder for everything."
+)
+@_json
+def demo(out: str, as_json: bool) -> None:
+    """Train, profile, plan, run, compare and report on handwritten digits.
+
+    A small ResNet is spread over three tiers with emulated links (10 Mbit/s, 20 ms; 400 Mbit/s, 40 ms).
+    Leaves summary.json, report.html, the profile, the plan and all raw measurements in the folder.
+    """
+    from portend.demo import run_demo
+
+    with _progress(quiet=as_json) as tell:
+        result = run_demo(out, tell=tell)
+    if as_json:
+        click.echo(json.dumps(result.summary))
+        return
+    from rich.console import Console
+
+    from portend.analysis.tables import comparison_table, terms_table
+
+    console = Console()
+    console.print(comparison_table(result.comparisons))
+    console.print(terms_table(result.comparisons))
+    console.print(f"{result.solution.problem}: {result.solution.plan.describe(['edge', 'base', 'cloud'])}")
+    console.print(result.summary["verdict"])
+    console.print(f"Everything is in {out}; open {Path(out) / 'report.html'}")
+
+
+@cli.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False), help="Folder for checkpoint, state and history."
+)
+@click.option("--restart", is_flag=True, help="Begin anew instead of resuming.")
+def train(config: str, out: str, restart: bool) -> None:
+    """Train a network with all its exits as CONFIG (YAML) says; an interrupted run resumes."""
+    from portend.config import read_yaml
+
+    root = read_yaml(config)
+    network, data = root.get("network", str), root.get("data", str)
+    options = root.get("options", dict, {})
+    seed = root.get("seed", int, 0)
+    values = root.get("training", dict)
+    root.done()
+
+    from portend.models.data import load_dataset, make_splits
+    from portend.models.training import Progress, TrainingConfig
+    from portend.models.training import train as run_training
+    from portend.models.zoo import build
+
+    try:
+        training = TrainingConfig(**values)
+        backbone = build(network, **options)
+    except (TypeError, InvalidValue) as error:
+        raise ConfigError(f"{config}: {error}") from None
+    dataset = load_dataset(data)
+    with _progress() as tell:
+
+        def told(progress: Progress) -> None:
+            tell("train", progress.step, progress.steps)
+
+        result = run_training(
+            backbone, dataset, make_splits(dataset, seed=seed), training, out, on_progress=told, resume=not restart
+        )
+    shown = " ".join(f"{100 * a:.1f}" for a in result.accuracies)
+    click.echo(f"{result.checkpoint}\naccuracy of each branch on the profiling split, %: {shown}")
+
+
+@cli.command()
+@click.argument("checkpoint", type=click.Path(dir_okay=False))
+@_data
+@_seed
+@click.option("--device", default="local", show_default=True, help="Name that topologies give to this machine.")
+@click.option("--threads", default=1, show_default=True, help="Compute threads.")
+@click.option("--gap", type=_Time(), default="50 ms", show_default=True, help="Idle time of the traffic to predict.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="Profile file to write (.zip).")
+def profile(checkpoint: str, data: str | None, seed: int, device: str, threads: int, gap: float, out: str) -> None:
+    """Measure how samples exit and what this machine needs for CHECKPOINT."""
+    from portend.models.checkpoint import load_checkpoint
+    from portend.models.data import make_splits
+    from portend.profile import Profile
+    from portend.profiling.device import DeviceProfiling, profile_device
+    from portend.profiling.exits import profile_exits
+    from portend.storage import save
+
+    dataset = _dataset(checkpoint, data)
+    backbone = load_checkpoint(checkpoint)
+    with _progress() as tell:
+        indices = make_splits(dataset, seed=seed).profiling
+        exits = profile_exits(backbone, dataset, indices, on_progress=lambda *at: tell("exits", *at))
+        measured = profile_device(
+            device, checkpoint, dataset, DeviceProfiling(threads=threads, gap_s=gap), on_progress=tell
+        )
+    provenance = {"data": dataset.name, "seed": str(seed), "split": f"profiling, {exits.samples} samples"}
+    save(Profile(backbone=backbone.spec(), exits=exits, devices={device: measured}, provenance=provenance), out)
+    click.echo(f"{out}: {backbone.name}, {exits.samples} samples, device {device!r}")
+
+
+def _dataset(checkpoint: str, data: str | None) -> Dataset:
+    """The data set named, or the one that the checkpoint was trained on, with the checkpoint's decoder."""
+    from portend.models.checkpoint import read_provenance
+    from portend.models.data import load_dataset
+    from portend.models.decoding import InputDecoder
+
+    provenance = read_provenance(checkpoint)
+    name = data or provenance.get("dataset")
+    if not name:
+        raise ConfigError(f"{checkpoint} does not say what it was trained on; give --data")
+    dataset = load_dataset(name)
+    if "decoder" not in provenance:
+        return dataset
+    from dataclasses import replace
+
+    return replace(dataset, decoder=InputDecoder.from_dict(json.loads(provenance["decoder"])))
+
+
+@cli.command()
+@click.argument("profile", type=click.Path(dir_okay=False))
+@_topology
+@click.option("--min-accuracy", type=click.FloatRange(0, 1), help="Least accuracy, 0–1; minimizes latency.")
+@click.option("--max-latency", type=_Time(), help="Largest mean latency, such as '60 ms'; maximizes accuracy.")
+@click.option("--estimator", type=click.Choice(["sample", "marginal"]), help="Default: sample where scores exist.")
+@click.option("--thresholds", type=_Numbers(float), help="Exit thresholds to try, such as 0,0.2,0.4.")
+@click.option("--per-exit-thresholds", is_flag=True, help="One threshold for each exit instead of a global one.")
+@click.option("--cuts", type=_Numbers(int), help="Cuts at which a partition may end.")
+@click.option("--exits", type=_Numbers(int), help="Branches that may be early exits.")
+@click.option("--no-exits", is_flag=True, help="No early exits.")
+@click.option("--tiers", type=_Numbers(int), help="Tiers that may be used, counted from 0.")
+@click.option("--keep-input-on", type=int, help="Tier that raw input must not leave (block 1 runs there).")
+@click.option("--max-partitions", type=click.IntRange(1), help="Most partitions.")
+@click.option("--exits-per-tier", type=click.IntRange(1), default=1, show_default=True, help="Partitions on one tier.")
+@click.option("--tier-order", type=click.Choice(["any", "increasing"]), default="any", show_default=True)
+@click.option("--no-truncation", is_flag=True, help="Always keep the last blocks.")
+@click.option("--front", "with_front", is_flag=True, help="Also give the whole Pareto front.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Also write the answer as JSON, for `portend run`.")
+@_json
+def plan(
+    profile: str, topology: str, min_accuracy: float | None, max_latency: float | None, estimator: Any,
+    with_front: bool, out: str | None, as_json: bool, **hints: Any,
+) -> None:  # fmt: skip
+    """Find the proven best plan for PROFILE on a topology, and what it beats."""
+    from portend.config import load_topology
+    from portend.perfmodel.model import PerformanceModel
+    from portend.planner.problem import Problem, accuracy, latency
+    from portend.planner.solve import solve
+    from portend.storage import load_profile, write_json
+
+    if min_accuracy is None and max_latency is None:
+        raise click.UsageError("say what is asked for: --min-accuracy, --max-latency, or both")
+    bounds = [] if min_accuracy is None else [accuracy >= min_accuracy]
+    bounds += [] if max_latency is None else [latency <= max_latency]
+    goal = {"minimize": latency} if min_accuracy is not None else {"maximize": accuracy}
+    problem = Problem(**goal, subject_to=tuple(bounds), space=_space(**hints))
+    places = load_topology(topology)
+    solution = solve(problem, PerformanceModel(load_profile(profile), places, estimator=estimator))
+    answer = solution.to_dict()
+    if not with_front:
+        del answer["front"]
+    if out:
+        write_json(answer, out)
+    click.echo(json.dumps(answer) if as_json else str(solution))
+    if with_front and not as_json:
+        for point in solution.front:
+            name = point.plan.describe([tier.name for tier in places.tiers])
+            click.echo(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {name}")
+
+
+def _space(
+    *, thresholds: tuple[float, ...] | None, no_exits: bool, exits: tuple[int, ...] | None,
+    keep_input_on: int | None, no_truncation: bool, **hints: Any,
+) -> Any:  # fmt: skip
+    from portend.planner.problem import DEFAULT_THRESHOLDS, SearchSpace
+
+    return SearchSpace(
+        thresholds=(0.0,) if no_exits else thresholds or DEFAULT_THRESHOLDS,
+        exits=() if no_exits else exits,
+        block_tiers={} if keep_input_on is None else {1: (keep_input_on,)},
+        truncation=not no_truncation,
+        **hints,
+    )
+
+
+def _read_plan(path: str) -> Plan:
+    from portend.plan import Plan
+
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}; make one with `portend plan --out`") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not a plan in JSON ({error})") from None
+    try:
+        return Plan.from_dict(document.get("plan", document) if isinstance(document, dict) else document)
+    except InvalidValue as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+@cli.command()
+@click.argument("plan", type=click.Path(dir_okay=False))
+@click.option("--checkpoint", required=True, type=click.Path(dir_okay=False), help="The network's weights.")
+@_topology
+@_data
+@_seed
+@click.option("--samples", type=click.IntRange(1), default=100, show_default=True, help="Test samples to run.")
+@click.option("--window", type=click.IntRange(1), default=1, show_default=True, help="Samples under way at once.")
+@click.option("--gap", type=_Time(), default="50 ms", show_default=True, help="Idle time before each sample.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="Control port; 0: any free one."
+)
+@click.option("--threads", default=1, show_default=True, help="Compute threads of each agent.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="Measurement file to write (.zip).")
+@_json
+def run(
+    plan: str, checkpoint: str, topology: str, data: str | None, seed: int, samples: int, window: int, gap: float,
+    port: int, threads: int, out: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Run PLAN (JSON) over agents on this machine and emulated links; write the raw traces."""
+    from portend.config import load_topology
+
+    chosen, places = _read_plan(plan), load_topology(topology)
+
+    from portend.models.data import make_splits
+    from portend.runtime.coordinator import Deployment
+    from portend.storage import save
+
+    dataset = _dataset(checkpoint, data)
+    test = make_splits(dataset, seed=seed).test[:samples]
+    with (
+        _progress(quiet=as_json) as tell,
+        Deployment(places, checkpoint, dataset.decoder, threads=threads, port=port) as deployment,
+    ):
+        deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])
+        deployment.deploy(chosen)
+        measured = deployment.run(window=window, gap_s=gap, on_progress=lambda *at: tell("run", *at))
+    save(measured, out)
+    answer = {
+        "samples": len(measured),
+        "latency_ms": {
+            "mean": 1e3 * measured.mean_s,
+            "p50": 1e3 * measured.quantile_s(0.5),
+            "p95": 1e3 * measured.quantile_s(0.95),
+        },
+        "accuracy": measured.accuracy,
+        "exit_rates": measured.exit_rates().tolist(),
+        "parts_ms": {kind: 1e3 * seconds for kind, seconds in measured.parts_s().items()},
+    }
+    if as_json:
+        click.echo(json.dumps(answer))
+    else:
+        click.echo(
+            f"{chosen.describe([tier.name for tier in places.tiers])}\n{len(measured)} samples: "
+            f"mean {1e3 * measured.mean_s:.2f} ms, p95 {1e3 * measured.quantile_s(0.95):.2f} ms, "
+            f"accuracy {100 * measured.accuracy:.2f} %, "
+            f"exit rates {', '.join(f'{100 * rate:.1f} %' for rate in measured.exit_rates())}\n{out}"
+        )
+
+
+def _compared(profile: str, measurements: tuple[str, ...], level: float) -> Any:
+    from portend.analysis.compare import compare as compare_cases
+    from portend.perfmodel.model import PerformanceModel
+    from portend.storage import load_measurement, load_profile
+
+    loaded, cases = load_profile(profile), {}
+    for path in measurements:
+        measured = load_measurement(path)
+        cases[Path(path).stem] = (PerformanceModel(loaded, measured.topology).estimate(measured.plan), measured)
+    return loaded, compare_cases(cases, level)
+
+
+@cli.command()
+@click.argument("profile", type=click.Path(dir_okay=False))
+@click.argument("measurements", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.option("--level", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True, help="Of the intervals.")
+@_json
+def compare(profile: str, measurements: tuple[str, ...], level: float, as_json: bool) -> None:
+    """Hold MEASUREMENTS (from `portend run`) against what PROFILE predicts."""
+    from portend.analysis.compare import agreement
+
+    _, cases = _compared(profile, measurements, level)
+    if as_json:
+        click.echo(json.dumps({"comparisons": [c.to_dict() for c in cases], "agreement": agreement(cases)}))
+        return
+    from rich.console import Console
+
+    from portend.analysis.tables import comparison_table, terms_table
+
+    Console().print(comparison_table(cases), terms_table(cases))
+
+
+@cli.command()
+@click.argument("profile", type=click.Path(dir_okay=False))
+@click.argument("measurements", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.option("--out", default="report.html", show_default=True, type=click.Path(dir_okay=False), help="Page to write.")
+@click.option("--title", default="Portend report", show_default=True)
+def report(profile: str, measurements: tuple[str, ...], out: str, title: str) -> None:
+    """Write one self-contained HTML page; the first of the MEASUREMENTS is the plan of interest."""
+    from portend.analysis.report import ReportData, write_report
+    from portend.perfmodel.model import PerformanceModel
+    from portend.planner.exhaustive import sample_space, solve_exhaustive
+    from portend.planner.problem import Problem, SearchSpace, latency
+
+    loaded, cases = _compared(profile, measurements, 0.95)
+    first = cases[0].measurement
+    model = PerformanceModel(loaded, first.topology)
+    front = solve_exhaustive(Problem(minimize=latency), model).front
+    cloud = sample_space(SearchSpace(), model) | {
+        "front_latency_s": [p.latency_s for p in front],
+        "front_accuracy": [p.accuracy for p in front],
+    }
+    data = ReportData(
+        title=title,
+        profile=loaded,
+        topology=first.topology,
+        problem="measured plans",
+        chosen=cases[0].name,
+        comparisons=cases,
+        cloud=cloud,
+        provenance={**loaded.provenance, **first.provenance},
+    )
+    click.echo(str(write_report(out, data)))
+
+
+def main() -> None:
+    """Run the command line; errors are one line, without a stack trace."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was left running", err=True)
+        sys.exit(130)
+    except PortendError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("portend"):
+            raise
+        click.echo(
+            f"Error: this command needs the package {error.name!r}, which is not installed; "
+            "install the extras with: pip install 'portend[all]'",
+            err=True,
+        )
+        sys.exit(1)
+    except OSError as error:
+        click.echo(f"Error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

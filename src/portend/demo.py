@@ -1,0 +1,234 @@
+"""The whole path on the handwritten digits: train, profile, plan, run, compare, report.
+
+Everything is measured on this machine; nothing is downloaded. The tiers are processes, the links
+are emulated, the tiers' speeds are in the proportion of the paper's devices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from portend.analysis.compare import Comparison, agreement, compare
+from portend.analysis.report import ReportData, write_report
+from portend.measurement import Measurement
+from portend.models.checkpoint import load_checkpoint
+from portend.models.data import load_dataset, make_splits
+from portend.models.training import DIGITS_TRAINING, Progress, train
+from portend.models.zoo import build
+from portend.perfmodel.model import PerformanceModel
+from portend.plan import Plan
+from portend.planner.exhaustive import sample_space
+from portend.planner.problem import Problem, SearchSpace, Solution, accuracy, latency
+from portend.planner.solve import solve
+from portend.profile import Profile
+from portend.profiling.device import DeviceProfiling, profile_device
+from portend.profiling.exits import profile_exits
+from portend.runtime.coordinator import Deployment
+from portend.storage import save, write_json
+from portend.topology import Link, Tier, Topology
+
+__all__ = ["DemoConfig", "DemoResult", "run_demo", "three_tier"]
+
+Tell = Callable[[str, int, int], None]
+
+
+def three_tier() -> Topology:
+    """Return ``configs/topologies/three_tier.yaml``: the paper's Fig. 3 on one machine."""
+    tiers = (("edge", 27.15), ("base", 8.70), ("cloud", 5.0))
+    return Topology(
+        name="three-tier",
+        tiers=tuple(Tier(name=name, device="local", slowdown=slowdown) for name, slowdown in tiers),
+        links=(
+            Link(bandwidth_bps=10e6, propagation_delay_s=0.020),
+            Link(bandwidth_bps=400e6, propagation_delay_s=0.040),
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoConfig:
+    """How large the demo is; the defaults take about two and a half minutes on two cores.
+
+    Attributes:
+        drop: accuracy that may be given up against the whole network, as a share.
+        samples, baseline_samples: test samples for the chosen plan and for each baseline.
+        gap_s: idle time before each sample, in the profile and in the runs.
+    """
+
+    network: str = "resnet20"
+    input_size: int = 32
+    seed: int = 0
+    drop: float = 0.01
+    samples: int = 240
+    baseline_samples: int = 60
+    gap_s: float = 0.05
+    topology: Topology = field(default_factory=three_tier)
+    space: SearchSpace = field(
+        default_factory=lambda: SearchSpace(
+            exits_per_tier=2, thresholds=(0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+        )
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoResult:
+    """What the demo found; everything is also in the folder."""
+
+    profile: Profile
+    solution: Solution
+    comparisons: tuple[Comparison, ...]
+    summary: Mapping[str, Any]
+
+
+MEASURED_BASELINES = (
+    "edge-only",
+    "base-only",
+    "cloud-only",
+    "cloud-only encoded",
+    "Neurosurgeon",
+    "best truncated tier",
+)
+
+
+def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: Tell = lambda *_: None) -> DemoResult:
+    """Do all of it and leave checkpoint, profile, plan, measurements, report and summary in ``directory``.
+
+    ``tell`` is called with (stage, done, total). An interrupted training goes on where it was.
+    """
+    config = config or DemoConfig()
+    folder = Path(directory)
+    clock = _Stopwatch()
+
+    dataset = load_dataset(f"digits:size={config.input_size}")
+    splits = make_splits(dataset, seed=config.seed)
+    backbone = build(config.network, in_channels=1, num_classes=dataset.num_classes, input_size=config.input_size)
+
+    def told(progress: Progress) -> None:
+        tell("train", progress.step, progress.steps)
+
+    trained = train(backbone, dataset, splits, DIGITS_TRAINING, folder / "training", on_progress=told)
+    clock.lap("train")
+
+    backbone = load_checkpoint(trained.checkpoint)
+    exits = profile_exits(backbone, dataset, splits.profiling, on_progress=lambda *at: tell("profile exits", *at))
+    device = profile_device(
+        "local",
+        trained.checkpoint,
+        dataset,
+        DeviceProfiling(gap_s=config.gap_s),
+        on_progress=lambda what, *at: tell(f"profile {what}", *at),
+    )
+    profile = Profile(
+        backbone=backbone.spec(),
+        exits=exits,
+        devices={"local": device},
+        provenance={"data": dataset.name, "seed": str(config.seed), "split": f"profiling, {exits.samples} samples"},
+    )
+    save(profile, folder / "profile.zip")
+    clock.lap("profile")
+
+    model = PerformanceModel(profile, config.topology)
+    bound = accuracy >= profile.full_accuracy - config.drop
+    problem = Problem(minimize=latency, subject_to=(bound,), space=config.space)
+    solution = solve(problem, model)
+    write_json(solution.to_dict(), folder / "plan.json")
+    clock.lap("plan")
+
+    plans = {"Portend": solution.plan}
+    plans |= {name: solution.baselines[name].plan for name in MEASURED_BASELINES if name in solution.baselines}
+    measurements = _measure(plans, trained.checkpoint, config, tell)
+    for name, measurement in measurements.items():
+        save(measurement, folder / "measurements" / f"{name.lower().replace(' ', '-')}.zip")
+    clock.lap("run")
+
+    comparisons = compare({name: (model.estimate(plans[name]), m) for name, m in measurements.items()})
+    summary = _summary(config, profile, solution, comparisons, clock)
+    write_json(summary, folder / "summary.json")
+    cloud = sample_space(config.space, model) | {
+        "front_latency_s": [point.latency_s for point in solution.front],
+        "front_accuracy": [point.accuracy for point in solution.front],
+    }
+    write_report(
+        folder / "report.html",
+        ReportData(
+            title="Portend demo: handwritten digits over three tiers",
+            profile=profile,
+            topology=config.topology,
+            problem=f"{problem} (the whole network: {100 * profile.full_accuracy:.1f} %)",
+            chosen="Portend",
+            comparisons=comparisons,
+            estimates={n: s.estimate for n, s in solution.baselines.items() if n not in measurements},
+            cloud=cloud,
+            summary={
+                "plans evaluated": f"{solution.stats.plans:,} in {1e3 * solution.stats.seconds:.0f} ms",
+                "verdict": summary["verdict"],
+                "duration": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in clock.laps.items()),
+            },
+            provenance={**profile.provenance, **device.environment, **measurements["Portend"].provenance},
+        ),
+    )
+    return DemoResult(profile=profile, solution=solution, comparisons=comparisons, summary=summary)
+
+
+def _measure(plans: Mapping[str, Plan], checkpoint: Path, config: DemoConfig, tell: Tell) -> dict[str, Measurement]:
+    """Run each plan once over the first test samples; plans that are the same share one run."""
+    dataset = load_dataset(f"digits:size={config.input_size}")
+    test = make_splits(dataset, seed=config.seed).test[: max(config.samples, config.baseline_samples)]
+    done: dict[Plan, Measurement] = {}
+    with Deployment(config.topology, checkpoint, dataset.decoder) as deployment:
+        deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])
+        for name, plan in plans.items():
+            if plan in done:
+                continue
+            count = min(config.samples if not done else config.baseline_samples, len(test))
+            deployment.deploy(plan)
+            done[plan] = deployment.run(
+                range(count), gap_s=config.gap_s, on_progress=lambda *at, name=name: tell(f"run {name}", *at)
+            )
+    return {name: done[plan] for name, plan in plans.items()}
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+
+def _summary(
+    config: DemoConfig, profile: Profile, solution: Solution, comparisons: tuple[Comparison, ...], clock: _Stopwatch
+) -> dict[str, Any]:
+    return {
+        "network": profile.backbone.name,
+        "full_accuracy": profile.full_accuracy,
+        **{key: value for key, value in solution.to_dict().items() if key != "front"},
+        "verdict": verdict(solution),
+        "comparisons": [case.to_dict() for case in comparisons],
+        "agreement": agreement(comparisons),
+        "seconds": clock.laps,
+        "seed": config.seed,
+    }
+
+
+def verdict(solution: Solution) -> str:
+    """Return in one sentence whether the plan beats every baseline that meets the constraints."""
+    best = solution.estimate.mean_s
+    rivals = {n: s.estimate.mean_s for n, s in solution.baselines.items() if s.status == "optimal"}
+    if not rivals:
+        return "No baseline meets the constraints; the plan does."
+    equal = [name for name, mean_s in rivals.items() if mean_s <= best * (1 + 1e-9)]
+    if equal:
+        return f"As good as the plan: {', '.join(equal)}."
+    nearest = min(rivals, key=lambda name: rivals[name])
+    gain = 100 * (1 - best / rivals[nearest])
+    return (
+        f"The plan beats every baseline; the nearest, {nearest}, takes {1e3 * rivals[nearest]:.1f} ms, "
+        f"and the plan saves {gain:.1f} % of it."
+    )
