@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "ResultProfile",
     "SampleExits",
     "TabulatedExits",
+    "slowed",
 ]
 
 Floats = NDArray[np.float64]
@@ -49,6 +50,16 @@ def _median(repeats: Floats) -> Floats:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN stays NaN
         return np.asarray(np.nanmedian(repeats, axis=0))
+
+
+def slowed(first: ArrayLike, busy: ArrayLike, slowdown: float) -> Floats:
+    """Seconds of work on a device ``slowdown`` times slower: what its start costs, and the work so many times.
+
+    The start (waking up, cold caches) is ``first - busy``; a slower processor does not make it
+    longer, which is also how the runtime emulates one: it repeats the work.
+    """
+    once = np.asarray(busy, dtype=np.float64)
+    return np.asarray(np.maximum(first, once) + (slowdown - 1.0) * once)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,21 +197,24 @@ class CodecProfile:
 
     Attributes:
         message_bytes: float64 [N+1]; the whole message on the wire (framing, header, payload).
-        encode_repeats_s, decode_repeats_s: float64 [R, N+1].
+        encode_repeats_s, decode_repeats_s: float64 [R, N+1]; as they happen: encoding after a
+            computation (at cut 0 after idling), decoding by a receiver that the message woke.
+        encode_busy_repeats_s, decode_busy_repeats_s: the same work once more right after.
         dispatch_repeats_s: float64 [R, N+1]; what the runtime spends on a message of that size
             between the sender's send and the receiver's receive with no link between them.
     """
 
     message_bytes: Floats
     encode_repeats_s: Floats
+    encode_busy_repeats_s: Floats
     decode_repeats_s: Floats
+    decode_busy_repeats_s: Floats
     dispatch_repeats_s: Floats
 
     def __post_init__(self) -> None:
-        names = ("encode_repeats_s", "decode_repeats_s", "dispatch_repeats_s")
         _freeze(self, message_bytes=(self.message_bytes, np.float64))
-        _freeze(self, **{name: (getattr(self, name), np.float64) for name in names})
-        for name in names:
+        for name in (item.name for item in fields(self) if item.name != "message_bytes"):
+            _freeze(self, **{name: (getattr(self, name), np.float64)})
             shape = getattr(self, name).shape
             _law(
                 len(shape) == 2 and shape[0] >= 1 and shape[1] == self.message_bytes.size,
@@ -212,15 +226,13 @@ class CodecProfile:
         """Cuts at which the codec can be used, [N+1]."""
         return np.isfinite(self.message_bytes)
 
-    @property
-    def encode_s(self) -> Floats:
-        """Median seconds to encode, [N+1]."""
-        return _median(self.encode_repeats_s)
+    def encode_s(self, slowdown: float = 1.0) -> Floats:
+        """Median seconds to encode on a device ``slowdown`` times slower, [N+1] (see ``slowed``)."""
+        return slowed(_median(self.encode_repeats_s), _median(self.encode_busy_repeats_s), slowdown)
 
-    @property
-    def decode_s(self) -> Floats:
-        """Median seconds to decode, [N+1]."""
-        return _median(self.decode_repeats_s)
+    def decode_s(self, slowdown: float = 1.0) -> Floats:
+        """Median seconds to decode on a device ``slowdown`` times slower, [N+1]."""
+        return slowed(_median(self.decode_repeats_s), _median(self.decode_busy_repeats_s), slowdown)
 
     @property
     def dispatch_s(self) -> Floats:
@@ -230,28 +242,31 @@ class CodecProfile:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ResultProfile:
-    """What returning a result costs on one device: bytes on the wire, seconds [R]."""
+    """What returning a result costs on one device: bytes on the wire, seconds [R] (see CodecProfile)."""
 
     message_bytes: float
     encode_repeats_s: Floats
     decode_repeats_s: Floats
+    decode_busy_repeats_s: Floats
     dispatch_repeats_s: Floats
 
     def __post_init__(self) -> None:
-        for name in ("encode_repeats_s", "decode_repeats_s", "dispatch_repeats_s"):
+        for name in (item.name for item in fields(self) if item.name != "message_bytes"):
             _freeze(self, **{name: (getattr(self, name), np.float64)})
-            _law(getattr(self, name).ndim == 1, f"{name} is [repeats], but got {getattr(self, name).shape}")
+            shape = getattr(self, name).shape
+            _law(len(shape) == 1 and shape[0] >= 1, f"{name} is [repeats], at least one, but got {shape}")
 
-    @property
-    def encode_s(self) -> float:
-        return float(np.median(self.encode_repeats_s))
+    def encode_s(self, slowdown: float = 1.0) -> float:
+        """Median seconds to encode a result on a device ``slowdown`` times slower."""
+        return slowdown * float(np.median(self.encode_repeats_s))
 
-    @property
-    def decode_s(self) -> float:
-        return float(np.median(self.decode_repeats_s))
+    def decode_s(self, slowdown: float = 1.0) -> float:
+        """Median seconds to decode a result on a device ``slowdown`` times slower."""
+        return float(slowed(np.median(self.decode_repeats_s), np.median(self.decode_busy_repeats_s), slowdown))
 
     @property
     def dispatch_s(self) -> float:
+        """Median seconds that the runtime spends on a result."""
         return float(np.median(self.dispatch_repeats_s))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from portend.errors import MismatchError
 from portend.perfmodel.estimate import PARTS
-from portend.profile import DeviceProfile, Profile
+from portend.profile import DeviceProfile, Profile, slowed
 from portend.topology import Topology
 
 __all__ = ["LatencyTables"]
@@ -36,15 +36,14 @@ class LatencyTables:
 
     def __init__(self, profile: Profile, topology: Topology) -> None:
         devices = [_device(profile, topology, tier) for tier in range(len(topology.tiers))]
-        slowdown = np.array([tier.slowdown for tier in topology.tiers])
         self.codecs: tuple[str, ...] = tuple(dict.fromkeys(name for device in devices for name in device.codecs))
-        self.compute_s: Floats = np.stack([_compute_s(device) for device in devices], axis=2)
-        self.compute_s *= slowdown[:, None, None]
+        slow = [tier.slowdown for tier in topology.tiers]
+        self.compute_s: Floats = np.stack([_compute_s(d, s) for d, s in zip(devices, slow, strict=True)], axis=2)
         self.hop_parts_s: Floats = np.stack(
-            [_hop_parts(name, devices, slowdown, topology, profile.num_blocks) for name in self.codecs]
+            [_hop_parts(name, devices, slow, topology, profile.num_blocks) for name in self.codecs]
         )
         self._ingest_by_message = topology.ingest == "message"
-        self.result_parts_s: Floats = _result_parts(devices, slowdown, topology)
+        self.result_parts_s: Floats = _result_parts(devices, slow, topology)
 
     def hop_s(self, codecs: Sequence[str] | None = None) -> tuple[Floats, NDArray[np.intp]]:
         """Seconds [N+1, M, M] of the cheapest admitted codec, and its index (-1 on the same tier).
@@ -75,20 +74,23 @@ def _device(profile: Profile, topology: Topology, tier: int) -> DeviceProfile:
     return profile.devices[name]
 
 
-def _compute_s(device: DeviceProfile) -> Floats:
+def _compute_s(device: DeviceProfile, slowdown: float) -> Floats:
     """Seconds [2 woken, 2 branch run, N+1, N+1] of blocks start:end."""
-    full = np.stack([device.compute_s, device.woken_s])
-    return np.stack([np.maximum(full - device.branch_s, 0.0), full], axis=1)
+    busy, woken = device.compute_s, device.woken_s
+    saved = slowdown * device.branch_s
+    full = np.stack([slowdown * busy, slowed(woken, busy, slowdown)])
+    return np.stack([np.maximum(full - saved, 0.0), full], axis=1)
 
 
-def _hop_parts(name: str, devices: list[DeviceProfile], slowdown: Floats, topology: Topology, blocks: int) -> Floats:
+def _hop_parts(name: str, devices: list[DeviceProfile], slow: list[float], topology: Topology, blocks: int) -> Floats:
     """Parts [N+1, M, M, P] of a hop with one codec; sender's axis before the receiver's."""
     tiers = len(devices)
     never = np.full(blocks + 1, np.nan)
     codecs = [device.codecs.get(name) for device in devices]
     size = np.stack([never if codec is None else codec.message_bytes for codec in codecs], axis=1)
-    encode = np.stack([never if codec is None else codec.encode_s for codec in codecs], axis=1) * slowdown
-    decode = np.stack([never if codec is None else codec.decode_s for codec in codecs], axis=1) * slowdown
+    speeds = list(zip(codecs, slow, strict=True))
+    encode = np.stack([never if codec is None else codec.encode_s(factor) for codec, factor in speeds], axis=1)
+    decode = np.stack([never if codec is None else codec.decode_s(factor) for codec, factor in speeds], axis=1)
     dispatch = np.stack([never if codec is None else codec.dispatch_s for codec in codecs], axis=1)
     same = np.eye(tiers, dtype=bool)
     parts = np.zeros((blocks + 1, tiers, tiers, len(PARTS)))
@@ -109,14 +111,14 @@ def _hop_parts(name: str, devices: list[DeviceProfile], slowdown: Floats, topolo
     return parts
 
 
-def _result_parts(devices: list[DeviceProfile], slowdown: Floats, topology: Topology) -> Floats:
+def _result_parts(devices: list[DeviceProfile], slow: list[float], topology: Topology) -> Floats:
     """Parts [M, P] of bringing a result from each tier to the destination; 0 from the destination."""
     to = topology.destination
     parts = np.zeros((len(devices), len(PARTS)))
     parts[:, _PROPAGATION] = topology.propagation_s()[:, to]
     for tier, device in enumerate(devices):
-        parts[tier, _ENCODE] = device.result.encode_s * slowdown[tier]
-        parts[tier, _DECODE] = devices[to].result.decode_s * slowdown[to]
+        parts[tier, _ENCODE] = device.result.encode_s(slow[tier])
+        parts[tier, _DECODE] = devices[to].result.decode_s(slow[to])
         parts[tier, _DISPATCH] = devices[to].result.dispatch_s
         parts[tier, _TRANSMISSION] = topology.transmission_s(device.result.message_bytes)[tier, to]
     parts[to] = 0.0

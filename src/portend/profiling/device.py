@@ -161,10 +161,8 @@ def _codec(
 ) -> CodecProfile:
     """Costs of one codec at each cut: ``encoded`` only at the input; the last cut is never sent."""
     cuts = range(1) if name == "encoded" else range(spec.num_blocks)
-    tables = {
-        kind: np.full((config.message_repeats, spec.num_blocks + 1), np.nan)
-        for kind in ("encode", "transfer", "decode")
-    }
+    shape = (config.message_repeats, spec.num_blocks + 1)
+    tables = {kind: np.full(shape, np.nan) for kind in ("encode", "encode busy", "transfer", "decode", "decode busy")}
     message_bytes = np.full(spec.num_blocks + 1, np.nan)
     for done, cut in enumerate(cuts):
         if on_progress:
@@ -176,7 +174,9 @@ def _codec(
     return CodecProfile(
         message_bytes=message_bytes,
         encode_repeats_s=tables["encode"],
+        encode_busy_repeats_s=tables["encode busy"],
         decode_repeats_s=tables["decode"],
+        decode_busy_repeats_s=tables["decode busy"],
         dispatch_repeats_s=tables["transfer"],
     )
 
@@ -201,6 +201,7 @@ def _result(bench: Deployment, config: DeviceProfiling) -> ResultProfile:
         message_bytes=wire_bytes([len(header)]),
         encode_repeats_s=np.zeros(1),
         decode_repeats_s=spans["decode"][1:],
+        decode_busy_repeats_s=spans["decode busy"][1:],
         dispatch_repeats_s=spans["transfer"][1:],
     )
 

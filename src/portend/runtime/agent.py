@@ -29,7 +29,7 @@ from portend.errors import DeploymentError, MessageError, PortendError
 from portend.measurement import SPAN_KINDS
 from portend.models.decoding import InputDecoder
 from portend.plan import takes_exit
-from portend.runtime.codecs import Codec, Sample, make_codec
+from portend.runtime.codecs import Codec, Float32, Sample, make_codec
 from portend.runtime.executors import Partition, TorchExecutor
 from portend.runtime.messages import (
     Header,
@@ -102,7 +102,8 @@ class Agent:
         self._peers: dict[int, zmq.Socket[bytes]] = {}
         self._samples: list[Sample] = []
         self._tensors: dict[int, Tensor] = {}
-        self._probe: tuple[int, Codec] | None = None
+        self._probe: tuple[int, Codec] = (0, Float32())
+        self._packed = pack_header(Header("result", 0, 0, 0, time.monotonic_ns()))
         self._plan: _Deployed | None = None
         self.dropped = 0
         self._alone = True
@@ -209,7 +210,7 @@ class Agent:
         self._told_ns = time.monotonic_ns()
 
     def _on_expect(self, values: dict[str, Any], _: list[bytes]) -> None:
-        """Receiver of probes: the cut and codec of the next ones."""
+        """Receiver of probes: cut and codec of the next ones."""
         self._probe = (int(values["cut"]), make_codec(values["codec"], self._decoder))
         self._tell("ready")
 
@@ -229,7 +230,10 @@ class Agent:
                 codec.encode(tensor)
             began = time.monotonic_ns()
             payload = codec.encode(tensor if cut else self._samples[0])
-            self._span(request, _ENCODE, 0, began, time.monotonic_ns())
+            once = time.monotonic_ns()
+            codec.encode(tensor if cut else self._samples[0])
+            self._span(request, _ENCODE, 0, began, once)
+            self._span(request, _ENCODE, 1, once, time.monotonic_ns())
             self._post(int(values["to"]), "probe", request, 0, payload)
         self._tell("ready")
 
@@ -290,16 +294,23 @@ class Agent:
             self._walk(header.request, header.step, tensor)
             return
         self._span(header.request, _TRANSFER, header.step, header.sent_ns, received)
-        if header.kind == "probe" and payload and self._probe:
-            cut, codec = self._probe
-            codec.decode(payload[0], self._shapes[cut])
-            self._span(header.request, _DECODE, header.step, received, time.monotonic_ns())
-        elif header.kind == "probe":
-            self._span(header.request, _DECODE, header.step, received, time.monotonic_ns())
-        elif header.kind == "result":
-            end = self._stretched(received)
-            self._span(header.request, _DECODE, header.step, received, end)
-            self._answer(header.request, header.exit_index, header.label)
+        if header.kind == "probe":
+            self._probed(header.request, payload, received)
+            return
+        end = self._slowed(received, partial(unpack_header, pack_header(header)))
+        self._span(header.request, _DECODE, header.step, received, end)
+        self._answer(header.request, header.exit_index, header.label)
+
+    def _probed(self, request: int, payload: list[memoryview], received: int) -> None:
+        """Decode a probe as it comes (step 0 of its spans) and once more right after (step 1)."""
+        cut, codec = self._probe
+        work = partial(codec.decode, payload[0], self._shapes[cut]) if payload else partial(unpack_header, self._packed)
+        if payload:
+            work()
+        once = time.monotonic_ns()
+        work()
+        self._span(request, _DECODE, 0, received, once)
+        self._span(request, _DECODE, 1, once, time.monotonic_ns())
 
     def _decode(self, header: Header, payload: list[memoryview], received: int) -> Tensor:
         plan = self._deployed()
@@ -310,8 +321,9 @@ class Agent:
         codec = plan.codecs[header.step]
         if codec is None:
             raise MessageError(f"partition {header.step} takes its tensor in process, but got a message")
-        tensor = codec.decode(payload[0], self._shapes[plan.cuts[header.step]])
-        end = self._stretched(received)
+        shape = self._shapes[plan.cuts[header.step]]
+        tensor = codec.decode(payload[0], shape)
+        end = self._slowed(received, partial(codec.decode, payload[0], shape))
         self._span(header.request, _TRANSFER, header.step, header.sent_ns, received)
         self._span(header.request, _DECODE, header.step, received, end)
         return tensor
@@ -322,7 +334,7 @@ class Agent:
         while True:
             began = time.monotonic_ns()
             outcome = plan.partitions[step](tensor)
-            ended = self._stretched(began, partial(plan.partitions[step], tensor))
+            ended = self._slowed(began, partial(plan.partitions[step], tensor))
             self._span(request, _COMPUTE, step, began, ended)
             if plan.leaves(step, outcome.score):
                 self._finish(request, step, outcome.label, outcome.score)
@@ -338,7 +350,7 @@ class Agent:
             raise DeploymentError(f"partition {step} is on another tier, but the plan names no codec for it")
         began = time.monotonic_ns()
         payload = codec.encode(value)
-        self._span(request, _ENCODE, step, began, self._stretched(began))
+        self._span(request, _ENCODE, step, began, self._slowed(began, partial(codec.encode, value)))
         self._post(self._deployed().placement[step], "tensor", request, step, payload)
 
     def _finish(self, request: int, exit_index: int, label: int, score: float) -> None:
@@ -391,10 +403,10 @@ class Agent:
             return sample.tensor
         began = time.monotonic_ns()
         payload = codec.encode(sample)
-        encoded = self._stretched(began)
+        encoded = self._slowed(began, partial(codec.encode, sample))
         tensor = codec.decode(payload, self._shapes[0])
         self._span(request, _ENCODE, 0, began, encoded)
-        self._span(request, _DECODE, 0, encoded, self._stretched(encoded))
+        self._span(request, _DECODE, 0, encoded, self._slowed(encoded, partial(codec.decode, payload, self._shapes[0])))
         return tensor
 
     def _deployed(self) -> _Deployed:
@@ -402,21 +414,22 @@ class Agent:
             raise MessageError("no plan is deployed here yet")
         return self._plan
 
-    def _stretched(self, began: int, work: Callable[[], object] | None = None) -> int:
-        """Hold on until what began then has taken ``slowdown`` times as long; return the clock in ns.
+    def _slowed(self, began: int, work: Callable[[], object]) -> int:
+        """Make the work that began then, and has just been done once, take as long as on a slower device.
 
-        A slower device would be working all that time, so while only one sample is under way the
-        same ``work`` is repeated: the caches stay as a busy device has them.
+        A device that is ``slowdown`` times slower does the same work that many times: so it is
+        repeated, and what is left of a fraction is waited for. While several samples are under way
+        the tiers would take this machine's cores from each other, so then it is only waited for.
+        Returns the clock in ns.
         """
         now = time.monotonic_ns()
-        if self._slowdown <= 1:
-            return now
+        if not self._alone:
+            return wait_until(began + int((now - began) * self._slowdown))
         took = now - began
-        until = began + int(took * self._slowdown)
-        if work is not None and self._alone:
-            while time.monotonic_ns() + 2 * took < until:
-                work()
-        return wait_until(until)
+        for _ in range(int(self._slowdown) - 1):
+            before, _, now = now, work(), time.monotonic_ns()
+            took = now - before
+        return wait_until(now + int((self._slowdown % 1) * took)) if self._slowdown > 1 else now
 
     def _span(self, request: int, kind: int, step: int, start: int, end: int) -> None:
         self._spans.append((request, kind, step, self.tier, start, end))

@@ -66,6 +66,11 @@ class Deployment:
         remote = sorted({tier.host for tier in topology.tiers} - {"127.0.0.1", "localhost"})
         if remote:
             raise DeploymentError(f"agents run as processes of this machine, but the topology names the hosts {remote}")
+        fast = [tier.name for tier in topology.tiers if tier.slowdown < 1]
+        if fast:
+            raise DeploymentError(
+                f"this machine cannot run tiers faster than itself, but {fast} have a slowdown below 1"
+            )
         self.topology = topology
         self._checkpoint = Path(checkpoint)
         self._decoder = decoder
@@ -356,7 +361,11 @@ class Deployment:
     def probe(
         self, sender: int, receiver: int, cut: int, codec: str, *, count: int, gap_s: float
     ) -> dict[str, NDArray[np.float64]]:
-        """Send ``count`` messages of a cut (-1: results), ``gap_s`` apart; seconds [count] per span kind."""
+        """Send ``count`` messages of a cut (-1: results), ``gap_s`` apart.
+
+        Returns seconds [count] of ``encode``, ``transfer``, ``decode``, and of ``encode busy`` and
+        ``decode busy``: the same work once more right after.
+        """
         self._begin(expected=count + 1)
         self._tell(receiver, "expect", cut=max(cut, 0), codec=codec)
         self._await("ready", [receiver])
@@ -365,11 +374,16 @@ class Deployment:
         deadline = time.monotonic() + self._patience_s
         while True:
             spans = np.concatenate([self._collect(tier)["spans"] for tier in (sender, receiver)])
-            kinds = {kind: spans[spans[:, 1] == index] for index, kind in enumerate(SPAN_KINDS)}
-            if len(kinds["decode"]) >= count:
-                return {kind: np.asarray((rows[:, 5] - rows[:, 4]) * 1e-9) for kind, rows in kinds.items()}
+            seconds = (spans[:, 5] - spans[:, 4]) * 1e-9
+            found = {
+                kind + (" busy" if busy else ""): seconds[(spans[:, 1] == index) & (spans[:, 2] == busy)]
+                for index, kind in enumerate(SPAN_KINDS)
+                for busy in (0, 1)
+            }
+            if len(found["decode busy"]) >= count:
+                return found
             if time.monotonic() > deadline:
-                raise DeploymentError(f"{count} probes were sent, but {len(kinds['decode'])} arrived")
+                raise DeploymentError(f"{count} probes were sent, but {len(found['decode busy'])} arrived")
             time.sleep(0.02)
 
     def _begin(self, *, expected: int, window: int = 1) -> None:
