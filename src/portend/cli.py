@@ -329,7 +329,7 @@ def _read_plan(path: str) -> Plan:
 @_seed
 @click.option("--samples", type=click.IntRange(1), default=100, show_default=True, help="Test samples to run.")
 @click.option("--window", type=click.IntRange(1), default=1, show_default=True, help="Samples under way at once.")
-@click.option("--gap", type=_Time(), default="50 ms", show_default=True, help="Idle time before each sample.")
+@click.option("--gap", type=_Time(), help="Idle time before each sample; default 50 ms, or 0 with a larger window.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="Control port; 0: any free one."
 )
@@ -337,8 +337,8 @@ def _read_plan(path: str) -> Plan:
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Measurement file to write (.zip).")
 @_json
 def run(
-    plan: str, checkpoint: str, topology: str, data: str | None, seed: int, samples: int, window: int, gap: float,
-    port: int, threads: int, out: str, as_json: bool,
+    plan: str, checkpoint: str, topology: str, data: str | None, seed: int, samples: int, window: int,
+    gap: float | None, port: int, threads: int, out: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Run PLAN (JSON) over agents on this machine and emulated links; write the raw traces."""
     from portend.config import load_topology
@@ -357,7 +357,8 @@ def run(
     ):
         deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])
         deployment.deploy(chosen)
-        measured = deployment.run(window=window, gap_s=gap, on_progress=lambda *at: tell("run", *at))
+        idle_s = gap if gap is not None else 0.05 if window == 1 else 0.0
+        measured = deployment.run(window=window, gap_s=idle_s, on_progress=lambda *at: tell("run", *at))
     save(measured, out)
     answer = {
         "samples": len(measured),

@@ -71,7 +71,7 @@ class BackboneSpec:
         block_names: N names; cut c lies after ``block_names[c-1]``.
         num_classes: number of labels.
         cut_shapes: N+1 tensor shapes of one sample, without the batch axis.
-        weights_sha256: digest of the weights; profiles of different weights do not mix.
+        weights_sha256: digest of the weights that were profiled.
     """
 
     name: str

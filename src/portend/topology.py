@@ -31,7 +31,8 @@ class Tier:
     Attributes:
         name: unique within the topology.
         device: key of the device profile that holds its measurements.
-        slowdown: factor on the profiled compute, encode and decode times (emulated speed, >= 1 to run).
+        slowdown: how many times slower than the profiled device (``portend.profile.slowed``); emulated where
+            the tier runs as a process, which needs at least 1.
         host: address of the machine that runs the tier's agent.
         memory_bytes, power_w, price_usd_per_hour: optional facts for metrics and constraints.
     """

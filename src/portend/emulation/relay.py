@@ -726,6 +726,7 @@ class Relay:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
+            start_new_session=True,  # Ctrl-C is for the parent, which then stops its relay
         )
         assert process.stdin is not None
         assert process.stdout is not None

@@ -96,7 +96,8 @@ def marginal_outcomes(exits: Exits, cuts: Ints, thresholds: Floats) -> tuple[Flo
     rows = rows.reshape(thresholds.shape)
     left = np.ones(cuts.shape)
     if values.size:
-        rates = exits.rates(values)
+        rates = np.zeros((values.size, exits.num_branches))  # nobody leaves at threshold 0
+        rates[values > 0] = exits.rates(values[values > 0])
         left[:, :-1] = np.maximum.accumulate(rates[rows, cuts[:, :-1] - 1], axis=1)
     share = np.diff(left, axis=1, prepend=0.0)
     return share, share * exits.accuracies()[cuts - 1]

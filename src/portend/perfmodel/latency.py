@@ -100,8 +100,8 @@ def _hop_parts(name: str, devices: list[DeviceProfile], slow: list[float], topol
     parts[..., _PROPAGATION] = topology.propagation_s()
     for sender in range(tiers):
         parts[:, sender, :, _TRANSMISSION] = topology.transmission_s(size[:, sender])[:, sender, :]
-    parts[np.isnan(parts).any(axis=-1)] = 0.0
-    offered = np.isfinite(size)[:, :, None] & np.isfinite(decode)[:, None, :]
+    offered = np.isfinite(parts).all(axis=-1)
+    parts[~offered] = 0.0
     parts[~offered, _ENCODE] = np.inf
     parts[1:, same] = 0.0
     if topology.ingest == "in_process":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 from portend.errors import SearchError
@@ -14,7 +15,7 @@ __all__ = ["baseline_spaces", "solve_baselines"]
 
 
 def baseline_spaces(model: PerformanceModel, space: SearchSpace) -> dict[str, SearchSpace]:
-    """Return the baselines of ``docs/model.md`` as spaces, by name.
+    """Return the baselines of ``docs/planner.md`` as spaces, by name.
 
     Fixed deployments ignore the problem's hints on purpose: they say what doing without the
     planner gives. Their input is the raw tensor unless the name says ``encoded``.
@@ -25,7 +26,7 @@ def baseline_spaces(model: PerformanceModel, space: SearchSpace) -> dict[str, Se
     whole = SearchSpace(thresholds=(0.0,), exits=(), truncation=False, codecs=raw, max_partitions=1)
     spaces = {"edge-only": replace(whole, tiers=(source,))}
     for tier, name in enumerate(t.name for t in model.topology.tiers):
-        if tier not in (source, cloud):
+        if tier not in (source, cloud) and f"{name}-only" not in ("edge-only", "cloud-only"):
             spaces[f"{name}-only"] = replace(whole, tiers=(tier,))
     if cloud != source:
         spaces["cloud-only"] = replace(whole, tiers=(cloud,))
@@ -40,7 +41,7 @@ def baseline_spaces(model: PerformanceModel, space: SearchSpace) -> dict[str, Se
         truncation=False,
         codecs=raw,
     )
-    spaces["best truncated tier"] = SearchSpace(thresholds=(0.0,), exits=(), max_partitions=1)
+    spaces["best truncated tier"] = SearchSpace(thresholds=(0.0,), exits=(), max_partitions=1, codecs=raw)
     return spaces
 
 
@@ -57,7 +58,8 @@ def solve_baselines(problem: Problem, model: PerformanceModel) -> dict[str, Solu
         except SearchError:
             continue  # such as cloud-only where the encoded input was not profiled
     if isinstance(model.profile.exits, SampleExits) and model.estimator == "sample":
-        solutions["the paper"] = _paper(problem, model)
+        with contextlib.suppress(SearchError):  # the paper's space can be too large where the problem's is not
+            solutions["the paper"] = _paper(problem, model)
     return solutions
 
 

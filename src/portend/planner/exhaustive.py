@@ -100,6 +100,8 @@ def sample_space(
     About ``limit`` plans, or all where there are fewer.
     """
     search = _Search(space, model)
+    if not search.count():
+        raise SearchError(f"no plan satisfies the hints: {search.hints()}; relax one of them")
     share = min(1.0, limit / max(search.count(), 1))
     rng = np.random.default_rng(seed)
     columns: dict[str, list[Floats]] = {"latency_s": [], "accuracy": [], "partitions": []}

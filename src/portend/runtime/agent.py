@@ -108,6 +108,9 @@ class Agent:
         self.dropped = 0
         self._alone = True
         self._slowdown = 1.0
+        self._source = self._destination = 0
+        self._ingest_by_message = False
+        self._shapes: tuple[tuple[int, ...], ...] = ()
         self._reset(0, 0)
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:

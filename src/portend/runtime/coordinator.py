@@ -28,6 +28,7 @@ from portend.errors import DeploymentError, InvalidValue
 from portend.measurement import SPAN_KINDS, Measurement
 from portend.models.decoding import InputDecoder
 from portend.plan import Plan
+from portend.runtime.codecs import CODECS
 from portend.runtime.messages import pack_control, unpack_control
 from portend.topology import Topology
 
@@ -91,14 +92,14 @@ class Deployment:
         try:
             self._start()
         except BaseException:
-            self._cleanup.close()
+            self._cleanup.__exit__(*sys.exc_info())
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._cleanup.close()
+        self._cleanup.__exit__(kind, error, trace)
 
     def _start(self) -> None:
         context = zmq.Context()
@@ -192,6 +193,7 @@ class Deployment:
                     names = [self._name(tier) for tier in sorted(waiting - replies.keys())]
                     raise DeploymentError(
                         f"no word from {', '.join(names)} for {self._patience_s:g} s ({command} was due)"
+                        f"{self._last_words()}"
                     )
                 continue
             heard = time.monotonic()
@@ -209,13 +211,19 @@ class Deployment:
     def _check_alive(self) -> None:
         for tier, process in self._processes.items():
             if process.poll() is not None:
-                lines = (self._logs / f"{tier}.log").read_text(errors="replace").strip().splitlines()
-                said = f"; its last words: {lines[-1]}" if lines else ""
                 raise DeploymentError(
-                    f"the agent of {self._name(tier)} ended with exit code {process.returncode}{said}"
+                    f"the agent of {self._name(tier)} ended with exit code {process.returncode}{self._last_words(tier)}"
                 )
         if self._relay is not None:
             self._relay.check()
+
+    def _last_words(self, *tiers: int) -> str:
+        """The last line that each of the agents (default: all) logged, as a part of a sentence."""
+        said = []
+        for tier in tiers or self._processes:
+            lines = (self._logs / f"{tier}.log").read_text(errors="replace").strip().splitlines()
+            said += [f"; {self._name(tier)} said last: {lines[-1]}"] if lines else []
+        return "".join(said)
 
     def _name(self, tier: int) -> str:
         return f"tier {self.topology.tiers[tier].name!r}"
@@ -238,7 +246,12 @@ class Deployment:
         self._await("ready", [self.topology.source])
 
     def deploy(self, plan: Plan) -> None:
-        """Load the plan's partitions on their tiers and run each once."""
+        """Load the plan's partitions on their tiers and run each once.
+
+        Raises:
+            InvalidValue: the plan names a tier that does not exist, or not the codec that a hop needs.
+            DeploymentError: an agent cannot load its partitions.
+        """
         if max(plan.placement) >= len(self.topology.tiers):
             raise InvalidValue(
                 f"the topology has {len(self.topology.tiers)} tiers, but the plan places on {plan.placement}"
@@ -247,6 +260,13 @@ class Deployment:
             raise InvalidValue(
                 "a plan that runs names a codec for each hop; complete it with PerformanceModel.complete"
             )
+        senders = (self.topology.source, *plan.placement[:-1])
+        for step, (sender, tier, codec) in enumerate(zip(senders, plan.placement, plan.codecs, strict=True)):
+            if sender != tier and codec not in (CODECS if step == 0 else CODECS[:1]):
+                raise InvalidValue(
+                    f"partition {step} is reached over the network by one of "
+                    f"{CODECS if step == 0 else CODECS[:1]}, but the plan says {codec!r}"
+                )
         for tier in self._processes:
             self._tell(tier, "deploy", plan=plan.to_dict())
         self._await("ready")
@@ -274,6 +294,11 @@ class Deployment:
             raise DeploymentError("nothing to run yet; call load_samples and deploy first")
         if window < 1:
             raise InvalidValue(f"at least one sample is under way, but got window {window}")
+        if window > 1 and gap_s > 0:
+            raise InvalidValue(
+                f"idle time between samples needs one sample under way at a time, but got window {window} and "
+                f"gap {gap_s} s; set one of them to its least"
+            )
         chosen = np.arange(len(self._labels)) if samples is None else np.asarray(samples, dtype=np.int64)
         if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= len(self._labels):
             raise InvalidValue(f"samples are numbered 0–{len(self._labels) - 1} and there is at least one")
