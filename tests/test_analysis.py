@@ -76,6 +76,7 @@ def measurement(
         exit_index=np.repeat([0, 1], [early, late]),
         label=np.zeros(total, dtype=np.int64),
         correct=np.arange(total) < (right if right is not None else round(0.9 * total)),
+        start_s=np.zeros(total),
         latency_s=scale * np.repeat([0.011, 0.052], [early, late]),
         span_request=np.array(columns[0]),
         span_kind=np.array([SPAN_KINDS.index(kind) for kind in columns[1]]),
@@ -96,18 +97,24 @@ def profile(*, blocks: int = 2, samples: int = 1000) -> Profile:
     codec = CodecProfile(
         message_bytes=np.full(blocks + 1, 1e4),
         encode_repeats_s=repeats(3, blocks + 1),
+        encode_busy_repeats_s=repeats(3, blocks + 1),
         decode_repeats_s=repeats(3, blocks + 1),
+        decode_busy_repeats_s=repeats(3, blocks + 1),
         dispatch_repeats_s=repeats(3, blocks + 1),
     )
     result = ResultProfile(
-        message_bytes=60.0, encode_repeats_s=repeats(3), decode_repeats_s=repeats(3), dispatch_repeats_s=repeats(3)
+        message_bytes=60.0,
+        encode_repeats_s=repeats(3),
+        decode_repeats_s=repeats(3),
+        decode_busy_repeats_s=repeats(3),
+        dispatch_repeats_s=repeats(3),
     )
     devices = {
         name: DeviceProfile(
             device=name,
             executor="torch",
             compute_repeats_s=repeats(3, blocks + 1, blocks + 1),
-            idle_repeats_s=np.zeros((0, blocks + 1, blocks + 1)),
+            idle_repeats_s=np.zeros((0, 1, blocks + 1, blocks + 1)),
             branch_repeats_s=repeats(3, blocks + 1),
             codecs={"float32": codec},
             result=result,

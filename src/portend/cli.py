@@ -140,16 +140,23 @@ def demo(out: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.summary))
         return
+    console = _show_comparisons(result.comparisons)
+    console.print(f"{result.solution.problem}: {result.solution.plan.describe(['edge', 'base', 'cloud'])}")
+    console.print(result.summary["verdict"])
+    console.print(f"Everything is in {out}; open {Path(out) / 'report.html'}", soft_wrap=True)
+
+
+def _show_comparisons(cases: Any) -> Any:
+    """Print the tables; where the output is no terminal, wide enough for one line a row."""
     from rich.console import Console
 
     from portend.analysis.tables import comparison_table, terms_table
 
     console = Console()
-    console.print(comparison_table(result.comparisons))
-    console.print(terms_table(result.comparisons))
-    console.print(f"{result.solution.problem}: {result.solution.plan.describe(['edge', 'base', 'cloud'])}")
-    console.print(result.summary["verdict"])
-    console.print(f"Everything is in {out}; open {Path(out) / 'report.html'}")
+    if not console.is_terminal:
+        console = Console(width=130)
+    console.print(comparison_table(cases), terms_table(cases))
+    return console
 
 
 @cli.command()
@@ -407,11 +414,7 @@ def compare(profile: str, measurements: tuple[str, ...], level: float, as_json: 
     if as_json:
         click.echo(json.dumps({"comparisons": [c.to_dict() for c in cases], "agreement": agreement(cases)}))
         return
-    from rich.console import Console
-
-    from portend.analysis.tables import comparison_table, terms_table
-
-    Console().print(comparison_table(cases), terms_table(cases))
+    _show_comparisons(cases)
 
 
 @cli.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from portend.analysis.report import ReportData, write_report
 from portend.measurement import Measurement
 from portend.models.checkpoint import load_checkpoint
 from portend.models.data import load_dataset, make_splits
-from portend.models.training import DIGITS_TRAINING, Progress, train
+from portend.models.training import DIGITS_TRAINING, Progress, TrainingConfig, train
 from portend.models.zoo import build
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
@@ -57,6 +57,7 @@ class DemoConfig:
         drop: accuracy that may be given up against the whole network, as a share.
         samples, baseline_samples: test samples for the chosen plan and for each baseline.
         gap_s: idle time before each sample, in the profile and in the runs.
+        training, profiling, topology, space: see their types.
     """
 
     network: str = "resnet20"
@@ -66,6 +67,8 @@ class DemoConfig:
     samples: int = 240
     baseline_samples: int = 60
     gap_s: float = 0.05
+    training: TrainingConfig = DIGITS_TRAINING
+    profiling: DeviceProfiling = field(default_factory=DeviceProfiling)
     topology: Topology = field(default_factory=three_tier)
     space: SearchSpace = field(
         default_factory=lambda: SearchSpace(
@@ -84,16 +87,6 @@ class DemoResult:
     summary: Mapping[str, Any]
 
 
-MEASURED_BASELINES = (
-    "edge-only",
-    "base-only",
-    "cloud-only",
-    "cloud-only encoded",
-    "Neurosurgeon",
-    "best truncated tier",
-)
-
-
 def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: Tell = lambda *_: None) -> DemoResult:
     """Do all of it and leave checkpoint, profile, plan, measurements, report and summary in ``directory``.
 
@@ -110,7 +103,7 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     def told(progress: Progress) -> None:
         tell("train", progress.step, progress.steps)
 
-    trained = train(backbone, dataset, splits, DIGITS_TRAINING, folder / "training", on_progress=told)
+    trained = train(backbone, dataset, splits, config.training, folder / "training", on_progress=told)
     clock.lap("train")
 
     backbone = load_checkpoint(trained.checkpoint)
@@ -119,7 +112,7 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
         "local",
         trained.checkpoint,
         dataset,
-        DeviceProfiling(gap_s=config.gap_s),
+        replace(config.profiling, gap_s=config.gap_s),
         on_progress=lambda what, *at: tell(f"profile {what}", *at),
     )
     profile = Profile(
@@ -139,7 +132,7 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     clock.lap("plan")
 
     plans = {"Portend": solution.plan}
-    plans |= {name: solution.baselines[name].plan for name in MEASURED_BASELINES if name in solution.baselines}
+    plans |= {name: baseline.plan for name, baseline in solution.baselines.items()}
     measurements = _measure(plans, trained.checkpoint, config, tell)
     for name, measurement in measurements.items():
         save(measurement, folder / "measurements" / f"{name.lower().replace(' ', '-')}.zip")
@@ -161,7 +154,6 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
             problem=f"{problem} (the whole network: {100 * profile.full_accuracy:.1f} %)",
             chosen="Portend",
             comparisons=comparisons,
-            estimates={n: s.estimate for n, s in solution.baselines.items() if n not in measurements},
             cloud=cloud,
             summary={
                 "plans evaluated": f"{solution.stats.plans:,} in {1e3 * solution.stats.seconds:.0f} ms",

@@ -63,6 +63,7 @@ class Measurement:
         plan, topology: what ran where.
         sample: int64 [n], index in the data split; exit_index: int64 [n], partition at which it left.
         label: int64 [n] answered; correct: bool [n], judged by the coordinator, which alone has the labels.
+        start_s: float64 [n], when the sample became available, since the first one did.
         latency_s: float64 [n], from available at the source to answered at the destination.
         span_request, span_kind, span_step, span_tier: int64 [K]; span_start_s, span_end_s: float64 [K],
             relative to the request's start. ``span_kind`` indexes SPAN_KINDS.
@@ -75,6 +76,7 @@ class Measurement:
     exit_index: NDArray[np.int64]
     label: NDArray[np.int64]
     correct: NDArray[np.bool_]
+    start_s: NDArray[np.float64]
     latency_s: NDArray[np.float64]
     span_request: NDArray[np.int64]
     span_kind: NDArray[np.int64]
@@ -85,7 +87,8 @@ class Measurement:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        per_request = {self.sample.size, self.exit_index.size, self.label.size, self.correct.size, self.latency_s.size}
+        columns = (self.sample, self.exit_index, self.label, self.correct, self.start_s, self.latency_s)
+        per_request = {column.size for column in columns}
         if len(per_request) != 1 or not self.sample.size:
             raise InvalidValue(f"a measurement has one entry per request in each column, but got lengths {per_request}")
         per_span = {

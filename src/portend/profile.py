@@ -2,7 +2,8 @@
 
 Axes: S samples, N blocks (N+1 cuts), T thresholds, R repeats. Every per-cut table has N+1
 entries; entries without a meaning (an end cut not after its start, a codec that cannot be used
-at a cut) are NaN. Raw repeats are kept; the value used for planning is their median.
+at a cut) are NaN. Raw repeats are kept; the value used for planning is their mean, because a mean
+latency is a sum of means: times are skewed, and medians would understate it.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ def _freeze(owner: Any, **arrays: tuple[ArrayLike, Any]) -> None:
         object.__setattr__(owner, name, array)
 
 
-def _median(repeats: Floats) -> Floats:
+def _mean(repeats: Floats) -> Floats:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN stays NaN
-        return np.asarray(np.nanmedian(repeats, axis=0))
+        return np.asarray(np.nanmean(repeats, axis=0))
 
 
 def slowed(first: ArrayLike, busy: ArrayLike, slowdown: float) -> Floats:
@@ -227,17 +228,17 @@ class CodecProfile:
         return np.isfinite(self.message_bytes)
 
     def encode_s(self, slowdown: float = 1.0) -> Floats:
-        """Median seconds to encode on a device ``slowdown`` times slower, [N+1] (see ``slowed``)."""
-        return slowed(_median(self.encode_repeats_s), _median(self.encode_busy_repeats_s), slowdown)
+        """Mean seconds to encode on a device ``slowdown`` times slower, [N+1] (see ``slowed``)."""
+        return slowed(_mean(self.encode_repeats_s), _mean(self.encode_busy_repeats_s), slowdown)
 
     def decode_s(self, slowdown: float = 1.0) -> Floats:
-        """Median seconds to decode on a device ``slowdown`` times slower, [N+1]."""
-        return slowed(_median(self.decode_repeats_s), _median(self.decode_busy_repeats_s), slowdown)
+        """Mean seconds to decode on a device ``slowdown`` times slower, [N+1]."""
+        return slowed(_mean(self.decode_repeats_s), _mean(self.decode_busy_repeats_s), slowdown)
 
     @property
     def dispatch_s(self) -> Floats:
-        """Median seconds that the runtime spends per message, [N+1]."""
-        return _median(self.dispatch_repeats_s)
+        """Mean seconds that the runtime spends per message, [N+1]."""
+        return _mean(self.dispatch_repeats_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -257,17 +258,17 @@ class ResultProfile:
             _law(len(shape) == 1 and shape[0] >= 1, f"{name} is [repeats], at least one, but got {shape}")
 
     def encode_s(self, slowdown: float = 1.0) -> float:
-        """Median seconds to encode a result on a device ``slowdown`` times slower."""
-        return slowdown * float(np.median(self.encode_repeats_s))
+        """Mean seconds to encode a result on a device ``slowdown`` times slower."""
+        return slowdown * float(np.mean(self.encode_repeats_s))
 
     def decode_s(self, slowdown: float = 1.0) -> float:
-        """Median seconds to decode a result on a device ``slowdown`` times slower."""
-        return float(slowed(np.median(self.decode_repeats_s), np.median(self.decode_busy_repeats_s), slowdown))
+        """Mean seconds to decode a result on a device ``slowdown`` times slower."""
+        return float(slowed(np.mean(self.decode_repeats_s), np.mean(self.decode_busy_repeats_s), slowdown))
 
     @property
     def dispatch_s(self) -> float:
-        """Median seconds that the runtime spends on a result."""
-        return float(np.median(self.dispatch_repeats_s))
+        """Mean seconds that the runtime spends on a result."""
+        return float(np.mean(self.dispatch_repeats_s))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -278,9 +279,10 @@ class DeviceProfile:
         device: name that tiers refer to; executor: what ran the network (``torch``).
         compute_repeats_s: float64 [R, N+1, N+1]; seconds for blocks start:end with the exit
             branch at ``end``, soft-max and score included (paper, CT partition-wise).
-        idle_repeats_s: float64 [R, N+1, N+1]; the same as the first computation of a device that was
-            idle before (cold caches): what a partition costs that a message or a new sample wakes.
-            NaN where it was not measured; R = 0: no difference is made.
+        idle_repeats_s: float64 [R, B, N+1, N+1]; the first B times that a partition runs, one right
+            after the other, on a device that was idle before: cold caches make them longer. It is
+            what a partition costs that a message or a new sample wakes. NaN where it was not
+            measured; R = 0: no difference is made.
         branch_repeats_s: float64 [R, N+1]; the exit branch at each cut alone; subtracted where
             a partition passes its exit unused (threshold 0).
         codecs: by name; result: the message that returns a label.
@@ -309,8 +311,12 @@ class DeviceProfile:
             f"compute_repeats_s is [repeats, N+1, N+1], but got {shape}",
         )
         _law(
-            self.idle_repeats_s.ndim == 3 and self.idle_repeats_s.shape[1:] == shape[1:],
-            f"idle_repeats_s is [repeats, {shape[1]}, {shape[1]}], but got {self.idle_repeats_s.shape}",
+            self.idle_repeats_s.ndim == 4 and self.idle_repeats_s.shape[2:] == shape[1:],
+            f"idle_repeats_s is [repeats, burst, {shape[1]}, {shape[1]}], but got {self.idle_repeats_s.shape}",
+        )
+        _law(
+            not self.idle_repeats_s.shape[0] or bool(np.isfinite(_mean(self.idle_repeats_s)).all(axis=0).any()),
+            "idle_repeats_s needs at least one measured partition, or no repeats at all",
         )
         _law(
             self.branch_repeats_s.ndim == 2 and self.branch_repeats_s.shape[1] == shape[1],
@@ -336,29 +342,34 @@ class DeviceProfile:
 
     @property
     def compute_s(self) -> Floats:
-        """Median seconds for blocks start:end with the branch at end, [N+1, N+1]."""
-        return _median(self.compute_repeats_s)
+        """Mean seconds for blocks start:end with the branch at end, [N+1, N+1]."""
+        return _mean(self.compute_repeats_s)
 
-    @property
-    def woken_s(self) -> Floats:
-        """Seconds for blocks start:end with the branch, on a device that was idle before, [N+1, N+1].
+    def woken_s(self, slowdown: float = 1.0) -> Floats:
+        """Seconds for blocks start:end with the branch, after idling, ``slowdown`` times slower, [N+1, N+1].
 
-        The measured median; where only some partitions were measured, the rest follow from a
-        least-squares line through the measured differences to ``compute_s``. Never below it.
+        Doing the work ``slowdown`` times: the first times cost what they did after idling, the
+        others ``compute_s``. Where only some partitions were measured after idling, the rest
+        follow from a least-squares line through the measured differences. Never below
+        ``slowdown * compute_s``.
         """
         busy = self.compute_s
         if not self.idle_repeats_s.shape[0]:
-            return busy
-        idle = _median(self.idle_repeats_s)
-        known = np.isfinite(idle)
-        basis = np.stack([np.ones_like(busy[known]), busy[known]], axis=1)
-        (offset, slope), *_ = np.linalg.lstsq(basis, (idle - busy)[known], rcond=None)
-        return np.asarray(np.maximum(np.where(known, idle, busy + offset + slope * busy), busy))
+            return slowdown * busy
+        share = np.clip(slowdown - np.arange(self.idle_repeats_s.shape[1]), 0.0, 1.0)
+        share[0] = 1.0  # what waking costs is not shortened by a faster device
+        extra = np.tensordot(share, _mean(self.idle_repeats_s) - busy, axes=1)
+        known = np.isfinite(extra)
+        x, y = busy[known], extra[known]
+        spread = float(((x - x.mean()) ** 2).sum())
+        slope = float(((x - x.mean()) * (y - y.mean())).sum()) / spread if spread > 0 else 0.0
+        line = y.mean() + slope * (busy - x.mean())
+        return np.asarray(slowdown * busy + np.maximum(np.where(known, extra, line), 0.0))
 
     @property
     def branch_s(self) -> Floats:
-        """Median seconds of the exit branch at each cut, [N+1]."""
-        return _median(self.branch_repeats_s)
+        """Mean seconds of the exit branch at each cut, [N+1]."""
+        return _mean(self.branch_repeats_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -115,7 +115,7 @@ def load(path: str | Path, kind: type[_V]) -> _V:
         raise StorageError(f"{path} is a folder; name the file in it") from None
     except PermissionError:
         raise StorageError(f"{path} may not be read; check its permissions") from None
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (*_DAMAGE, EOFError, OSError) as error:
         raise StorageError(f"{path} is not a Portend file or is damaged ({error}); make it again") from None
 
 
@@ -154,6 +154,8 @@ def _load(archive: zipfile.ZipFile, path: Path, kind: type[_V]) -> _V:
 
 def _pack(value: Any, arrays: dict[str, np.ndarray[Any, Any]], name: str) -> Any:
     if isinstance(value, np.ndarray):
+        while name in arrays:
+            name += "_"
         arrays[name] = value
         return {"array": name}
     if is_dataclass(value):

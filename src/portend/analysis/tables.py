@@ -39,7 +39,7 @@ def comparison_table(comparisons: Sequence[Comparison], tier_names: Sequence[str
     """Return one row per plan: latencies in ms, accuracy and exit rates, ✓ where a measured value lies inside its
     interval and ✗ where it does not. Without ``tier_names`` those of each measurement's topology are used."""
     table = _table("Predicted and measured")
-    table.add_column("plan", overflow="fold")
+    table.add_column("plan", overflow="fold", min_width=20)
     for column in ("mean ms\npred / meas", "error", "p95 ms\npred / meas", "accuracy\npred / meas"):
         table.add_column(column, justify="right")
     table.add_column("exit rates\npred | meas")
@@ -68,7 +68,7 @@ def terms_table(comparisons: Sequence[Comparison]) -> Table:
     The term with the largest absolute error of each plan is marked with *.
     """
     table = _table("Latency terms in ms, predicted / measured (* largest error)")
-    table.add_column("plan", overflow="fold")
+    table.add_column("plan", overflow="fold", min_width=20)
     for name in (*TERMS, "sum"):
         table.add_column(name, justify="right")
     for case in comparisons:

@@ -81,7 +81,9 @@ def sample_outcomes(exits: SampleExits, cuts: Ints, thresholds: Floats) -> tuple
     Exact on the profiling samples for any thresholds [C, L-1]; the last partition takes everyone.
     """
     values, rows = np.unique(thresholds, return_inverse=True)
-    tables = BitTables(exits, values if values.size else np.zeros(1))
+    theta = values if values.size else np.zeros(1)
+    used = np.broadcast_to(theta[:, None] > 0, (theta.size, exits.num_branches + 1))
+    tables = BitTables(exits, theta, used=used)  # an exit with threshold 0 is not run, whatever its scores
     share, correct = tables.outcomes(cuts, rows.reshape(thresholds.shape))
     return share / exits.samples, correct / exits.samples
 
@@ -97,7 +99,8 @@ def marginal_outcomes(exits: Exits, cuts: Ints, thresholds: Floats) -> tuple[Flo
     left = np.ones(cuts.shape)
     if values.size:
         rates = np.zeros((values.size, exits.num_branches))  # nobody leaves at threshold 0
-        rates[values > 0] = exits.rates(values[values > 0])
+        if (values > 0).any():
+            rates[values > 0] = exits.rates(values[values > 0])
         left[:, :-1] = np.maximum.accumulate(rates[rows, cuts[:, :-1] - 1], axis=1)
     share = np.diff(left, axis=1, prepend=0.0)
     return share, share * exits.accuracies()[cuts - 1]

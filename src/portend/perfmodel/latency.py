@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from portend.errors import MismatchError
 from portend.perfmodel.estimate import PARTS
-from portend.profile import DeviceProfile, Profile, slowed
+from portend.profile import DeviceProfile, Profile
 from portend.topology import Topology
 
 __all__ = ["LatencyTables"]
@@ -76,9 +76,8 @@ def _device(profile: Profile, topology: Topology, tier: int) -> DeviceProfile:
 
 def _compute_s(device: DeviceProfile, slowdown: float) -> Floats:
     """Seconds [2 woken, 2 branch run, N+1, N+1] of blocks start:end."""
-    busy, woken = device.compute_s, device.woken_s
     saved = slowdown * device.branch_s
-    full = np.stack([slowdown * busy, slowed(woken, busy, slowdown)])
+    full = np.stack([slowdown * device.compute_s, device.woken_s(slowdown)])
     return np.stack([np.maximum(full - saved, 0.0), full], axis=1)
 
 

@@ -126,7 +126,9 @@ class PerformanceModel:
         sends = (plans.codecs >= 0)[..., None]
         hop = self.tables.hop_parts_s[np.maximum(plans.codecs, 0), start, sender, plans.placement]
         step = np.where(sends, hop, 0.0)
-        step[(plans.codecs < 0) & (sender != plans.placement), PARTS.index("encode")] = np.inf
+        needs = sender != plans.placement
+        needs[:, 0] |= self.topology.ingest == "message"
+        step[(plans.codecs < 0) & needs, PARTS.index("encode")] = np.inf
         used = np.concatenate([plans.thresholds > 0, np.ones((len(plans), 1), dtype=np.bool_)], axis=1)
         woken = np.concatenate(
             [np.ones((len(plans), 1), dtype=np.bool_), sender[:, 1:] != plans.placement[:, 1:]], axis=1

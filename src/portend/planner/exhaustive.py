@@ -35,7 +35,7 @@ Ints = NDArray[np.intp]
 _PLAN_LIMIT = 200_000_000
 _BLOCK_CELLS = 1 << 16
 _TOLERANCE = 1e-12
-"""Slack on accuracy bounds: a bound that a plan meets on paper is not missed by a rounding error."""
+"""Slack on bounds: a bound that a plan meets on paper is not missed by a rounding error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def _choose(problem: Problem, front: list[FrontPoint]) -> tuple[FrontPoint, bool
     accurate = [p for p in front if p.accuracy >= problem.min_accuracy - _TOLERANCE]
     if not accurate:
         return front[-1], False
-    feasible = [p for p in accurate if p.latency_s <= problem.max_latency_s]
+    feasible = [p for p in accurate if p.latency_s <= problem.max_latency_s * (1 + _TOLERANCE)]
     if not feasible:
         return accurate[0], False
     return (feasible[0] if problem.minimize else feasible[-1]), True
@@ -186,7 +186,7 @@ class _Search:
     # -- the space -----------------------------------------------------------------------------
 
     def lengths(self) -> range:
-        tiers = self.tiers if self.space.tiers is None else len(self.space.tiers)
+        tiers = self.tiers if self.space.tiers is None else len(set(self.space.tiers))
         most = min(self.blocks, tiers * self.space.exits_per_tier, self.space.max_partitions or self.blocks)
         return range(self.space.min_partitions, most + 1)
 
@@ -220,19 +220,24 @@ class _Search:
         return [(row,) * (length - 1) for row in range(self.theta.size)]
 
     def count(self) -> int:
+        """Number of plans, without enumerating them; a single partition asks no threshold."""
+        usable = sorted({*self._inner_cuts(), *self.last_cuts})
         total = 0
         for length in self.lengths():
-            last = self.last_cuts
-            inner = sorted({*self._inner_cuts(), *last})
-            columns = sum(math.comb(sum(c < end for c in inner), length - 1) for end in last)
-            if not columns:
-                continue
-            thresholds = (
-                self.theta.size ** (length - 1)
-                if self.space.per_exit_thresholds and length > 1
-                else (self.theta.size if length > 1 else 1)
-            )
-            total += columns * thresholds * sum(1 for _ in self.placements(length))
+            columns = sum(math.comb(sum(c < end for c in usable), length - 1) for end in self.last_cuts)
+            rows = self.theta.size ** ((length - 1) if self.space.per_exit_thresholds else min(length - 1, 1))
+            total += columns * rows * self._count_placements(length)
+        return total
+
+    def _count_placements(self, length: int) -> int:
+        tiers = self.tiers if self.space.tiers is None else len(set(self.space.tiers))
+        orders = math.comb if self.space.tier_order == "increasing" else math.perm
+        sizes = [1] + [0] * length  # ways to fill 0..length partitions with the tiers used so far
+        total = 0
+        for used in range(1, min(length, tiers) + 1):
+            most = self.space.exits_per_tier
+            sizes = [sum(sizes[max(0, n - most) : n]) for n in range(length + 1)]
+            total += orders(tiers, used) * sizes[length]
         return total
 
     def hints(self) -> str:

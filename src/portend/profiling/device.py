@@ -44,7 +44,8 @@ class DeviceProfiling:
 
     Attributes:
         threads: compute threads, as the agents will have.
-        repeats: of every busy partition; idle_repeats: after a pause of ``gap_s``.
+        repeats: of every busy partition; idle_repeats: after a pause of ``gap_s``, each a burst of
+            ``idle_burst`` runs, over which caches warm up.
         max_idle: partitions timed after a pause; where there are more, a spread subset is
             measured and the rest follow from a line (``DeviceProfile.woken_s``).
         message_repeats: probes per cut and codec.
@@ -53,15 +54,16 @@ class DeviceProfiling:
     """
 
     threads: int = 1
-    repeats: int = 15
+    repeats: int = 30
     idle_repeats: int = 5
+    idle_burst: int = 4
     max_idle: int = 66
     message_repeats: int = 12
-    gap_s: float = 0.06
+    gap_s: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("threads", "repeats", "idle_repeats", "max_idle", "message_repeats"):
+        for name in ("threads", "repeats", "idle_repeats", "idle_burst", "max_idle", "message_repeats"):
             if getattr(self, name) < 1:
                 raise InvalidValue(f"{name} is at least 1, but got {getattr(self, name)}")
 
@@ -112,31 +114,27 @@ def _rounds(pairs: list[tuple[int, int]], repeats: int, seed: int) -> list[tuple
     return [pair for _ in range(repeats) for pair in rng.sample(pairs, len(pairs))]
 
 
-def _table(order: list[tuple[int, int]], seconds: Floats, repeats: int, size: int) -> Floats:
-    table = np.full((repeats, size, size), np.nan)
-    rounds = np.repeat(np.arange(repeats), len(order) // repeats)
-    start, end = np.array(order).T
-    table[rounds, start, end] = seconds
-    return table
-
-
 def _compute(
     bench: Deployment, spec: BackboneSpec, config: DeviceProfiling, on_progress: Progress | None
 ) -> tuple[Floats, Floats]:
-    """Busy [R, N+1, N+1] and idle [R', N+1, N+1] seconds of every partition with its branch."""
+    """Busy [R, N+1, N+1] and idle [R', B, N+1, N+1] seconds of every partition with its branch."""
     size = spec.num_blocks + 1
     pairs = list(combinations(range(size), 2))
     sparse = pairs[:: -(-len(pairs) // config.max_idle)]
     tables = []
-    for what, chosen, repeats, gap_s in (
-        ("compute, busy", pairs, config.repeats, 0.0),
-        ("compute, after idling", sparse, config.idle_repeats, config.gap_s),
+    for what, chosen, repeats, burst, gap_s in (
+        ("compute, busy", pairs, config.repeats, 1, 0.0),
+        ("compute, after idling", sparse, config.idle_repeats, config.idle_burst, config.gap_s),
     ):
         order = _rounds(chosen, repeats, config.seed)
         told = None if on_progress is None else _named(on_progress, what)
-        seconds = bench.time_partitions(0, [(a, b, True) for a, b in order], gap_s=gap_s, on_progress=told)
-        tables.append(_table(order, seconds, repeats, size))
-    return tables[0], tables[1]
+        jobs = [(start, end, True) for start, end in order]
+        seconds = bench.time_partitions(0, jobs, burst=burst, gap_s=gap_s, on_progress=told)
+        table = np.full((repeats, burst, size, size), np.nan)
+        start, end = np.array(order).T
+        table[np.repeat(np.arange(repeats), len(chosen)), :, start, end] = seconds
+        tables.append(table)
+    return tables[0][:, 0], tables[1]
 
 
 def _named(on_progress: Progress, what: str) -> Callable[[int, int], None]:
@@ -146,7 +144,7 @@ def _named(on_progress: Progress, what: str) -> Callable[[int, int], None]:
 def _branches(bench: Deployment, spec: BackboneSpec, config: DeviceProfiling) -> Floats:
     """Seconds [R, N+1] that the exit branch adds at each cut: one block with it less the same without."""
     jobs = [(end - 1, end, branch) for end in range(1, spec.num_blocks + 1) for branch in (True, False)]
-    seconds = bench.time_partitions(0, jobs * config.repeats).reshape(config.repeats, spec.num_blocks, 2)
+    seconds = bench.time_partitions(0, jobs * config.repeats)[:, 0].reshape(config.repeats, spec.num_blocks, 2)
     added = np.maximum(seconds[..., 0] - seconds[..., 1], 0.0)
     return np.concatenate([np.full((config.repeats, 1), np.nan), added], axis=1)
 

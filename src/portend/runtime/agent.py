@@ -57,6 +57,14 @@ def wait_until(moment_ns: int) -> int:
     return now
 
 
+def _busy_ns(work: Callable[[], object], times: int = 20) -> int:
+    """Nanoseconds that work takes which has just been done: the mean over some times, for it may take microseconds."""
+    began = time.monotonic_ns()
+    for _ in range(times):
+        work()
+    return (time.monotonic_ns() - began) // times
+
+
 class _Deployed:
     """A plan as one tier sees it."""
 
@@ -234,14 +242,14 @@ class Agent:
             began = time.monotonic_ns()
             payload = codec.encode(tensor if cut else self._samples[0])
             once = time.monotonic_ns()
-            codec.encode(tensor if cut else self._samples[0])
+            busy = _busy_ns(partial(codec.encode, tensor if cut else self._samples[0]))
             self._span(request, _ENCODE, 0, began, once)
-            self._span(request, _ENCODE, 1, once, time.monotonic_ns())
+            self._span(request, _ENCODE, 1, once, once + busy)
             self._post(int(values["to"]), "probe", request, 0, payload)
         self._tell("ready")
 
     def _on_time(self, values: dict[str, Any], _: list[bytes]) -> None:
-        """Time partitions on the first sample's own tensors: each job is (start, end, branch), in order."""
+        """Time partitions on the first sample's own tensors: each job (start, end, branch) in order, in bursts."""
         gap_ns = int(1e9 * values["gap_s"])
         partitions: dict[tuple[int, int, bool], Partition] = {}
         times = []
@@ -251,10 +259,14 @@ class Agent:
             if partition is None:
                 partition = partitions[start, end, branch] = self._executor.partition(start, end, branch=branch)
                 partition(tensor)
-            partition(tensor) if not gap_ns else wait_until(time.monotonic_ns() + gap_ns)
-            began = time.monotonic_ns()
-            partition(tensor)
-            times.append(time.monotonic_ns() - began)
+            if gap_ns:
+                wait_until(time.monotonic_ns() + gap_ns)
+            else:
+                partition(tensor)
+            for _run in range(int(values["burst"])):
+                began = time.monotonic_ns()
+                partition(tensor)
+                times.append(time.monotonic_ns() - began)
             if time.monotonic_ns() - self._told_ns > _PROGRESS_EVERY_NS:
                 self._told_ns = time.monotonic_ns()
                 self._tell("progress", answered=done)
@@ -270,8 +282,8 @@ class Agent:
 
     def _on_collect(self, _: dict[str, Any], __: list[bytes]) -> None:
         gc.enable()
-        tables = {"spans": (self._spans, 6), "starts": (self._starts, 2), "results": (self._results, 4)}
-        frames = [np.asarray(rows, dtype="<i8").reshape(-1, width).tobytes() for rows, width in tables.values()]
+        tables: list[tuple[Sequence[Any], int]] = [(self._spans, 6), (self._starts, 2), (self._results, 4)]
+        frames = [np.asarray(rows, dtype="<i8").reshape(-1, width).tobytes() for rows, width in tables]
         self._tell("report", frames, dropped=self.dropped)
 
     # -- data ----------------------------------------------------------------------------------
@@ -305,15 +317,14 @@ class Agent:
         self._answer(header.request, header.exit_index, header.label)
 
     def _probed(self, request: int, payload: list[memoryview], received: int) -> None:
-        """Decode a probe as it comes (step 0 of its spans) and once more right after (step 1)."""
+        """Decode a probe as it comes (step 0 of its spans) and again right after (step 1)."""
         cut, codec = self._probe
         work = partial(codec.decode, payload[0], self._shapes[cut]) if payload else partial(unpack_header, self._packed)
         if payload:
             work()
         once = time.monotonic_ns()
-        work()
         self._span(request, _DECODE, 0, received, once)
-        self._span(request, _DECODE, 1, once, time.monotonic_ns())
+        self._span(request, _DECODE, 1, once, once + _busy_ns(work))
 
     def _decode(self, header: Header, payload: list[memoryview], received: int) -> Tensor:
         plan = self._deployed()

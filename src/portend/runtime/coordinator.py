@@ -83,6 +83,8 @@ class Deployment:
         self._plan: Plan | None = None
         self._runs = 0
         self._relay: Relay | None = None
+        self.endpoints: dict[int, str] = {}
+        """Where each agent takes data messages, host:port by tier."""
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -118,8 +120,8 @@ class Deployment:
         control = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         for index in range(len(self.topology.tiers)):
             self._processes[index] = self._spawn(index, control)
-        endpoints = {tier: str(values["endpoint"]) for tier, (values, _) in self._await("hello").items()}
-        reach = self._connect(endpoints)
+        self.endpoints = {tier: str(values["endpoint"]) for tier, (values, _) in self._await("hello").items()}
+        reach = self._connect(self.endpoints)
         for index, tier in enumerate(self.topology.tiers):
             self._tell(
                 index,
@@ -131,7 +133,7 @@ class Deployment:
                 checkpoint=str(self._checkpoint.resolve()),
                 threads=self._threads,
                 decoder=self._decoder.to_dict(),
-                peers={str(peer): reach[index, peer] for peer in endpoints if peer != index},
+                peers={str(peer): reach[index, peer] for peer in self.endpoints if peer != index},
             )
         self._await("ready")
 
@@ -343,6 +345,7 @@ class Deployment:
             exit_index=results[:, 1],
             label=results[:, 2],
             correct=results[:, 2] == self._labels[starts[:, 0]],
+            start_s=np.asarray((starts[:, 1] - starts[0, 1]) * 1e-9),
             latency_s=np.asarray((results[:, 3] - starts[:, 1]) * 1e-9),
             span_request=spans[:, 0],
             span_kind=spans[:, 1],
@@ -365,23 +368,24 @@ class Deployment:
         tier: int,
         jobs: Sequence[tuple[int, int, bool]],
         *,
+        burst: int = 1,
         gap_s: float = 0.0,
         on_progress: Progress | None = None,
     ) -> NDArray[np.float64]:
-        """Seconds of each job (start, end, branch) in the given order, [jobs].
+        """Seconds of each job (start, end, branch) in the given order, run ``burst`` times, [jobs, burst].
 
-        With ``gap_s`` the agent idles that long before each; without, it runs each once more
+        With ``gap_s`` the agent idles that long before each job; without, it runs each once more
         before it is timed, so that it finds its caches as a busy device does.
         """
         self._begin(expected=0)
-        self._tell(tier, "time", jobs=[list(job) for job in jobs], gap_s=gap_s)
+        self._tell(tier, "time", jobs=[list(job) for job in jobs], burst=burst, gap_s=gap_s)
 
         def tell(values: dict[str, Any]) -> None:
             if on_progress:
                 on_progress(int(values["answered"]), len(jobs))
 
         _, frames = self._await("timed", [tier], tell)[tier]
-        return np.asarray(np.frombuffer(frames[0], dtype="<i8") * 1e-9)
+        return np.asarray(np.frombuffer(frames[0], dtype="<i8").reshape(len(jobs), burst) * 1e-9)
 
     def probe(
         self, sender: int, receiver: int, cut: int, codec: str, *, count: int, gap_s: float

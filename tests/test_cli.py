@@ -1,0 +1,142 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROFILE = str(ROOT / "profiles/resnet20-digits.zip")
+TOPOLOGY = str(ROOT / "configs/topologies/three_tier.yaml")
+
+
+def portend(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "portend.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=120)
+
+
+def test_plan_prints_the_promised_json() -> None:
+    done = portend("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.9", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["status"] == "optimal"
+    assert set(answer["plan"]) == {"cuts", "placement", "thresholds", "codecs"}
+    estimate = answer["estimate"]
+    assert {"mean", "p50", "p95", "p99", "parts"} <= set(estimate["latency_ms"])
+    assert sum(estimate["latency_ms"]["parts"].values()) == pytest.approx(estimate["latency_ms"]["mean"])
+    assert estimate["accuracy"] >= 0.9
+    assert sum(estimate["exit_rates"]) == pytest.approx(1)
+    assert {"edge-only", "base-only", "cloud-only", "Neurosurgeon", "BranchyNet", "best truncated tier"} <= set(
+        answer["baselines"]
+    )
+    assert answer["stats"]["plans"] > 1000
+
+
+def test_planning_loads_no_torch_and_no_sockets() -> None:
+    code = (
+        "import sys; from portend.cli import cli; "
+        f"cli.main(['plan', {PROFILE!r}, '--topology', {TOPOLOGY!r}, '--min-accuracy', '0.9'], standalone_mode=False); "
+        "assert not {'torch', 'zmq', 'msgpack', 'plotly', 'sklearn'} & set(sys.modules), 'too much is loaded'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_hints_and_the_front_reach_the_planner(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    done = portend(
+        "plan", PROFILE, "--topology", TOPOLOGY, "--max-latency", "45 ms", "--exits-per-tier", "2", "--tiers", "0,1",
+        "--keep-input-on", "0", "--thresholds", "0,0.3", "--tier-order", "increasing", "--front", "--out", str(out),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "edge [" in done.stdout
+    answer = json.loads(out.read_text())
+    assert answer["estimate"]["latency_ms"]["mean"] <= 45
+    for point in answer["front"]:
+        assert set(point["plan"]["placement"]) <= {0, 1}
+        assert point["plan"]["placement"][0] == 0
+        assert set(point["plan"]["thresholds"]) <= {0, 0.3}
+
+
+def test_an_infeasible_problem_is_an_answer() -> None:
+    done = portend("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "1", "--json")
+    assert done.returncode == 0
+    answer = json.loads(done.stdout)
+    assert answer["status"] == "infeasible"
+    assert 0.9 < answer["estimate"]["accuracy"] < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plan", PROFILE, "--topology", TOPOLOGY), "--min-accuracy, --max-latency, or both"),
+        (("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "90"), "90"),
+        (("plan", PROFILE, "--topology", TOPOLOGY, "--max-latency", "60"), "no unit"),
+        (
+            ("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.9", "--cuts", "11"),
+            "within 1–10 here, but got [11]",
+        ),
+        (("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.9", "--thresholds", "0,2"), "within 0–1"),
+        (("plan", PROFILE, "--topology", "none.yaml", "--min-accuracy", "0.9"), "there is no file none.yaml"),
+        (("plan", "none.zip", "--topology", TOPOLOGY, "--min-accuracy", "0.9"), "there is no file none.zip"),
+        (("plan", TOPOLOGY, "--topology", TOPOLOGY, "--min-accuracy", "0.9"), "is not a Portend file"),
+        (("compare", PROFILE, PROFILE), "holds a Profile, but a Measurement is needed"),
+        (("run", "none.json", "--checkpoint", "c", "--topology", TOPOLOGY, "--out", "x"), "there is no file none.json"),
+        (("train", "none.yaml", "--out", "x"), "there is no file none.yaml"),
+        (("profile", "none.safetensors", "--out", "x.zip"), "none.safetensors"),
+        (("nonsense",), "No such command"),
+    ],
+)
+def test_bad_input_gets_one_clear_error(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    done = portend(*arguments, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir()), "nothing is left half-written"
+
+
+def test_a_profile_and_a_topology_that_do_not_fit(tmp_path: Path) -> None:
+    topology = tmp_path / "t.yaml"
+    topology.write_text(
+        Path(TOPOLOGY).read_text(encoding="utf-8").replace("device: local", "device: pi", 1), encoding="utf-8"
+    )
+    done = portend("plan", PROFILE, "--topology", str(topology), "--min-accuracy", "0.9")
+    assert done.returncode == 1
+    assert "tier 'edge' names the device 'pi', but the profile has ['local']" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not a plan in JSON"),
+        ("[]", "a plan is a mapping"),
+        ('{"cuts": [3, 2], "placement": [0, 1], "thresholds": [0.1]}', "cuts must increase"),
+        ('{"cuts": [2, 3], "placement": [0, 1], "thresholds": [1.1]}', "thresholds lie within 0–1"),
+        ('{"cuts": ["2"], "placement": [0]}', "a plan's cuts is a list"),
+    ],
+)
+def test_a_plan_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    done = portend("run", str(path), "--checkpoint", "c", "--topology", TOPOLOGY, "--out", str(tmp_path / "x.zip"))
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_help_names_every_command() -> None:
+    done = portend("--help")
+    for command in ("demo", "train", "profile", "plan", "run", "compare", "report"):
+        assert f"portend {command}" in done.stdout
+        assert portend(command, "--help").returncode == 0
+
+
+def test_the_example_plans_from_the_recorded_profile() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/plan_from_profile.py"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "optimal" in done.stdout

@@ -1,0 +1,90 @@
+"""YAML in, values out; every error names the file, the place and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from portend.config import load_topology
+from portend.demo import three_tier
+from portend.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+GOOD = """
+tiers:
+  - {name: edge, device: pi, slowdown: 2, memory: 1 GiB, power: 5 W, price: 0.1 USD/h}
+  - {name: cloud}
+links:
+  - {bandwidth: 10 Mbit/s, propagation_delay: 20 ms, mtu: 9000 B, headers: 0}
+destination: cloud
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "t.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_topology_is_read_in_si_units(tmp_path: Path) -> None:
+    topology = load_topology(written(tmp_path, GOOD))
+    edge, cloud = topology.tiers
+    assert (edge.device, edge.slowdown, edge.memory_bytes, edge.power_w, edge.price_usd_per_hour) == (
+        "pi",
+        2.0,
+        2**30,
+        5.0,
+        0.1,
+    )
+    assert (cloud.device, cloud.slowdown) == ("local", 1.0)
+    link = topology.links[0]
+    assert (link.bandwidth_bps, link.propagation_delay_s, link.mtu_bytes, link.header_bytes) == (1e7, 0.02, 9000, 0)
+    assert (topology.source, topology.destination, topology.name) == (0, 1, "t")
+
+
+def test_the_demo_runs_on_the_topology_that_is_shipped() -> None:
+    assert load_topology(ROOT / "configs/topologies/three_tier.yaml") == three_tier()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("10 Mbit/s", "10 Mbps", r"t\.yaml: links\[0\]\.bandwidth: .*unknown unit 'Mbps'.*Mbit/s"),
+        ("10 Mbit/s", "10", r"links\[0\]\.bandwidth: .*no unit.*10 Mbit/s"),
+        ("20 ms", "-20 ms", r"links\[0\]\.propagation_delay: .*not negative"),
+        ("bandwidth: 10 Mbit/s", "bandwith: 10 Mbit/s", r"links\[0\]: bandwidth is missing; did you mean.*bandwith"),
+        ("slowdown: 2", "slow_down: 2", r"tiers\[0\]\.slow_down: this key is unknown; did you mean 'slowdown'"),
+        ("slowdown: 2", "slowdown: fast", r"tiers\[0\]\.slowdown: a number is needed here, but got 'fast'"),
+        ("slowdown: 2", "slowdown: 0", r"tiers\[0\]: a tier's slowdown is a positive factor"),
+        (
+            "destination: cloud",
+            "destination: moon",
+            r"destination: no tier is called 'moon'; the tiers are edge, cloud",
+        ),
+        ("  - {name: cloud}\n", "", r"a chain of 1 tiers has 0 links, but got 1"),
+        ("  - {name: cloud}\n", "  - {name: edge}\n", r"tier names are unique"),
+        ("headers: 0", "headers: 9000 B", r"links\[0\]: a packet holds its headers"),
+        ("tiers:", "tiers: 3\nx:", r"tiers: a list is needed here, but got 3"),
+        ("{name: cloud}", "cloud", r"tiers\[1\]: a mapping .* but got 'cloud'"),
+        ("destination: cloud", "ingest: post", r"ingest is 'in_process' or 'message'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    text = GOOD.replace(old, new)
+    if "destination" not in old and "name: cloud" in old:
+        text = text.replace("destination: cloud\n", "")
+    with pytest.raises(ConfigError, match=message):
+        load_topology(written(tmp_path, text))
+
+
+def test_files_that_are_no_yaml_mapping(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no file"):
+        load_topology(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_topology(written(tmp_path, "tiers: [a"))
+    with pytest.raises(ConfigError, match="a mapping of keys"):
+        load_topology(written(tmp_path, "- a"))
+    with pytest.raises(ConfigError, match="is not YAML"):  # nothing in a file is executed
+        load_topology(written(tmp_path, "tiers: !!python/object/apply:os.system [id]"))

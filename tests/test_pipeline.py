@@ -1,0 +1,116 @@
+"""The whole path: train, profile, plan, run over real sockets, compare, report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from portend.demo import DemoConfig, DemoResult, run_demo, three_tier
+from portend.errors import DataError
+from portend.models.checkpoint import load_checkpoint
+from portend.models.data import load_dataset, make_splits
+from portend.models.training import TrainingConfig
+from portend.perfmodel.model import PerformanceModel
+from portend.planner.problem import SearchSpace
+from portend.profiling.device import DeviceProfiling
+from portend.profiling.exits import profile_exits
+from portend.storage import load_measurement, load_profile
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> DemoResult:
+    topology = three_tier()
+    for tier, slowdown in enumerate((3.0, 2.0, 1.0)):
+        topology = topology.with_tier(tier, slowdown=slowdown)
+    config = DemoConfig(
+        network="resnet8",
+        input_size=16,
+        samples=40,
+        baseline_samples=6,
+        gap_s=0.01,
+        training=TrainingConfig(epochs=4, batch_size=32, learning_rate=0.1),
+        profiling=DeviceProfiling(repeats=4, idle_repeats=2, message_repeats=3),
+        topology=replace(topology),
+        space=SearchSpace(exits_per_tier=2),
+    )
+    return run_demo(folder, config)
+
+
+def test_everything_is_left_in_the_folder(result: DemoResult, folder: Path) -> None:
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    expected = {"training/checkpoint.safetensors", "profile.zip", "plan.json", "summary.json", "report.html"}
+    assert expected <= names
+    assert "measurements/portend.zip" in names
+    assert not [name for name in names if name.endswith(".tmp")]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["plan"] == result.solution.plan.to_dict()
+    assert summary["verdict"]
+
+
+def test_the_plan_meets_its_bound_and_no_baseline_beats_it(result: DemoResult) -> None:
+    solution = result.solution
+    assert solution.status == "optimal"
+    assert solution.estimate.accuracy >= result.profile.full_accuracy - 0.01 - 1e-12
+    for name, baseline in solution.baselines.items():
+        if baseline.status == "optimal" and name != "BranchyNet":  # its space has other thresholds' exits per tier
+            assert solution.estimate.mean_s <= baseline.estimate.mean_s + 1e-12, name
+
+
+def test_the_run_exits_as_the_scores_of_the_test_split_say(result: DemoResult, folder: Path) -> None:
+    measured = load_measurement(folder / "measurements/portend.zip")
+    dataset = load_dataset("digits:size=16")
+    test = make_splits(dataset, seed=0).test[: len(measured)]
+    backbone = load_checkpoint(folder / "training/checkpoint.safetensors")
+    on_test = replace(result.profile, exits=profile_exits(backbone, dataset, test))
+    replayed = PerformanceModel(on_test, measured.topology)
+    estimate = replayed.estimate(result.solution.plan)
+    assert np.allclose(measured.exit_rates(), estimate.share)
+    assert measured.accuracy == pytest.approx(estimate.accuracy)
+
+
+def test_predicted_and_measured_are_of_the_same_kind(result: DemoResult) -> None:
+    """Not a benchmark: a loaded machine may be slow, but a missing or doubled term would show."""
+    for case in result.comparisons:
+        assert 0.5 < case.estimate.mean_s / case.measurement.mean_s < 1.5, case.name
+        transfer = next(term for term in case.terms if term.name == "transfer")
+        assert transfer.predicted_s == pytest.approx(transfer.measured_s, rel=0.25, abs=0.004), case.name
+
+
+def test_what_was_saved_loads_and_compares_again(result: DemoResult, folder: Path) -> None:
+    profile = load_profile(folder / "profile.zip")
+    assert profile.backbone == result.profile.backbone
+    command = [sys.executable, "-m", "portend.cli"]
+    measured = str(folder / "measurements/portend.zip")
+    done = subprocess.run(
+        [*command, "compare", str(folder / "profile.zip"), measured, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    comparison = json.loads(done.stdout)["comparisons"][0]
+    assert comparison["plan"] == result.solution.plan.to_dict()
+    page = folder / "again.html"
+    done = subprocess.run(
+        [*command, "report", str(folder / "profile.zip"), measured, "--out", str(page)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert page.stat().st_size > 100_000
+
+
+def test_data_that_does_not_fit_the_network_is_refused(result: DemoResult, folder: Path) -> None:
+    backbone = load_checkpoint(folder / "training/checkpoint.safetensors")
+    with pytest.raises(DataError, match="load the data with another size"):
+        profile_exits(backbone, load_dataset("digits:size=32"), np.arange(4))

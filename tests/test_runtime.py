@@ -1,0 +1,361 @@
+"""Agents on real sockets: what is answered, what is measured, and what happens when things break."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from portend.errors import DeploymentError, InvalidValue, MessageError
+from portend.models.checkpoint import load_checkpoint, save_checkpoint
+from portend.models.data import Dataset, load_dataset
+from portend.models.training import evaluate
+from portend.models.zoo import build
+from portend.plan import Plan, takes_exit
+from portend.runtime.codecs import Encoded, Float32, Sample, make_codec
+from portend.runtime.coordinator import Deployment
+from portend.runtime.messages import (
+    Header,
+    pack_control,
+    pack_header,
+    unpack_control,
+    unpack_header,
+    wire_bytes,
+)
+from portend.topology import Link, Tier, Topology
+
+SAMPLES = 24
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_dataset("digits:size=16")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("net") / "net.safetensors"
+    backbone = build("resnet8", in_channels=1, num_classes=10, input_size=16)
+    with torch.no_grad():
+        for branch in backbone.branches:
+            for parameter in branch.parameters():
+                parameter.mul_(10)  # untrained scores lie close to 1; spread them, so that some samples leave early
+    save_checkpoint(backbone, path)
+    return path
+
+
+def chain(*slowdowns: float, delay_s: float = 0.004) -> Topology:
+    link = Link(bandwidth_bps=50e6, propagation_delay_s=delay_s)
+    tiers = tuple(Tier(name=f"t{i}", device="d", slowdown=s) for i, s in enumerate(slowdowns))
+    return Topology(name="chain", tiers=tiers, links=(link,) * (len(tiers) - 1))
+
+
+@pytest.fixture(scope="module")
+def deployment(checkpoint: Path, digits: Dataset) -> Iterator[Deployment]:
+    with Deployment(chain(2.0, 1.5, 1.0), checkpoint, digits.decoder) as running:
+        running.load_samples(list(digits.encoded[:SAMPLES]), digits.labels[:SAMPLES])
+        yield running
+
+
+def children(pid: int) -> set[int]:
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found |= {int(child)} | children(int(child))
+    return found
+
+
+def gone(pids: set[int], within_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        alive = [
+            p for p in pids if Path(f"/proc/{p}/stat").exists() and " Z " not in Path(f"/proc/{p}/stat").read_text()
+        ]
+        if not alive:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+# -- messages and codecs ---------------------------------------------------------------------------
+
+
+def test_a_header_survives_the_wire() -> None:
+    header = Header("result", 7, 12345, 3, 10**18, exit_index=2, label=9, score=0.25)
+    assert unpack_header(pack_header(header)) == header
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_break_the_header_decoder(data: bytes) -> None:
+    try:
+        header = unpack_header(data)
+    except MessageError:
+        return
+    assert header.kind in ("tensor", "result", "credit", "probe")
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(), st.lists, max_leaves=12
+    )
+)
+def test_no_msgpack_value_breaks_the_decoders(value: object) -> None:
+    data = msgpack.packb(value)
+    for decode in (unpack_header, unpack_control):
+        try:
+            decode(data)
+        except MessageError:
+            continue
+
+
+def test_another_protocol_version_is_refused_by_name() -> None:
+    values = msgpack.unpackb(pack_header(Header("credit", 1, 2, 3, 4)))
+    values[0] = 2
+    with pytest.raises(MessageError, match="speaks protocol 1, but got 2"):
+        unpack_header(msgpack.packb(values))
+    with pytest.raises(MessageError, match="protocol 1"):
+        unpack_control(pack_control("run").replace(b"version\x01", b"version\x02"))
+
+
+def test_wire_bytes_count_zmtp_framing() -> None:
+    assert wire_bytes([29]) == 31  # one short frame: flags, length, 29 bytes
+    assert wire_bytes([30, 255, 256]) == 32 + 257 + 265
+
+
+def test_float32_keeps_every_bit_and_refuses_another_size() -> None:
+    tensor = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
+    payload = bytes(Float32().encode(tensor))
+    back = Float32().decode(payload, (3, 4, 5))
+    assert np.array_equal(back, tensor)
+    assert back.flags.writeable
+    with pytest.raises(MessageError, match="240 bytes, but got 239"):
+        Float32().decode(payload[:-1], (3, 4, 5))
+
+
+def test_encoded_sends_the_samples_own_bytes(digits: Dataset) -> None:
+    codec = make_codec("encoded", digits.decoder)
+    sample = Sample(digits.encoded[3], digits.tensors([3])[0])
+    assert bytes(codec.encode(sample)) == digits.encoded[3]
+    assert np.array_equal(codec.decode(digits.encoded[3], (1, 16, 16)), sample.tensor)
+    with pytest.raises(InvalidValue, match="only a sample at cut 0"):
+        Encoded(digits.decoder).encode(sample.tensor)
+    with pytest.raises(InvalidValue, match="codecs are"):
+        make_codec("gzip", digits.decoder)
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+PLANS = [
+    Plan(cuts=(4,), placement=(0,), codecs=(None,)),
+    Plan(cuts=(4,), placement=(2,), codecs=("encoded",)),
+    Plan(cuts=(1, 4), placement=(1, 2), thresholds=(0.0,), codecs=("float32", "float32")),
+    Plan(
+        cuts=(1, 2, 3, 4),
+        placement=(0, 0, 1, 2),
+        thresholds=(0.75, 0.42, 0.74),
+        codecs=(None, None, "float32", "float32"),
+    ),
+    Plan(cuts=(2, 3), placement=(2, 0), thresholds=(0.44,), codecs=("encoded", "float32")),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.describe())
+def test_the_agents_answer_as_a_replay_of_the_scores_does(
+    deployment: Deployment, checkpoint: Path, digits: Dataset, plan: Plan
+) -> None:
+    deployment.deploy(plan)
+    measured = deployment.run()
+
+    backbone = load_checkpoint(checkpoint)
+    score, correct = evaluate(backbone, digits, np.arange(SAMPLES))
+    leaves = np.stack(
+        [takes_exit(score[:, c - 1], t) for c, t in zip(plan.cuts, (*plan.thresholds, np.inf), strict=True)]
+    )
+    expected = leaves.argmax(axis=0)
+    assert measured.sample.tolist() == list(range(SAMPLES))
+    assert measured.exit_index.tolist() == expected.tolist()
+    right = correct[np.arange(SAMPLES), np.array(plan.cuts)[expected] - 1]
+    assert measured.correct.tolist() == right.tolist()
+
+
+def test_every_sample_leaves_the_spans_of_its_way(deployment: Deployment) -> None:
+    plan = PLANS[3]
+    deployment.deploy(plan)
+    measured = deployment.run()
+    assert len(set(measured.exit_index.tolist())) > 1, "the case must exercise more than one exit"
+    for trace in measured.traces():
+        last = trace.exit_index
+        computes = [(s.step, s.tier) for s in trace.spans if s.kind == "compute"]
+        assert computes == [(k, plan.placement[k]) for k in range(last + 1)]
+        hops = [k for k in range(1, last + 1) if plan.placement[k] != plan.placement[k - 1]]
+        back = [len(plan)] if plan.placement[last] != 0 else []
+        for kind, steps in (("encode", hops), ("transfer", hops + back), ("decode", hops + back)):
+            assert [s.step for s in trace.spans if s.kind == kind] == steps
+        assert all(0 <= s.start_s <= s.end_s <= trace.latency_s + 1e-9 for s in trace.spans)
+        assert sum(s.duration_s for s in trace.spans) <= trace.latency_s + 1e-9
+    parts = measured.parts_s()
+    assert sum(parts.values()) == pytest.approx(measured.mean_s)
+    assert 0 <= parts["other"] < 0.1 * measured.mean_s
+
+
+def test_a_hop_takes_at_least_its_propagation_and_transmission(deployment: Deployment) -> None:
+    deployment.deploy(PLANS[1])
+    measured = deployment.run()
+    transfers = [s.duration_s for t in measured.traces() for s in t.spans if s.kind == "transfer" and s.step == 0]
+    size = np.mean([len(data) for data in load_dataset("digits:size=16").encoded[:SAMPLES]])
+    least = deployment.topology.propagation_s()[0, 2] + 0.8 * deployment.topology.transmission_s(size)[0, 2]
+    assert min(transfers) >= least
+
+
+def test_credits_bound_what_is_under_way(deployment: Deployment) -> None:
+    deployment.deploy(PLANS[1])
+    measured = deployment.run(window=3)
+    assert sorted(measured.sample.tolist()) == list(range(SAMPLES))
+    begin = measured.start_s
+    end = begin + measured.latency_s
+    under_way = [int(((begin <= t) & (end > t)).sum()) for t in begin]
+    assert max(under_way) == 3
+    alone = deployment.run(window=1)
+    assert np.all(alone.start_s[1:] >= (alone.start_s + alone.latency_s)[:-1])
+    duration = {m: (m.start_s + m.latency_s).max() for m in (measured, alone)}
+    assert duration[measured] < duration[alone], "more under way must finish sooner"
+
+
+def test_bad_orders_are_refused_before_anything_is_sent(deployment: Deployment) -> None:
+    with pytest.raises(InvalidValue, match="3 tiers"):
+        deployment.deploy(Plan(cuts=(4,), placement=(3,), codecs=("float32",)))
+    with pytest.raises(InvalidValue, match="names a codec"):
+        deployment.deploy(Plan(cuts=(4,), placement=(1,)))
+    with pytest.raises(InvalidValue, match="but the plan says None"):
+        deployment.deploy(Plan(cuts=(4,), placement=(1,), codecs=(None,)))
+    with pytest.raises(InvalidValue, match="but the plan says 'encoded'"):
+        deployment.deploy(Plan(cuts=(1, 4), placement=(0, 1), thresholds=(0.5,), codecs=(None, "encoded")))
+    deployment.deploy(PLANS[0])
+    for wrong in ({"window": 0}, {"samples": [SAMPLES]}, {"window": 2, "gap_s": 0.1}):
+        with pytest.raises(InvalidValue):
+            deployment.run(**wrong)
+
+
+def test_a_cut_beyond_the_network_is_the_agents_error(deployment: Deployment) -> None:
+    with pytest.raises(DeploymentError, match=r"tier 't1' reports: .*4"):
+        deployment.deploy(Plan(cuts=(9,), placement=(1,), codecs=("float32",)))
+    deployment.deploy(PLANS[0])
+    assert len(deployment.run(range(3))) == 3
+
+
+def test_strangers_on_the_data_socket_do_no_harm(checkpoint: Path, digits: Dataset) -> None:
+    import zmq
+
+    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, emulate=False) as running:
+        running.load_samples(list(digits.encoded[:4]), digits.labels[:4])
+        running.deploy(Plan(cuts=(4,), placement=(1,), codecs=("float32",)))
+        context = zmq.Context()
+        endpoint = running.endpoints[1]
+        stranger = context.socket(zmq.PUSH)
+        stranger.connect(f"tcp://{endpoint}")
+        good = pack_header(Header("tensor", 1, 0, 0, time.monotonic_ns()))
+        for frames in (
+            [b""],
+            [b"\x80"],
+            [b"\xc1" * 500],
+            [good],
+            [good, b"short"],
+            [good, b"a", b"b"],
+            [b"x" * 10_000_000],
+        ):
+            stranger.send_multipart(frames)
+        time.sleep(0.3)
+        assert len(running.run()) == 4
+        context.destroy(linger=0)
+
+
+# -- breaking --------------------------------------------------------------------------------------
+
+
+def test_a_killed_agent_is_named_and_nothing_stays_behind(checkpoint: Path, digits: Dataset) -> None:
+    before = children(os.getpid())
+    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder) as running:
+        running.load_samples(list(digits.encoded[:4]), digits.labels[:4])
+        running.deploy(Plan(cuts=(4,), placement=(1,), codecs=("float32",)))
+        everyone = children(os.getpid()) - before
+        os.kill(running.agent_pids[1], signal.SIGKILL)
+        with pytest.raises(DeploymentError, match="tier 't1' ended with exit code -9"):
+            running.run()
+    assert gone(everyone)
+
+
+def test_a_port_in_use_is_named(checkpoint: Path, digits: Dataset) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(DeploymentError, match=f"port {port} of 127.0.0.1 cannot be used"),
+            Deployment(chain(1.0), checkpoint, digits.decoder, port=port),
+        ):
+            pass
+
+
+def test_an_agent_that_does_not_start_is_an_error_with_its_last_words(tmp_path: Path, digits: Dataset) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a checkpoint")
+    before = children(os.getpid())
+    with (
+        pytest.raises(DeploymentError, match=r"tier 't0' reports: .*broken\.safetensors"),
+        Deployment(chain(1.0), broken, digits.decoder),
+    ):
+        pass
+    assert gone(children(os.getpid()) - before)
+    with (
+        pytest.raises(DeploymentError, match="no checkpoint"),
+        Deployment(chain(1.0), tmp_path / "none", digits.decoder),
+    ):
+        pass
+
+
+def test_impossible_deployments_are_refused(checkpoint: Path, digits: Dataset) -> None:
+    with pytest.raises(DeploymentError, match="slowdown below 1"):
+        Deployment(chain(0.5), checkpoint, digits.decoder)
+    far = chain(1.0).with_tier(0, host="192.0.2.1")
+    with pytest.raises(DeploymentError, match=r"192\.0\.2\.1"):
+        Deployment(far, checkpoint, digits.decoder)
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_an_interrupted_run_leaves_no_process_and_no_file(
+    tmp_path: Path, checkpoint: Path, how: signal.Signals, code: int
+) -> None:
+    topology = tmp_path / "t.yaml"
+    topology.write_text(
+        "tiers: [{name: a}, {name: b}]\nlinks: [{bandwidth: 10 Mbit/s, propagation_delay: 200 ms}]\n", encoding="utf-8"
+    )
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(Plan(cuts=(4,), placement=(1,), codecs=("float32",)).to_dict()), encoding="utf-8")
+    out = tmp_path / "out.zip"
+    command = [sys.executable, "-m", "portend.cli", "run", str(plan), "--checkpoint", str(checkpoint)]
+    command += ["--topology", str(topology), "--data", "digits:size=16", "--samples", "400", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(family := children(process.pid)) < 3 and time.monotonic() < deadline:  # two agents and the relay
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code, errors
+    assert len(family) == 3
+    assert gone(family)
+    assert not out.exists()
+    assert "Traceback" not in errors
