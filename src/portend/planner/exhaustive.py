@@ -166,7 +166,15 @@ class _Search:
         self.theta = theta if allowed[1:].any() else theta[:1] * 0.0
         self.used = (self.theta[:, None] > 0) & allowed[None, :]
         """[T, N+1]: whether threshold t is really asked at the branch of cut c."""
+        self.always_used: NDArray[np.bool_] = np.asarray(self.used[:, 1:].all(axis=1))
+        banned = [
+            [0] + [int(tier not in space.block_tiers.get(block, (tier,))) for block in range(1, self.blocks + 1)]
+            for tier in range(self.tiers)
+        ]
+        self.banned_before = np.cumsum(banned, axis=1)
+        """[M, N+1]: blocks before a cut that must not run on a tier."""
         exits = model.profile.exits
+        self.accuracies = exits.accuracies()
         self.bits: BitTables | None = None
         if model.estimator == "sample" and isinstance(exits, SampleExits):
             self.bits = BitTables(exits, self.theta, used=self.used)
@@ -295,12 +303,11 @@ class _Search:
         return reach, accuracy
 
     def _marginal(self, cuts: Ints, row: tuple[int, ...], reach: Floats, accuracy: Floats) -> None:
-        accuracies = self.model.profile.exits.accuracies()
         accuracy[:] = 0.0
         for k in range(cuts.shape[1]):
             if k < len(row):
                 np.minimum(reach[k], 1.0 - self.rates[row[k]][cuts[:, k]], out=reach[k + 1])
-            accuracy += accuracies[cuts[:, k] - 1] * (reach[k] - reach[k + 1])
+            accuracy += self.accuracies[cuts[:, k] - 1] * (reach[k] - reach[k + 1])
 
     def _replay(self, cuts: Ints, row: tuple[int, ...], reach: Floats, accuracy: Floats) -> None:
         assert self.bits is not None
@@ -326,9 +333,8 @@ class _Search:
             bare, full = tables.compute_s[int(k == 0 or tier != sender), :, tier, start, end].T
             np.multiply(reach[:, k], hop + full, out=term)
             for index, row in enumerate(rows if k < length - 1 else ()):
-                unused = ~self.used[row[k], end]
-                if unused.any():
-                    step = hop + np.where(unused, bare, full)
+                if not self.always_used[row[k]]:
+                    step = hop + np.where(self.used[row[k], end], full, bare)
                     np.multiply(reach[index, k], step, out=term[index])
             latency += term
             start, sender, paid = end, tier, self.result_s[tier]
@@ -337,11 +343,7 @@ class _Search:
 
     def _banned(self, tier: int, start: Ints, end: Ints) -> NDArray[np.bool_]:
         """Whether blocks start:end contain one that must not run on the tier."""
-        banned = [0] + [
-            int(tier not in self.space.block_tiers.get(block, (tier,))) for block in range(1, self.blocks + 1)
-        ]
-        before = np.cumsum(banned)
-        return np.asarray(before[end] > before[start])
+        return np.asarray(self.banned_before[tier, end] > self.banned_before[tier, start])
 
 
 def _check_hints(space: SearchSpace, blocks: int, tiers: int) -> None:
