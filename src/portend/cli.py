@@ -291,10 +291,12 @@ def plan(
         del answer["front"]
     if out:
         write_json(answer, out)
-    click.echo(json.dumps(answer) if as_json else str(solution))
+    names = [tier.name for tier in places.tiers]
+    click.echo(json.dumps(answer) if as_json else solution.describe(names))
     if with_front and not as_json:
+        click.echo("  Pareto front:")
         for point in solution.front:
-            name = point.plan.describe([tier.name for tier in places.tiers])
+            name = point.plan.describe(names)
             click.echo(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {name}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -221,6 +221,10 @@ class Solution:
         }
 
     def __str__(self) -> str:
+        return self.describe()
+
+    def describe(self, tier_names: Sequence[str] | None = None) -> str:
+        """Return the answer as a small table: the plan, what it is measured against, and how it was found."""
         lines = [f"{self.problem}: {self.status}"]
         if self.status == "infeasible":
             lines[0] += "; the nearest plan is"
@@ -231,7 +235,7 @@ class Solution:
             note = "" if solution.status == "optimal" else "  (misses the constraint)"
             lines.append(
                 f"  {name:<{width}}  {1e3 * estimate.mean_s:8.2f} ms  {100 * estimate.accuracy:6.2f} %  "
-                f"{solution.plan.describe()}{note}"
+                f"{solution.plan.describe(tier_names)}{note}"
             )
         lines.append(f"  {self.stats.plans:,} plans in {1e3 * self.stats.seconds:.1f} ms ({self.stats.solver})")
         return "\n".join(lines)
