@@ -19,7 +19,7 @@ from portend.analysis import plots
 from portend.analysis.compare import Comparison, agreement, compare
 from portend.analysis.report import ReportData, render_report, write_report
 from portend.analysis.tables import comparison_table, format_error, format_ms, terms_table
-from portend.errors import InvalidValue, MismatchError
+from portend.errors import InvalidValue, MismatchError, StorageError
 from portend.measurement import SPAN_KINDS, Measurement
 from portend.perfmodel.estimate import PARTS, Estimate
 from portend.plan import Plan
@@ -425,7 +425,7 @@ def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match="disk full"):
         write_report(target, report_data(measured=False))
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

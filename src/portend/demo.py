@@ -211,6 +211,8 @@ def _summary(
 
 def verdict(solution: Solution) -> str:
     """Return in one sentence whether the plan beats every baseline that meets the constraints."""
+    if solution.status != "optimal":
+        return "No plan meets the constraints; this one comes nearest."
     best = solution.estimate.mean_s
     rivals = {n: s.estimate.mean_s for n, s in solution.baselines.items() if s.status == "optimal"}
     if not rivals:

@@ -200,7 +200,7 @@ class CodecProfile:
         message_bytes: float64 [N+1]; the whole message on the wire (framing, header, payload).
         encode_repeats_s, decode_repeats_s: float64 [R, N+1]; as they happen: encoding after a
             computation (at cut 0 after idling), decoding by a receiver that the message woke.
-        encode_busy_repeats_s, decode_busy_repeats_s: the same work once more right after.
+        encode_busy_repeats_s, decode_busy_repeats_s: the same work right after, again and again.
         dispatch_repeats_s: float64 [R, N+1]; what the runtime spends on a message of that size
             between the sender's send and the receiver's receive with no link between them.
     """

@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import os
-import tempfile
 import types
 import typing
 import zipfile
@@ -50,24 +49,28 @@ _V = TypeVar("_V")
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder that replaces ``path`` when the block succeeds."""
+    """Give a temporary path in the same folder that replaces ``path`` when the block succeeds.
+
+    The folder is made where it is missing; on any failure the temporary file is removed.
+
+    Raises:
+        StorageError: the folder cannot be written, or the disk is full.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(f"{target} is a folder")
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {target} ({error}); check that its folder may be written and has room"
+        ) from None
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(text: str, path: str | Path) -> None:

@@ -6,8 +6,6 @@ browser to load anything else. All texts are escaped.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -22,6 +20,7 @@ from portend.analysis.tables import format_error, format_ms, format_rates, forma
 from portend.errors import InvalidValue
 from portend.perfmodel.estimate import PARTS, Estimate
 from portend.profile import Profile, SampleExits
+from portend.storage import write_text
 from portend.topology import Topology
 from portend.units import format_bandwidth, format_time
 
@@ -82,21 +81,10 @@ class ReportData:
         return [tier.name for tier in self.topology.tiers]
 
 
-def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
+def write_report(path: str | Path, data: ReportData) -> Path:
     """Write the report to ``path``, whole or not at all, and return the path."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    text = render_report(data)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return target
+    write_text(render_report(data), path)
+    return Path(path)
 
 
 def render_report(data: ReportData) -> str:

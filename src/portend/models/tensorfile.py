@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from portend.errors import StorageError
+from portend.storage import atomic_path
 
-__all__ = ["read_tensors", "replace_file", "tensors_sha256", "write_tensors"]
+__all__ = ["read_tensors", "tensors_sha256", "write_tensors"]
 
 _DOCUMENT, _DIGEST = "portend", "portend_sha256"
 _REMEDY = "copy it again from its source, or train again"
@@ -35,26 +34,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], document: Map
         _DOCUMENT: json.dumps(document, sort_keys=True),
         _DIGEST: tensors_sha256(contents),
     }
-    with replace_file(path) as temporary:
-        save_file(contents, temporary, metadata=metadata)
-
-
-@contextmanager
-def replace_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; move it there on success, remove it on any failure.
-
-    Raises:
-        StorageError: the folder is missing or cannot be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(target)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write {target} ({error}); check that its folder exists and has room") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        try:
+            save_file(contents, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise StorageError(f"cannot write {path} ({error}); check that its folder has room") from None
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

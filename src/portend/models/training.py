@@ -30,7 +30,8 @@ from portend.models.backbone import Backbone
 from portend.models.checkpoint import save_checkpoint
 from portend.models.data import Dataset, Splits
 from portend.models.exits import normalized_entropy
-from portend.models.tensorfile import read_tensors, replace_file, write_tensors
+from portend.models.tensorfile import read_tensors, write_tensors
+from portend.storage import atomic_path
 
 __all__ = [
     "CIFAR10_TRAINING",
@@ -412,7 +413,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_history(path: Path, history: list[EpochRecord]) -> None:
-    with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["epoch", "loss", "seconds", *(f"accuracy_{i + 1}" for i in range(len(history[0].accuracies)))])
         for record in history:

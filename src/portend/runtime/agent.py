@@ -57,12 +57,17 @@ def wait_until(moment_ns: int) -> int:
     return now
 
 
-def _busy_ns(work: Callable[[], object], times: int = 20) -> int:
-    """Nanoseconds that work takes which has just been done: the mean over some times, for it may take microseconds."""
-    began = time.monotonic_ns()
-    for _ in range(times):
+def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_000) -> int:
+    """Nanoseconds that work takes which has just been done.
+
+    The mean over some times, for it may take microseconds; fewer times where it takes long.
+    """
+    began = now = time.monotonic_ns()
+    done = 0
+    while done < times and now - began < limit_ns:
         work()
-    return (time.monotonic_ns() - began) // times
+        done, now = done + 1, time.monotonic_ns()
+    return (now - began) // done
 
 
 class _Deployed:
@@ -234,6 +239,7 @@ class Agent:
         tensor = None if cut < 0 else self._inputs(cut)
         for request in range(int(values["count"])):
             wait_until(time.monotonic_ns() + int(1e9 * values["gap_s"]))
+            self._tell("progress", answered=request)
             if tensor is None:
                 self._post(int(values["to"]), "probe", request, 0, None)
                 continue

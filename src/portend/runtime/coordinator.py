@@ -264,10 +264,12 @@ class Deployment:
             )
         senders = (self.topology.source, *plan.placement[:-1])
         for step, (sender, tier, codec) in enumerate(zip(senders, plan.placement, plan.codecs, strict=True)):
-            if sender != tier and codec not in (CODECS if step == 0 else CODECS[:1]):
+            by_message = sender != tier or (step == 0 and self.topology.ingest == "message")
+            usable = tuple(name for name in CODECS if step == 0 or name != "encoded")
+            if by_message and codec not in usable:
                 raise InvalidValue(
-                    f"partition {step} is reached over the network by one of "
-                    f"{CODECS if step == 0 else CODECS[:1]}, but the plan says {codec!r}"
+                    f"partition {step} takes its tensor by one of the codecs {', '.join(usable)}, "
+                    f"but the plan says {codec!r}"
                 )
         for tier in self._processes:
             self._tell(tier, "deploy", plan=plan.to_dict())
@@ -393,7 +395,7 @@ class Deployment:
         """Send ``count`` messages of a cut (-1: results), ``gap_s`` apart.
 
         Returns seconds [count] of ``encode``, ``transfer``, ``decode``, and of ``encode busy`` and
-        ``decode busy``: the same work once more right after.
+        ``decode busy``: the same work right after, the mean of up to 20 times.
         """
         self._begin(expected=count + 1)
         self._tell(receiver, "expect", cut=max(cut, 0), codec=codec)
