@@ -140,3 +140,41 @@ def test_the_example_plans_from_the_recorded_profile() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "optimal" in done.stdout
+
+
+def test_by_default_no_baseline_beats_the_plan() -> None:
+    done = portend("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.97", "--json")
+    answer = json.loads(done.stdout)
+    best = answer["estimate"]["latency_ms"]["mean"]
+    for name, baseline in answer["baselines"].items():
+        if baseline["status"] == "optimal":
+            assert best <= baseline["estimate"]["latency_ms"]["mean"] + 1e-9, name
+    narrow = portend("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.97", "--exits-per-tier", "1")
+    assert "better, but outside the hints" in narrow.stdout
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        (
+            "{epochs: 1.5, batch_size: 32, learning_rate: 0.1}",
+            "training.epochs: a whole number is needed here, but got 1.5",
+        ),
+        ("{epochs: 1, batch_size: 32, learning_rate: true}", "training.learning_rate: a number is needed"),
+        ("{epochs: 1, batch_size: 32}", "learning_rate is missing"),
+        (
+            "{epoch: 1, batch_size: 32, learning_rate: 0.1}",
+            "epochs is missing; did you mean 'epochs' where it says 'epoch'?",
+        ),
+        ("{epochs: 0, batch_size: 32, learning_rate: 0.1}", "epochs is at least 1, but got 0"),
+        ("3", "training: a mapping of keys to values is needed"),
+    ],
+)
+def test_a_training_section_that_is_wrong(tmp_path: Path, training: str, message: str) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"network: resnet8\ndata: digits\ntraining: {training}\n", encoding="utf-8")
+    done = portend("train", str(config), "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import SearchSpace
 from portend.profiling.device import DeviceProfiling
 from portend.profiling.exits import profile_exits
-from portend.storage import load_measurement, load_profile
+from portend.storage import load_measurement, load_profile, save
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +114,43 @@ def test_data_that_does_not_fit_the_network_is_refused(result: DemoResult, folde
     backbone = load_checkpoint(folder / "training/checkpoint.safetensors")
     with pytest.raises(DataError, match="load the data with another size"):
         profile_exits(backbone, load_dataset("digits:size=32"), np.arange(4))
+
+
+def test_runs_and_profiles_of_different_weights_or_conditions_are_not_compared(
+    result: DemoResult, folder: Path, tmp_path: Path
+) -> None:
+    measured = load_measurement(folder / "measurements/portend.zip")
+    cases = {
+        "other weights": dict(measured.provenance) | {"weights_sha256": "0" * 64},
+        "4 samples under way": dict(measured.provenance) | {"window": "4"},
+    }
+    for message, provenance in cases.items():
+        save(replace(measured, provenance=provenance), tmp_path / "m.zip")
+        command = [sys.executable, "-m", "portend.cli", "compare", str(folder / "profile.zip"), str(tmp_path / "m.zip")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert message in done.stderr
+
+
+def test_a_checkpoint_keeps_the_seed_of_its_splits(result: DemoResult, folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "portend.cli", "profile", str(folder / "training/checkpoint.safetensors")]
+    done = subprocess.run(
+        [*command, "--seed", "7", "--out", str(tmp_path / "p.zip")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "splits of seed 0" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_of_a_larger_network_is_refused_before_anything_starts(
+    result: DemoResult, folder: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"cuts": [9], "placement": [0], "codecs": [null]}', encoding="utf-8")
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "portend.cli", "run", str(plan), "--out", str(tmp_path / "m.zip")]
+    command += ["--checkpoint", str(folder / "training/checkpoint.safetensors")]
+    command += ["--topology", str(root / "configs/topologies/three_tier.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "resnet8 has the cuts 1–4, but" in done.stderr

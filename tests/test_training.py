@@ -120,7 +120,7 @@ def test_the_state_of_another_run_is_refused(digits: Dataset, splits: Splits, tm
         "splits": (network(), make_splits(digits, seed=9), config),
     }
     backbone, other_splits, other_config = other[change]
-    with pytest.raises(TrainingError, match=r"state\.safetensors belongs to another .* resume=False"):
+    with pytest.raises(TrainingError, match=r"state\.safetensors belongs to another .* --restart"):
         train(backbone, digits, other_splits, other_config, tmp_path)
     train(backbone, digits, other_splits, other_config, tmp_path, resume=False)
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from portend.errors import ConfigError, InvalidValue, PortendError
+from portend.errors import ConfigError, InvalidValue, MismatchError, PortendError
 from portend.units import parse
 
 if TYPE_CHECKING:
+    from portend.config import Section
     from portend.models.data import Dataset
     from portend.plan import Plan
 
 __all__ = ["cli", "main"]
 
 Tell = Callable[[str, int, int], None]
+
+_MANY_PLANS = 20_000_000
 
 
 class _Numbers(click.ParamType[Any]):
@@ -116,7 +121,9 @@ _data = click.option(
     default=None,
     help="digits, parquet:FOLDER or cifar10:FOLDER; default: what the checkpoint was trained on.",
 )
-_seed = click.option("--seed", default=0, show_default=True, help="Seed of the train, profiling and test splits.")
+_seed = click.option(
+    "--seed", type=click.IntRange(0), help="Seed of the splits; default: the one that the checkpoint was trained with."
+)
 _topology = click.option(
     "--topology", required=True, type=click.Path(dir_okay=False), help="YAML file with tiers and links."
 )
@@ -173,7 +180,7 @@ def train(config: str, out: str, restart: bool) -> None:
     network, data = root.get("network", str), root.get("data", str)
     options = root.get("options", dict, {})
     seed = root.get("seed", int, 0)
-    values = root.get("training", dict)
+    values = _training(root.section("training"))
     root.done()
 
     from portend.models.data import load_dataset, make_splits
@@ -183,7 +190,7 @@ def train(config: str, out: str, restart: bool) -> None:
 
     try:
         training = TrainingConfig(**values)
-        backbone = build(network, **options)
+        backbone = build(network, **{str(name): value for name, value in options.items()})
     except (TypeError, InvalidValue) as error:
         raise ConfigError(f"{config}: {error}") from None
     dataset = load_dataset(data)
@@ -199,15 +206,29 @@ def train(config: str, out: str, restart: bool) -> None:
     click.echo(f"{result.checkpoint}\naccuracy of each branch on the profiling split, %: {shown}")
 
 
+def _training(section: Section) -> dict[str, Any]:
+    """The ``training`` section of a configuration: the fields of TrainingConfig, with their kinds."""
+    kinds = {"epochs": int, "batch_size": int, "learning_rate": float, "weight_decay": float, "seed": int}
+    kinds |= {"augment": str, "precision": str, "threads": int}
+    required = ("epochs", "batch_size", "learning_rate")
+    values: dict[str, Any] = {
+        key: section.get(key, kind) for key, kind in kinds.items() if section.has(key) or key in required
+    }
+    section.done()
+    return values
+
+
 @cli.command()
 @click.argument("checkpoint", type=click.Path(dir_okay=False))
 @_data
 @_seed
 @click.option("--device", default="local", show_default=True, help="Name that topologies give to this machine.")
-@click.option("--threads", default=1, show_default=True, help="Compute threads.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Compute threads.")
 @click.option("--gap", type=_Time(), default="50 ms", show_default=True, help="Idle time of the traffic to predict.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Profile file to write (.zip).")
-def profile(checkpoint: str, data: str | None, seed: int, device: str, threads: int, gap: float, out: str) -> None:
+def profile(
+    checkpoint: str, data: str | None, seed: int | None, device: str, threads: int, gap: float, out: str
+) -> None:
     """Measure how samples exit and what this machine needs for CHECKPOINT."""
     from portend.models.checkpoint import load_checkpoint
     from portend.models.data import make_splits
@@ -216,21 +237,33 @@ def profile(checkpoint: str, data: str | None, seed: int, device: str, threads: 
     from portend.profiling.exits import profile_exits
     from portend.storage import save
 
-    dataset = _dataset(checkpoint, data)
+    _check_writable(out)
+    dataset, chosen = _dataset(checkpoint, data, seed)
     backbone = load_checkpoint(checkpoint)
     with _progress() as tell:
-        indices = make_splits(dataset, seed=seed).profiling
+        indices = make_splits(dataset, seed=chosen).profiling
         exits = profile_exits(backbone, dataset, indices, on_progress=lambda *at: tell("exits", *at))
         measured = profile_device(
             device, checkpoint, dataset, DeviceProfiling(threads=threads, gap_s=gap), on_progress=tell
         )
-    provenance = {"data": dataset.name, "seed": str(seed), "split": f"profiling, {exits.samples} samples"}
+    provenance = {"data": dataset.name, "seed": str(chosen), "split": f"profiling, {exits.samples} samples"}
     save(Profile(backbone=backbone.spec(), exits=exits, devices={device: measured}, provenance=provenance), out)
     click.echo(f"{out}: {backbone.name}, {exits.samples} samples, device {device!r}")
 
 
-def _dataset(checkpoint: str, data: str | None) -> Dataset:
-    """The data set named, or the one that the checkpoint was trained on, with the checkpoint's decoder."""
+def _check_writable(out: str) -> None:
+    """Refuse an output path now that could not be written after minutes of work."""
+    folder = Path(out).resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ConfigError(
+            f"{out} cannot be written: {folder} is not a folder that may be written; choose another --out"
+        )
+
+
+def _dataset(checkpoint: str, data: str | None, seed: int | None) -> tuple[Dataset, int]:
+    """The data set named, or the one that the checkpoint was trained on, with its decoder; and the splits' seed."""
     from portend.models.checkpoint import read_provenance
     from portend.models.data import load_dataset
     from portend.models.decoding import InputDecoder
@@ -239,12 +272,16 @@ def _dataset(checkpoint: str, data: str | None) -> Dataset:
     name = data or provenance.get("dataset")
     if not name:
         raise ConfigError(f"{checkpoint} does not say what it was trained on; give --data")
+    trained = int(provenance.get("split_seed", seed or 0))
+    if seed not in (None, trained):
+        raise ConfigError(
+            f"{checkpoint} was trained on the splits of seed {trained}; with seed {seed} it would be tested on its own "
+            "training samples; leave --seed out"
+        )
     dataset = load_dataset(name)
-    if "decoder" not in provenance:
-        return dataset
-    from dataclasses import replace
-
-    return replace(dataset, decoder=InputDecoder.from_dict(json.loads(provenance["decoder"])))
+    if "decoder" in provenance:
+        dataset = replace(dataset, decoder=InputDecoder.from_dict(json.loads(provenance["decoder"])))
+    return dataset, trained
 
 
 @cli.command()
@@ -261,7 +298,11 @@ def _dataset(checkpoint: str, data: str | None) -> Dataset:
 @click.option("--tiers", type=_Numbers(int), help="Tiers that may be used, counted from 0.")
 @click.option("--keep-input-on", type=int, help="Tier that raw input must not leave (block 1 runs there).")
 @click.option("--max-partitions", type=click.IntRange(1), help="Most partitions.")
-@click.option("--exits-per-tier", type=click.IntRange(1), default=1, show_default=True, help="Partitions on one tier.")
+@click.option(
+    "--exits-per-tier",
+    type=click.IntRange(1),
+    help="Most partitions (each with its exit) on one tier; default: 2 if at most 20 million plans result, else 1.",
+)
 @click.option("--tier-order", type=click.Choice(["any", "increasing"]), default="any", show_default=True)
 @click.option("--no-truncation", is_flag=True, help="Always keep the last blocks.")
 @click.option("--front", "with_front", is_flag=True, help="Also give the whole Pareto front.")
@@ -269,11 +310,16 @@ def _dataset(checkpoint: str, data: str | None) -> Dataset:
 @_json
 def plan(
     profile: str, topology: str, min_accuracy: float | None, max_latency: float | None, estimator: Any,
-    with_front: bool, out: str | None, as_json: bool, **hints: Any,
+    exits_per_tier: int | None, with_front: bool, out: str | None, as_json: bool, **hints: Any,
 ) -> None:  # fmt: skip
-    """Find the proven best plan for PROFILE on a topology, and what it beats."""
+    """Find the proven best plan for PROFILE on a topology, and what it beats.
+
+    In the answer, [1–4] are blocks counted from 1, and η<0.3 means that samples with a normalized entropy
+    below 0.3 leave there. The baselines are fixed ways of deployment; they do not follow the hints.
+    """
     from portend.config import load_topology
     from portend.perfmodel.model import PerformanceModel
+    from portend.planner.exhaustive import count_plans
     from portend.planner.problem import Problem, accuracy, latency
     from portend.planner.solve import solve
     from portend.storage import load_profile, write_json
@@ -283,9 +329,13 @@ def plan(
     bounds = [] if min_accuracy is None else [accuracy >= min_accuracy]
     bounds += [] if max_latency is None else [latency <= max_latency]
     goal = {"minimize": latency} if min_accuracy is not None else {"maximize": accuracy}
-    problem = Problem(**goal, subject_to=tuple(bounds), space=_space(**hints))
     places = load_topology(topology)
-    solution = solve(problem, PerformanceModel(load_profile(profile), places, estimator=estimator))
+    model = PerformanceModel(load_profile(profile), places, estimator=estimator)
+    space = _space(**hints)
+    if exits_per_tier is None:
+        wider = replace(space, exits_per_tier=2)
+        space = wider if count_plans(wider, model) <= _MANY_PLANS else space
+    solution = solve(Problem(**goal, subject_to=tuple(bounds), space=space), model)
     answer = solution.to_dict()
     if not with_front:
         del answer["front"]
@@ -306,8 +356,10 @@ def _space(
 ) -> Any:  # fmt: skip
     from portend.planner.problem import DEFAULT_THRESHOLDS, SearchSpace
 
+    if no_exits and (exits or thresholds):
+        raise click.UsageError("--no-exits goes with neither --exits nor --thresholds")
     return SearchSpace(
-        thresholds=(0.0,) if no_exits else thresholds or DEFAULT_THRESHOLDS,
+        thresholds=(0.0,) if no_exits else DEFAULT_THRESHOLDS if thresholds is None else thresholds,
         exits=() if no_exits else exits,
         block_tiers={} if keep_input_on is None else {1: (keep_input_on,)},
         truncation=not no_truncation,
@@ -316,6 +368,7 @@ def _space(
 
 
 def _read_plan(path: str) -> Plan:
+    """The plan in a JSON file: what `portend plan --out` wrote, or a plan alone."""
     from portend.plan import Plan
 
     try:
@@ -324,6 +377,8 @@ def _read_plan(path: str) -> Plan:
         raise ConfigError(f"there is no file {path}; make one with `portend plan --out`") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not a plan in JSON ({error})") from None
+    if isinstance(document, dict) and document.get("status") == "infeasible":
+        click.echo(f"note: {path} misses its constraints: {document.get('problem')}", err=True)
     try:
         return Plan.from_dict(document.get("plan", document) if isinstance(document, dict) else document)
     except InvalidValue as error:
@@ -342,11 +397,11 @@ def _read_plan(path: str) -> Plan:
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="Control port; 0: any free one."
 )
-@click.option("--threads", default=1, show_default=True, help="Compute threads of each agent.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Compute threads of each agent.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Measurement file to write (.zip).")
 @_json
 def run(
-    plan: str, checkpoint: str, topology: str, data: str | None, seed: int, samples: int, window: int,
+    plan: str, checkpoint: str, topology: str, data: str | None, seed: int | None, samples: int, window: int,
     gap: float | None, port: int, threads: int, out: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Run PLAN (JSON) over agents on this machine and emulated links; write the raw traces."""
@@ -354,12 +409,25 @@ def run(
 
     chosen, places = _read_plan(plan), load_topology(topology)
 
+    from portend.models.checkpoint import load_checkpoint
     from portend.models.data import make_splits
     from portend.runtime.coordinator import Deployment
     from portend.storage import save
 
-    dataset = _dataset(checkpoint, data)
-    test = make_splits(dataset, seed=seed).test[:samples]
+    _check_writable(out)
+    network = load_checkpoint(checkpoint)
+    if chosen.cuts[-1] > len(network.blocks):
+        raise MismatchError(
+            f"{network.name} has the cuts 1–{len(network.blocks)}, but {plan} cuts at {chosen.cuts}; "
+            "plan with this network's profile"
+        )
+    if max(chosen.placement) >= len(places.tiers):
+        raise MismatchError(
+            f"{topology} has {len(places.tiers)} tiers, but {plan} places on {chosen.placement}; "
+            "plan with this topology"
+        )
+    dataset, trained = _dataset(checkpoint, data, seed)
+    test = make_splits(dataset, seed=trained).test[:samples]
     with (
         _progress(quiet=as_json) as tell,
         Deployment(places, checkpoint, dataset.decoder, threads=threads, port=port) as deployment,
@@ -399,7 +467,22 @@ def _compared(profile: str, measurements: tuple[str, ...], level: float) -> Any:
     loaded, cases = load_profile(profile), {}
     for path in measurements:
         measured = load_measurement(path)
-        cases[Path(path).stem] = (PerformanceModel(loaded, measured.topology).estimate(measured.plan), measured)
+        weights, ours = measured.provenance.get("weights_sha256"), loaded.backbone.weights_sha256
+        if weights and ours and weights != ours:
+            raise MismatchError(
+                f"{path} measures {measured.provenance.get('network')} with other weights than {profile} was made of "
+                f"({loaded.backbone.name}); compare runs and profiles of one checkpoint"
+            )
+        if measured.provenance.get("window", "1") != "1":
+            raise MismatchError(
+                f"{path} was measured with {measured.provenance['window']} samples under way, but the model predicts "
+                "one at a time; run it with --window 1"
+            )
+        stem = Path(path).stem
+        cases[path if stem in cases else stem] = (
+            PerformanceModel(loaded, measured.topology).estimate(measured.plan),
+            measured,
+        )
     return loaded, compare_cases(cases, level)
 
 

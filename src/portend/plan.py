@@ -109,7 +109,8 @@ class Plan:
         for name, kind in kinds.items():
             items = values.get(name, [] if name in ("thresholds", "codecs") else None)
             if not isinstance(items, list) or any(not isinstance(x, kind) or isinstance(x, bool) for x in items):  # type: ignore[arg-type]
-                raise InvalidValue(f"a plan's {name} is a list, but got {items!r:.60}")
+                what = {"thresholds": "numbers", "codecs": "names or null"}.get(name, "whole numbers")
+                raise InvalidValue(f"a plan's {name} is a list of {what}, but got {items!r:.60}")
         return cls(
             cuts=tuple(values["cuts"]),
             placement=tuple(values["placement"]),

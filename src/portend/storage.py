@@ -141,7 +141,7 @@ def _load(archive: zipfile.ZipFile, path: Path, kind: type[_V]) -> _V:
         if document.get("format") != "portend":
             raise StorageError(f"{path} is not a Portend file")
         version, found = document["version"], document["kind"]
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
             raise StorageError(
                 f"{path} has format version {version}, but this Portend reads up to {FORMAT_VERSION}; upgrade Portend"
             )

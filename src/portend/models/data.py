@@ -90,11 +90,15 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Splits:
-    """Disjoint, sorted, non-empty int64 indices of the samples for training, exit profiling and final test."""
+    """Disjoint, sorted, non-empty int64 indices of the samples for training, exit profiling and final test.
+
+    ``seed``: of the draw; kept with a checkpoint, so that nobody tests on its training samples.
+    """
 
     train: Indices
     profiling: Indices
     test: Indices
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "profiling", "test"):
@@ -122,6 +126,8 @@ def make_splits(
     Raises:
         InvalidValue: a size is not positive, or the two leave nothing to draw from or to train on.
     """
+    if seed < 0:
+        raise InvalidValue(f"a seed is not negative, but got {seed}")
     everything = np.arange(len(dataset), dtype=np.int64)
     pool, to_spare, default = everything, 1, -(-everything.size // 4)
     if dataset.own_test is not None:
@@ -136,7 +142,7 @@ def make_splits(
     chosen = _stratified(dataset.labels, pool, counts[0], rng)
     tested = _stratified(dataset.labels, np.setdiff1d(pool, chosen), counts[1], rng)
     drawn = np.concatenate([chosen, tested]) if dataset.own_test is None else pool
-    return Splits(train=np.setdiff1d(everything, drawn), profiling=chosen, test=tested)
+    return Splits(train=np.setdiff1d(everything, drawn), profiling=chosen, test=tested, seed=seed)
 
 
 def _count(size: float | None, total: int, default: int) -> int:

@@ -180,6 +180,8 @@ def train(
         "torch": str(torch.__version__),
     }
     checkpoint = folder / "checkpoint.safetensors"
+    if splits.seed is not None:
+        provenance["split_seed"] = str(splits.seed)
     save_checkpoint(backbone, checkpoint, provenance=provenance)
     return TrainingResult(
         checkpoint=checkpoint, history=tuple(run.history), accuracies=tuple(correct.mean(axis=0).tolist())
@@ -348,7 +350,8 @@ class _Run:
         """Return the epochs of a state; the digest vouches for its contents once kind and version are right."""
         if document is None or (document.get("kind"), document.get("version")) != (_STATE_KIND, _STATE_VERSION):
             raise StorageError(
-                f"{self.state_path} is not a training state of this version; remove it, or train with resume=False"
+                f"{self.state_path} is not a training state of this version; "
+                "remove it, or start over (resume=False, --restart)"
             )
         there = document["identity"]
         differing = [key for key, value in self.identity.items() if there.get(key) != value]
@@ -356,7 +359,7 @@ class _Run:
             pairs = "; ".join(f"{key}: {there.get(key)} there, {self.identity[key]} here" for key in differing)
             raise TrainingError(
                 f"{self.state_path} belongs to another training run ({pairs}); "
-                "choose another directory, or train with resume=False to start over"
+                "choose another folder, or start over (resume=False, --restart)"
             )
         return list(document["history"])
 

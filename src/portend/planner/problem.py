@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from portend.errors import InvalidValue
 from portend.perfmodel.estimate import Estimate
 from portend.plan import Plan
+from portend.units import format_time
 
 __all__ = [
     "DEFAULT_THRESHOLDS",
@@ -51,7 +52,8 @@ class Constraint:
     bound: float
 
     def __str__(self) -> str:
-        return f"{self.metric.name} {'≤' if self.sense == '<=' else '≥'} {self.bound:g} {self.metric.unit}".rstrip()
+        bound = format_time(self.bound) if self.metric.unit == "s" else f"{self.bound:g}"
+        return f"{self.metric.name} {'≤' if self.sense == '<=' else '≥'} {bound}"
 
 
 latency: Final = Metric("latency", "s")
@@ -223,6 +225,12 @@ class Solution:
     def __str__(self) -> str:
         return self.describe()
 
+    def _better(self, other: Estimate) -> bool:
+        """Whether another feasible estimate beats the plan's, which only a plan outside the space can."""
+        if self.problem.minimize:
+            return other.mean_s < self.estimate.mean_s * (1 - 1e-9)
+        return other.accuracy > self.estimate.accuracy + 1e-9
+
     def describe(self, tier_names: Sequence[str] | None = None) -> str:
         """Return the answer as a small table: the plan, what it is measured against, and how it was found."""
         lines = [f"{self.problem}: {self.status}"]
@@ -233,6 +241,8 @@ class Solution:
         for name, solution in rows.items():
             estimate = solution.estimate
             note = "" if solution.status == "optimal" else "  (misses the constraint)"
+            if solution.status == self.status == "optimal" and self._better(estimate):
+                note = "  (better, but outside the hints: allow it, such as more exits per tier)"
             lines.append(
                 f"  {name:<{width}}  {1e3 * estimate.mean_s:8.2f} ms  {100 * estimate.accuracy:6.2f} %  "
                 f"{solution.plan.describe(tier_names)}{note}"

@@ -191,12 +191,13 @@ class Agent:
         self._ingest_by_message = values["ingest"] == "message"
         self._executor = TorchExecutor(values["checkpoint"], threads=int(values["threads"]))
         self._decoder = InputDecoder.from_dict(values["decoder"])
-        self._shapes = self._executor.backbone.spec().cut_shapes
         for peer, endpoint in values["peers"].items():
             socket = self._socket(zmq.PUSH)
             socket.connect(f"tcp://{endpoint}")
             self._peers[int(peer)] = socket
-        self._tell("ready")
+        spec = self._executor.backbone.spec()
+        self._shapes = spec.cut_shapes
+        self._tell("ready", network=spec.name, weights_sha256=spec.weights_sha256)
 
     def _on_samples(self, _: dict[str, Any], frames: list[bytes]) -> None:
         self._samples = [Sample(data, self._decoder.decode(data)) for data in frames]

@@ -66,11 +66,15 @@ class Deployment:
     ) -> None:
         remote = sorted({tier.host for tier in topology.tiers} - {"127.0.0.1", "localhost"})
         if remote:
-            raise DeploymentError(f"agents run as processes of this machine, but the topology names the hosts {remote}")
+            raise DeploymentError(
+                f"agents run as processes of this machine, but the topology names the hosts {remote}; "
+                "leave `host` out, or set it to 127.0.0.1"
+            )
         fast = [tier.name for tier in topology.tiers if tier.slowdown < 1]
         if fast:
             raise DeploymentError(
-                f"this machine cannot run tiers faster than itself, but {fast} have a slowdown below 1"
+                f"this machine cannot run tiers faster than itself, but {fast} have a slowdown below 1; "
+                "raise all slowdowns by one factor"
             )
         self.topology = topology
         self._checkpoint = Path(checkpoint)
@@ -135,7 +139,8 @@ class Deployment:
                 decoder=self._decoder.to_dict(),
                 peers={str(peer): reach[index, peer] for peer in self.endpoints if peer != index},
             )
-        self._await("ready")
+        ready, _ = self._await("ready")[self.topology.source]
+        self._network = {key: str(ready[key]) for key in ("network", "weights_sha256")}
 
     def _spawn(self, tier: int, control: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "portend.runtime.agent", "--tier", str(tier), "--control", control]
@@ -356,7 +361,8 @@ class Deployment:
             span_start_s=(spans[:, 4] - begin) * 1e-9,
             span_end_s=(spans[:, 5] - begin) * 1e-9,
             provenance={
-                "network": "emulated by relay" if self._emulate else "direct",
+                **self._network,
+                "links": "emulated by relay" if self._emulate else "direct",
                 "window": str(window),
                 "gap_s": str(gap_s),
                 "threads": str(self._threads),
