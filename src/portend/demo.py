@@ -55,7 +55,8 @@ class DemoConfig:
 
     Attributes:
         drop: accuracy that may be given up against the whole network, as a share.
-        samples, baseline_samples: test samples for the chosen plan and for each baseline.
+        samples, exit_samples, plain_samples: test samples for the chosen plan, for each other plan
+            with early exits, and for plans without: where samples differ in latency, a mean needs more.
         gap_s: idle time before each sample, in the profile and in the runs.
         training, profiling, topology, space: see their types.
     """
@@ -64,8 +65,9 @@ class DemoConfig:
     input_size: int = 32
     seed: int = 0
     drop: float = 0.01
-    samples: int = 240
-    baseline_samples: int = 60
+    samples: int = 360
+    exit_samples: int = 200
+    plain_samples: int = 40
     gap_s: float = 0.05
     training: TrainingConfig = DIGITS_TRAINING
     profiling: DeviceProfiling = field(default_factory=DeviceProfiling)
@@ -169,14 +171,16 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
 def _measure(plans: Mapping[str, Plan], checkpoint: Path, config: DemoConfig, tell: Tell) -> dict[str, Measurement]:
     """Run each plan once over the first test samples; plans that are the same share one run."""
     dataset = load_dataset(f"digits:size={config.input_size}")
-    test = make_splits(dataset, seed=config.seed).test[: max(config.samples, config.baseline_samples)]
+    test = make_splits(dataset, seed=config.seed).test[: config.samples]
     done: dict[Plan, Measurement] = {}
     with Deployment(config.topology, checkpoint, dataset.decoder) as deployment:
         deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])
         for name, plan in plans.items():
             if plan in done:
                 continue
-            count = min(config.samples if not done else config.baseline_samples, len(test))
+            early = any(threshold > 0 for threshold in plan.thresholds)
+            wanted = config.samples if not done else config.exit_samples if early else config.plain_samples
+            count = min(wanted, len(test))
             deployment.deploy(plan)
             done[plan] = deployment.run(
                 range(count), gap_s=config.gap_s, on_progress=lambda *at, name=name: tell(f"run {name}", *at)

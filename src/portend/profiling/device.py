@@ -45,7 +45,7 @@ class DeviceProfiling:
     Attributes:
         threads: compute threads, as the agents will have.
         repeats: of every busy partition; idle_repeats: after a pause of ``gap_s``, each a burst of
-            ``idle_burst`` runs, over which caches warm up.
+            ``idle_burst`` runs, over which caches warm up, and twice as many more, which are busy.
         max_idle: partitions timed after a pause; where there are more, a spread subset is
             measured and the rest follow from a line (``DeviceProfile.woken_s``).
         message_repeats: probes per cut and codec.
@@ -117,24 +117,32 @@ def _rounds(pairs: list[tuple[int, int]], repeats: int, seed: int) -> list[tuple
 def _compute(
     bench: Deployment, spec: BackboneSpec, config: DeviceProfiling, on_progress: Progress | None
 ) -> tuple[Floats, Floats]:
-    """Busy [R, N+1, N+1] and idle [R', B, N+1, N+1] seconds of every partition with its branch."""
+    """Busy [R, N+1, N+1] and idle [R', B, N+1, N+1] seconds of every partition with its branch.
+
+    A shared machine's speed drifts, so busy times are taken before and after the bursts that follow
+    idling, and at the end of each burst, when the caches are warm: spread over the whole profile.
+    """
     size = spec.num_blocks + 1
     pairs = list(combinations(range(size), 2))
     sparse = pairs[:: -(-len(pairs) // config.max_idle)]
-    tables = []
-    for what, chosen, repeats, burst, gap_s in (
-        ("compute, busy", pairs, config.repeats, 1, 0.0),
-        ("compute, after idling", sparse, config.idle_repeats, config.idle_burst, config.gap_s),
-    ):
-        order = _rounds(chosen, repeats, config.seed)
+
+    def timed(what: str, chosen: list[tuple[int, int]], repeats: int, burst: int, gap_s: float, seed: int) -> Floats:
+        order = _rounds(chosen, repeats, seed)
         told = None if on_progress is None else _named(on_progress, what)
         jobs = [(start, end, True) for start, end in order]
         seconds = bench.time_partitions(0, jobs, burst=burst, gap_s=gap_s, on_progress=told)
         table = np.full((repeats, burst, size, size), np.nan)
         start, end = np.array(order).T
         table[np.repeat(np.arange(repeats), len(chosen)), :, start, end] = seconds
-        tables.append(table)
-    return tables[0][:, 0], tables[1]
+        return table
+
+    half = -(-config.repeats // 2)
+    before = timed("compute, busy", pairs, half, 1, 0.0, config.seed)
+    burst = 3 * config.idle_burst
+    woken = timed("compute, after idling", sparse, config.idle_repeats, burst, config.gap_s, config.seed + 1)
+    after = timed("compute, busy again", pairs, half, 1, 0.0, config.seed + 2)
+    warm = woken[:, config.idle_burst :].reshape(-1, size, size)
+    return np.concatenate([before[:, 0], warm, after[:, 0]]), woken[:, : config.idle_burst]
 
 
 def _named(on_progress: Progress, what: str) -> Callable[[int, int], None]:
