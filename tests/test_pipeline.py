@@ -14,7 +14,7 @@ import pytest
 from portend.demo import DemoConfig, DemoResult, run_demo, three_tier
 from portend.errors import DataError
 from portend.models.checkpoint import load_checkpoint
-from portend.models.data import load_dataset, make_splits
+from portend.models.data import draw, load_dataset, make_splits
 from portend.models.training import TrainingConfig
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import SearchSpace
@@ -71,7 +71,7 @@ def test_the_plan_meets_its_bound_and_no_baseline_beats_it(result: DemoResult) -
 def test_the_run_exits_as_the_scores_of_the_test_split_say(result: DemoResult, folder: Path) -> None:
     measured = load_measurement(folder / "measurements/portend.zip")
     dataset = load_dataset("digits:size=16")
-    test = make_splits(dataset, seed=0).test[: len(measured)]
+    test = draw(make_splits(dataset, seed=0).test, len(measured))
     backbone = load_checkpoint(folder / "training/checkpoint.safetensors")
     on_test = replace(result.profile, exits=profile_exits(backbone, dataset, test))
     replayed = PerformanceModel(on_test, measured.topology)

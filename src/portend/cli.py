@@ -410,7 +410,7 @@ def run(
     chosen, places = _read_plan(plan), load_topology(topology)
 
     from portend.models.checkpoint import load_checkpoint
-    from portend.models.data import make_splits
+    from portend.models.data import draw, make_splits
     from portend.runtime.coordinator import Deployment
     from portend.storage import save
 
@@ -427,7 +427,7 @@ def run(
             "plan with this topology"
         )
     dataset, trained = _dataset(checkpoint, data, seed)
-    test = make_splits(dataset, seed=trained).test[:samples]
+    test = draw(make_splits(dataset, seed=trained).test, samples, seed=trained)
     with (
         _progress(quiet=as_json) as tell,
         Deployment(places, checkpoint, dataset.decoder, threads=threads, port=port) as deployment,

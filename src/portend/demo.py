@@ -16,7 +16,7 @@ from portend.analysis.compare import Comparison, agreement, compare
 from portend.analysis.report import ReportData, write_report
 from portend.measurement import Measurement
 from portend.models.checkpoint import load_checkpoint
-from portend.models.data import load_dataset, make_splits
+from portend.models.data import draw, load_dataset, make_splits
 from portend.models.training import DIGITS_TRAINING, Progress, TrainingConfig, train
 from portend.models.zoo import build
 from portend.perfmodel.model import PerformanceModel
@@ -67,7 +67,7 @@ class DemoConfig:
     drop: float = 0.01
     samples: int = 360
     exit_samples: int = 200
-    plain_samples: int = 40
+    plain_samples: int = 60
     gap_s: float = 0.05
     training: TrainingConfig = DIGITS_TRAINING
     profiling: DeviceProfiling = field(default_factory=DeviceProfiling)
@@ -171,7 +171,7 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
 def _measure(plans: Mapping[str, Plan], checkpoint: Path, config: DemoConfig, tell: Tell) -> dict[str, Measurement]:
     """Run each plan once over the first test samples; plans that are the same share one run."""
     dataset = load_dataset(f"digits:size={config.input_size}")
-    test = make_splits(dataset, seed=config.seed).test[: config.samples]
+    test = draw(make_splits(dataset, seed=config.seed).test, config.samples, seed=config.seed)
     done: dict[Plan, Measurement] = {}
     with Deployment(config.topology, checkpoint, dataset.decoder) as deployment:
         deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])

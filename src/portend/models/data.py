@@ -21,7 +21,7 @@ from portend.models.decoding import InputDecoder
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Dataset", "Splits", "load_dataset", "make_splits"]
+__all__ = ["Dataset", "Splits", "draw", "load_dataset", "make_splits"]
 
 Indices = NDArray[np.int64]
 
@@ -109,6 +109,14 @@ class Splits:
         twice = everything.size - np.unique(everything).size
         if twice:
             raise InvalidValue(f"splits are disjoint, but {twice} indices occur twice; draw them with `make_splits`")
+
+
+def draw(indices: Indices, count: int, *, seed: int = 0) -> Indices:
+    """Return ``count`` of the indices (all, if there are fewer) in a seeded random order.
+
+    The first samples of a data set are seldom like the rest (the digits come writer by writer).
+    """
+    return np.asarray(np.random.default_rng(seed).permutation(indices)[:count])
 
 
 def make_splits(
