@@ -10,6 +10,7 @@ that the processes of one machine share.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -55,6 +56,17 @@ def wait_until(moment_ns: int) -> int:
         if moment_ns - now > _SPIN_NS:
             time.sleep((moment_ns - now - _SPIN_NS) * 1e-9)
     return now
+
+
+def _stay_on_core(number: int | None) -> None:
+    """Keep this thread on one core (counted round), so that its caches stay; None lets it move again.
+
+    Only while one sample is under way: otherwise tiers would wait for a core while another is idle.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        cores = range(os.cpu_count() or 1)
+        with contextlib.suppress(OSError):  # a container may not own every core
+            os.sched_setaffinity(0, set(cores) if number is None else {cores[number % len(cores)]})
 
 
 def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_000) -> int:
@@ -214,6 +226,7 @@ class Agent:
     def _on_begin(self, values: dict[str, Any], _: list[bytes]) -> None:
         self._reset(int(values["run"]), int(values["expected"]))
         self._alone = int(values["window"]) == 1
+        _stay_on_core(self.tier if self._alone else None)
         gc.collect()
         gc.freeze()
         gc.disable()
