@@ -27,6 +27,7 @@ __all__ = [
     "SearchError",
     "StorageError",
     "TrainingError",
+    "law",
 ]
 
 
@@ -36,6 +37,12 @@ class PortendError(Exception):
 
 class InvalidValue(PortendError, ValueError):
     """A value breaks a law of its type."""
+
+
+def law(holds: bool, message: str) -> None:
+    """Raise InvalidValue with ``message`` unless the law holds."""
+    if not holds:
+        raise InvalidValue(message)
 
 
 class ConfigError(PortendError):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.errors import InvalidValue
+from portend.errors import InvalidValue, law
 
 __all__ = ["Plan", "PlanBatch", "takes_exit"]
 
@@ -52,32 +52,32 @@ class Plan:
 
     def __post_init__(self) -> None:
         count = len(self.cuts)
-        _law(count >= 1, "a plan needs at least one partition, but got no cuts")
-        _law(
+        law(count >= 1, "a plan needs at least one partition, but got no cuts")
+        law(
             all(a < b for a, b in pairwise((0, *self.cuts))),
             f"cuts must increase from 1 on, but got {self.cuts}; each partition needs at least one block",
         )
-        _law(
+        law(
             len(self.placement) == count,
             f"each partition needs one tier, but got {count} cuts and placement {self.placement}",
         )
-        _law(all(tier >= 0 for tier in self.placement), f"tiers count from 0, but got {self.placement}")
+        law(all(tier >= 0 for tier in self.placement), f"tiers count from 0, but got {self.placement}")
         changes = 1 + sum(a != b for a, b in pairwise(self.placement))
-        _law(
+        law(
             changes == len(set(self.placement)),
             f"a tier is not revisited, but got placement {self.placement}; "
             "put the partitions of one tier next to each other",
         )
-        _law(
+        law(
             len(self.thresholds) == count - 1,
             f"each partition but the last needs one threshold, but got {count} partitions and "
             f"{len(self.thresholds)} thresholds",
         )
-        _law(
+        law(
             all(0.0 <= threshold <= 1.0 for threshold in self.thresholds),
             f"thresholds lie within 0–1, but got {self.thresholds}",
         )
-        _law(
+        law(
             len(self.codecs) in (0, count),
             f"each partition has one incoming codec (or None), but got {count} partitions and "
             f"{len(self.codecs)} codecs",
@@ -155,15 +155,10 @@ class PlanBatch:
             ("thresholds", (count, length - 1)),
         ):
             got = getattr(self, name).shape
-            _law(
+            law(
                 got == shape,
                 f"a batch of {count} plans of {length} partitions needs {name} of shape {shape}, but got {got}",
             )
 
     def __len__(self) -> int:
         return int(self.cuts.shape[0])
-
-
-def _law(holds: bool, message: str) -> None:
-    if not holds:
-        raise InvalidValue(message)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.errors import InvalidValue, MismatchError
+from portend.errors import MismatchError, law
 from portend.plan import takes_exit
 
 __all__ = [
@@ -32,11 +32,6 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-
-
-def _law(holds: bool, message: str) -> None:
-    if not holds:
-        raise InvalidValue(message)
 
 
 def _freeze(owner: Any, **arrays: tuple[ArrayLike, Any]) -> None:
@@ -85,9 +80,9 @@ class BackboneSpec:
     weights_sha256: str = ""
 
     def __post_init__(self) -> None:
-        _law(len(self.block_names) >= 1, "a backbone has at least one block, but got none")
-        _law(self.num_classes >= 2, f"a classifier has at least two classes, but got {self.num_classes}")
-        _law(
+        law(len(self.block_names) >= 1, "a backbone has at least one block, but got none")
+        law(self.num_classes >= 2, f"a classifier has at least two classes, but got {self.num_classes}")
+        law(
             len(self.cut_shapes) == len(self.block_names) + 1,
             f"{len(self.block_names)} blocks have {len(self.block_names) + 1} cuts, "
             f"but got {len(self.cut_shapes)} cut shapes",
@@ -114,7 +109,7 @@ class SampleExits:
 
     def __post_init__(self) -> None:
         _freeze(self, score=(self.score, np.float64), correct=(self.correct, np.bool_))
-        _law(
+        law(
             self.score.ndim == 2 and self.score.shape == self.correct.shape and self.score.size > 0,
             f"score and correct are [samples, branches] alike and not empty, but got {self.score.shape} "
             f"and {self.correct.shape}",
@@ -159,14 +154,14 @@ class TabulatedExits:
             exited=(self.exited, np.int64),
             correct=(self.correct, np.int64),
         )
-        _law(self.samples > 0, f"a table counts at least one sample, but got {self.samples}")
-        _law(
+        law(self.samples > 0, f"a table counts at least one sample, but got {self.samples}")
+        law(
             self.exited.shape == (self.thresholds.size, self.correct.size),
             f"exited is [thresholds, branches] = {(self.thresholds.size, self.correct.size)}, "
             f"but got {self.exited.shape}",
         )
         for name, counts in (("exited", self.exited), ("correct", self.correct)):
-            _law(
+            law(
                 bool(np.all((counts >= 0) & (counts <= self.samples))),
                 f"{name} counts lie within 0–{self.samples}, but got {counts.min()} to {counts.max()}",
             )
@@ -220,7 +215,7 @@ class CodecProfile:
         for name in (item.name for item in fields(self) if item.name != "message_bytes"):
             _freeze(self, **{name: (getattr(self, name), np.float64)})
             shape = getattr(self, name).shape
-            _law(
+            law(
                 len(shape) == 2 and shape[0] >= 1 and shape[1] == self.message_bytes.size,
                 f"{name} is [repeats, {self.message_bytes.size} cuts], but got {shape}",
             )
@@ -258,7 +253,7 @@ class ResultProfile:
         for name in (item.name for item in fields(self) if item.name != "message_bytes"):
             _freeze(self, **{name: (getattr(self, name), np.float64)})
             shape = getattr(self, name).shape
-            _law(len(shape) == 1 and shape[0] >= 1, f"{name} is [repeats], at least one, but got {shape}")
+            law(len(shape) == 1 and shape[0] >= 1, f"{name} is [repeats], at least one, but got {shape}")
 
     def encode_s(self, slowdown: float = 1.0) -> float:
         """Mean seconds to encode a result on a device ``slowdown`` times slower."""
@@ -309,31 +304,31 @@ class DeviceProfile:
             branch_repeats_s=(self.branch_repeats_s, np.float64),
         )
         shape = self.compute_repeats_s.shape
-        _law(
+        law(
             len(shape) == 3 and shape[0] >= 1 and shape[1] == shape[2] >= 2,
             f"compute_repeats_s is [repeats, N+1, N+1], but got {shape}",
         )
-        _law(
+        law(
             self.idle_repeats_s.ndim == 4 and self.idle_repeats_s.shape[2:] == shape[1:],
             f"idle_repeats_s is [repeats, burst, {shape[1]}, {shape[1]}], but got {self.idle_repeats_s.shape}",
         )
-        _law(
+        law(
             not self.idle_repeats_s.shape[0] or bool(np.isfinite(_mean(self.idle_repeats_s)).all(axis=0).any()),
             "idle_repeats_s needs at least one measured partition, or no repeats at all",
         )
-        _law(
+        law(
             self.branch_repeats_s.ndim == 2 and self.branch_repeats_s.shape[1] == shape[1],
             f"branch_repeats_s is [repeats, {shape[1]} cuts], but got {self.branch_repeats_s.shape}",
         )
-        _law(bool(self.codecs), "a device profile needs at least one codec, but got none")
+        law(bool(self.codecs), "a device profile needs at least one codec, but got none")
         for name, codec in self.codecs.items():
-            _law(
+            law(
                 codec.message_bytes.size == shape[1],
                 f"codec {name!r} of device {self.device!r} has {codec.message_bytes.size} cuts, "
                 f"the compute table {shape[1]}",
             )
         known = self.compute_s[np.triu_indices(shape[1], k=1)]
-        _law(
+        law(
             bool(np.all(np.isfinite(known) & (known >= 0))),
             f"device {self.device!r} needs a compute time for every start < end, "
             f"but {int(np.sum(~np.isfinite(known)))} are missing and {int(np.sum(known < 0))} negative",
@@ -392,13 +387,13 @@ class Profile:
 
     def __post_init__(self) -> None:
         blocks = self.backbone.num_blocks
-        _law(
+        law(
             self.exits.num_branches == blocks,
             f"a backbone of {blocks} blocks has {blocks} branches, but the exits have {self.exits.num_branches}",
         )
-        _law(bool(self.devices), "a profile needs at least one device, but got none")
+        law(bool(self.devices), "a profile needs at least one device, but got none")
         for name, device in self.devices.items():
-            _law(
+            law(
                 device.num_blocks == blocks,
                 f"device {name!r} was profiled with {device.num_blocks} blocks, the backbone has {blocks}",
             )

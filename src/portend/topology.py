@@ -14,14 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.errors import InvalidValue
+from portend.errors import InvalidValue, law
 
 __all__ = ["Link", "Tier", "Topology"]
-
-
-def _require(law: bool, message: str) -> None:
-    if not law:
-        raise InvalidValue(message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +41,8 @@ class Tier:
     price_usd_per_hour: float | None = None
 
     def __post_init__(self) -> None:
-        _require(bool(self.name), "a tier needs a name, but got an empty one")
-        _require(
+        law(bool(self.name), "a tier needs a name, but got an empty one")
+        law(
             math.isfinite(self.slowdown) and self.slowdown > 0,
             f"a tier's slowdown is a positive factor, but tier {self.name!r} has {self.slowdown}",
         )
@@ -70,15 +65,15 @@ class Link:
     header_bytes: int = 52
 
     def __post_init__(self) -> None:
-        _require(
+        law(
             math.isfinite(self.bandwidth_bps) and self.bandwidth_bps > 0,
             f"a link's bandwidth is positive and finite, but got {self.bandwidth_bps} bit/s",
         )
-        _require(
+        law(
             math.isfinite(self.propagation_delay_s) and self.propagation_delay_s >= 0,
             f"a link's propagation delay is not negative, but got {self.propagation_delay_s} s",
         )
-        _require(
+        law(
             0 <= self.header_bytes < self.mtu_bytes,
             f"a packet holds its headers and at least one byte, but got mtu {self.mtu_bytes} B "
             f"and headers {self.header_bytes} B",
@@ -104,17 +99,17 @@ class Topology:
 
     def __post_init__(self) -> None:
         count = len(self.tiers)
-        _require(count >= 1, "a topology needs at least one tier, but got none")
-        _require(
+        law(count >= 1, "a topology needs at least one tier, but got none")
+        law(
             len(self.links) == count - 1,
             f"a chain of {count} tiers has {count - 1} links, but got {len(self.links)}; "
             "give one link between each pair of neighboring tiers",
         )
         names = [tier.name for tier in self.tiers]
-        _require(len(set(names)) == count, f"tier names are unique, but got {names}")
+        law(len(set(names)) == count, f"tier names are unique, but got {names}")
         for role, index in (("source", self.source), ("destination", self.destination)):
-            _require(0 <= index < count, f"the {role} is one of the tiers 0–{count - 1}, but got {index}")
-        _require(
+            law(0 <= index < count, f"the {role} is one of the tiers 0–{count - 1}, but got {index}")
+        law(
             self.ingest in ("in_process", "message"),
             f"ingest is 'in_process' or 'message', but got {self.ingest!r}",
         )
@@ -172,7 +167,7 @@ class Topology:
 def _pipelined(size: NDArray[np.float64], path: Sequence[Link]) -> NDArray[np.float64]:
     header = max(link.header_bytes for link in path)
     room = min(link.mtu_bytes for link in path) - header
-    _require(room > 0, f"the smallest MTU of a path must exceed its largest header, but {room} B are left")
+    law(room > 0, f"the smallest MTU of a path must exceed its largest header, but {room} B are left")
     packets = np.maximum(np.ceil(size / room), 1.0)
     last = size - (packets - 1) * room + header
     slowest = min(link.bandwidth_bps for link in path)

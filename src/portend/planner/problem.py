@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from portend.errors import InvalidValue
+from portend.errors import law
 from portend.perfmodel.estimate import Estimate
 from portend.plan import Plan
 from portend.units import format_time
@@ -94,23 +94,23 @@ class SearchSpace:
     codecs: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        _law(
+        law(
             len(self.thresholds) >= 1 and all(0 <= t <= 1 for t in self.thresholds),
             f"thresholds lie within 0–1 and there is at least one, but got {self.thresholds}",
         )
-        _law(
+        law(
             len(set(self.thresholds)) == len(self.thresholds),
             f"thresholds differ from each other, but got {self.thresholds}",
         )
-        _law(
+        law(
             self.min_partitions >= 1, f"a plan has at least one partition, but got min_partitions {self.min_partitions}"
         )
-        _law(
+        law(
             self.max_partitions is None or self.max_partitions >= self.min_partitions,
             f"max_partitions is at least min_partitions, but got {self.max_partitions} < {self.min_partitions}",
         )
-        _law(self.exits_per_tier >= 1, f"a tier holds at least one partition, but got {self.exits_per_tier}")
-        _law(
+        law(self.exits_per_tier >= 1, f"a tier holds at least one partition, but got {self.exits_per_tier}")
+        law(
             self.tier_order in ("any", "increasing"),
             f"tier_order is 'any' or 'increasing', but got {self.tier_order!r}",
         )
@@ -132,19 +132,19 @@ class Problem:
     def __post_init__(self) -> None:
         object.__setattr__(self, "subject_to", tuple(self.subject_to))
         goals = (self.minimize, self.maximize)
-        _law(
+        law(
             goals in ((latency, None), (None, accuracy)),
             "a problem minimizes latency or maximizes accuracy, but got "
             f"minimize={self.minimize and self.minimize.name}, maximize={self.maximize and self.maximize.name}",
         )
         for constraint in self.subject_to:
-            _law(
+            law(
                 (constraint.metric, constraint.sense) in ((accuracy, ">="), (latency, "<=")),
                 f"constraints are accuracy >= x or latency <= x, but got {constraint}",
             )
-            _law(not math.isnan(constraint.bound), f"a bound is a number, but got {constraint}")
+            law(not math.isnan(constraint.bound), f"a bound is a number, but got {constraint}")
             if constraint.metric == accuracy:
-                _law(
+                law(
                     0 <= constraint.bound <= 1,
                     f"accuracy is a share within 0–1, but got {constraint}; write 0.9 for 90 %",
                 )
@@ -249,8 +249,3 @@ class Solution:
             )
         lines.append(f"  {self.stats.plans:,} plans in {1e3 * self.stats.seconds:.1f} ms ({self.stats.solver})")
         return "\n".join(lines)
-
-
-def _law(holds: bool, message: str) -> None:
-    if not holds:
-        raise InvalidValue(message)
