@@ -140,7 +140,7 @@ def demo(out: str, as_json: bool) -> None:
     A small ResNet is spread over three tiers with emulated links (10 Mbit/s, 20 ms; 400 Mbit/s, 40 ms).
     Leaves summary.json, report.html, the profile, the plan and all raw measurements in the folder.
     """
-    from portend.demo import run_demo
+    from portend.demo import describe_drift, run_demo
 
     with _progress(quiet=as_json) as tell:
         result = run_demo(out, tell=tell)
@@ -150,6 +150,7 @@ def demo(out: str, as_json: bool) -> None:
     console = _show_comparisons(result.comparisons)
     console.print(f"{result.solution.problem}: {result.solution.plan.describe(['edge', 'base', 'cloud'])}")
     console.print(result.summary["verdict"])
+    console.print(describe_drift(result.summary["drift"]))
     console.print(f"Everything is in {out}; open {Path(out) / 'report.html'}", soft_wrap=True)
 
 

@@ -7,14 +7,13 @@ are emulated, the tiers' speeds are in the proportion of the paper's devices.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from portend.analysis.compare import Comparison, agreement, compare
 from portend.analysis.report import ReportData, write_report
-from portend.measurement import Measurement
 from portend.models.checkpoint import load_checkpoint
 from portend.models.data import draw, load_dataset, make_splits
 from portend.models.training import DIGITS_TRAINING, Progress, TrainingConfig, train
@@ -27,6 +26,7 @@ from portend.planner.solve import solve
 from portend.profile import Profile
 from portend.profiling.device import DeviceProfiling, profile_device
 from portend.profiling.exits import profile_exits
+from portend.profiling.turns import Turns, run_in_turns
 from portend.runtime.coordinator import Deployment
 from portend.storage import save, write_json
 from portend.topology import Link, Tier, Topology
@@ -58,6 +58,7 @@ class DemoConfig:
         samples, exit_samples, plain_samples: test samples for the chosen plan, for each other plan
             with early exits, and for plans without: where samples differ in latency, a mean needs more.
         gap_s: idle time before each sample, in the profile and in the runs.
+        turns: how often each plan has its turn; the device is timed again in between.
         training, profiling, topology, space: see their types.
     """
 
@@ -65,10 +66,11 @@ class DemoConfig:
     input_size: int = 32
     seed: int = 0
     drop: float = 0.01
-    samples: int = 360
-    exit_samples: int = 200
-    plain_samples: int = 60
+    samples: int = 320
+    exit_samples: int = 160
+    plain_samples: int = 40
     gap_s: float = 0.05
+    turns: int = 10
     training: TrainingConfig = DIGITS_TRAINING
     profiling: DeviceProfiling = field(default_factory=DeviceProfiling)
     topology: Topology = field(default_factory=three_tier)
@@ -135,13 +137,16 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
 
     plans = {"Portend": solution.plan}
     plans |= {name: baseline.plan for name, baseline in solution.baselines.items()}
-    measurements = _measure(plans, trained.checkpoint, config, tell)
+    turns = _measure(plans.values(), trained.checkpoint, profile.num_blocks, config, tell)
+    measurements = {name: turns.measurements[plan] for name, plan in plans.items()}
     for name, measurement in measurements.items():
         save(measurement, folder / "measurements" / f"{name.lower().replace(' ', '-')}.zip")
+    then = turns.model(profile)
+    save(then.profile, folder / "profile-of-the-runs.zip")
     clock.lap("run")
 
-    comparisons = compare({name: (model.estimate(plans[name]), m) for name, m in measurements.items()})
-    summary = _summary(config, profile, solution, comparisons, clock)
+    comparisons = compare({name: (then.estimate(plans[name]), m) for name, m in measurements.items()})
+    summary = _summary(config, profile, solution, comparisons, turns.drift(profile), clock)
     write_json(summary, folder / "summary.json")
     cloud = sample_space(config.space, model) | {
         "front_latency_s": [point.latency_s for point in solution.front],
@@ -160,6 +165,7 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
             summary={
                 "plans evaluated": f"{solution.stats.plans:,} in {1e3 * solution.stats.seconds:.0f} ms",
                 "verdict": summary["verdict"],
+                "drift": describe_drift(summary["drift"]),
                 "duration": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in clock.laps.items()),
             },
             provenance={**profile.provenance, **device.environment, **measurements["Portend"].provenance},
@@ -168,24 +174,26 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     return DemoResult(profile=profile, solution=solution, comparisons=comparisons, summary=summary)
 
 
-def _measure(plans: Mapping[str, Plan], checkpoint: Path, config: DemoConfig, tell: Tell) -> dict[str, Measurement]:
-    """Run each plan once over the first test samples; plans that are the same share one run."""
+def _measure(plans: Iterable[Plan], checkpoint: Path, num_blocks: int, config: DemoConfig, tell: Tell) -> Turns:
+    """Run each plan, the first of which is the chosen one, over the first test samples, in turns."""
     dataset = load_dataset(f"digits:size={config.input_size}")
     test = draw(make_splits(dataset, seed=config.seed).test, config.samples, seed=config.seed)
-    done: dict[Plan, Measurement] = {}
+    counts: dict[Plan, int] = {}
+    for plan in plans:
+        early = any(threshold > 0 for threshold in plan.thresholds)
+        wanted = config.samples if not counts else config.exit_samples if early else config.plain_samples
+        counts.setdefault(plan, min(wanted, len(test)))
     with Deployment(config.topology, checkpoint, dataset.decoder) as deployment:
         deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])
-        for name, plan in plans.items():
-            if plan in done:
-                continue
-            early = any(threshold > 0 for threshold in plan.thresholds)
-            wanted = config.samples if not done else config.exit_samples if early else config.plain_samples
-            count = min(wanted, len(test))
-            deployment.deploy(plan)
-            done[plan] = deployment.run(
-                range(count), gap_s=config.gap_s, on_progress=lambda *at, name=name: tell(f"run {name}", *at)
-            )
-    return {name: done[plan] for name, plan in plans.items()}
+        return run_in_turns(
+            deployment,
+            counts,
+            num_blocks,
+            turns=config.turns,
+            gap_s=config.gap_s,
+            seed=config.seed,
+            on_progress=lambda *at: tell("run the plans in turns", *at),
+        )
 
 
 class _Stopwatch:
@@ -199,7 +207,12 @@ class _Stopwatch:
 
 
 def _summary(
-    config: DemoConfig, profile: Profile, solution: Solution, comparisons: tuple[Comparison, ...], clock: _Stopwatch
+    config: DemoConfig,
+    profile: Profile,
+    solution: Solution,
+    comparisons: tuple[Comparison, ...],
+    drift: float,
+    clock: _Stopwatch,
 ) -> dict[str, Any]:
     return {
         "network": profile.backbone.name,
@@ -208,9 +221,18 @@ def _summary(
         "verdict": verdict(solution),
         "comparisons": [case.to_dict() for case in comparisons],
         "agreement": agreement(comparisons),
+        "drift": drift,
         "seconds": clock.laps,
         "seed": config.seed,
     }
+
+
+def describe_drift(drift: float) -> str:
+    """Return in one sentence how the machine's speed changed between the profile and the runs."""
+    return (
+        f"While the plans ran, this machine computed {100 * abs(drift):.1f} % {'slower' if drift > 0 else 'faster'} "
+        "than when it was profiled for planning; predictions compared with measurements are for its speed then."
+    )
 
 
 def verdict(solution: Solution) -> str:

@@ -5,14 +5,14 @@ Axes: n requests (one sample each), K spans. The columns are raw; all statistics
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import InvalidValue
+from portend.errors import InvalidValue, MismatchError
 from portend.plan import Plan
 from portend.topology import Topology
 
@@ -99,6 +99,27 @@ class Measurement:
         }  # fmt: skip
         if len(per_span) != 1:
             raise InvalidValue(f"a measurement has one entry per span in each column, but got lengths {per_span}")
+
+    @classmethod
+    def joined(cls, parts: Sequence[Measurement]) -> Measurement:
+        """Return several runs of one plan as one: requests in their order, each run's starts after the one before.
+
+        Raises:
+            MismatchError: the runs are of different plans or topologies, or there is none.
+        """
+        if not parts or any((p.plan, p.topology) != (parts[0].plan, parts[0].topology) for p in parts):
+            raise MismatchError(f"runs that are joined have one plan and topology, but got {len(parts)} that do not")
+        first = np.cumsum([0, *(len(part) for part in parts)])
+        start = np.cumsum([0.0, *(part.start_s[-1] + part.latency_s[-1] for part in parts)])
+        moved = [
+            {"start_s": p.start_s + start[i], "span_request": p.span_request + first[i]} for i, p in enumerate(parts)
+        ]
+        arrays = [item.name for item in fields(cls) if item.name not in {"plan", "topology", "provenance"}]
+        columns: dict[str, Any] = {
+            name: np.concatenate([m.get(name, getattr(p, name)) for p, m in zip(parts, moved, strict=True)])
+            for name in arrays
+        }
+        return replace(parts[-1], **columns)
 
     def __len__(self) -> int:
         return int(self.sample.size)

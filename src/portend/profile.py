@@ -3,14 +3,15 @@
 Axes: S samples, N blocks (N+1 cuts), T thresholds, R repeats. Every per-cut table has N+1
 entries; entries without a meaning (an end cut not after its start, a codec that cannot be used
 at a cut) are NaN. Raw repeats are kept; the value used for planning is their mean, because a mean
-latency is a sum of means: times are skewed, and medians would understate it. From ten repeats on,
-the lowest and highest tenth are left out, for one disturbance would stand for many.
+latency is a sum of means: times are skewed, and medians would understate it. From ten repeats on, the
+tails (the lowest and highest tenth) are shared out over the whole table in proportion to time: a
+disturbance hits whatever runs, so what disturbances add is estimated from all entries together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -43,12 +44,30 @@ def _freeze(owner: Any, **arrays: tuple[ArrayLike, Any]) -> None:
 
 
 def _mean(repeats: Floats) -> Floats:
-    """Mean over the repeats [R, ...] that were measured, without the lowest and the highest tenth of them."""
+    """Mean over the repeats [R, ...] that were measured, with the tails shared out over all entries.
+
+    The mean without the lowest and highest tenth, times one factor for the whole table, by which the
+    sum over all entries and repeats is what was measured.
+    """
     known = np.isfinite(repeats).sum(axis=0)
+    tail = known // 10
     rank = np.arange(len(repeats)).reshape(-1, *(1,) * (repeats.ndim - 1))
-    kept = (rank >= known // 10) & (rank < known - known // 10)
+    kept = (rank >= tail) & (rank < known - tail)
     total = np.where(kept, np.sort(repeats, axis=0), 0.0).sum(axis=0)  # NaN sorts last
-    return np.asarray(np.where(known > 0, total / np.maximum(kept.sum(axis=0), 1), np.nan))
+    middle = np.asarray(np.where(known > 0, total / np.maximum(kept.sum(axis=0), 1), np.nan))
+    if tail.any():
+        whole = np.nansum(known * middle)
+        middle *= np.nansum(repeats) / whole if whole > 0 else 1.0
+    return middle
+
+
+def _overlaid(old: Floats, new: Floats) -> Floats:
+    """The repeats of ``new`` where it has any, those of ``old`` elsewhere; NaN fills up the shorter."""
+    table = np.full((max(len(old), len(new)), *old.shape[1:]), np.nan)
+    known = np.isfinite(new).any(axis=0)
+    table[: len(old), ~known] = old[:, ~known]
+    table[: len(new), known] = new[:, known]
+    return table
 
 
 def slowed(first: ArrayLike, busy: ArrayLike, slowdown: float) -> Floats:
@@ -363,6 +382,25 @@ class DeviceProfile:
         slope = float(((x - x.mean()) * (y - y.mean())).sum()) / spread if spread > 0 else 0.0
         line = y.mean() + slope * (busy - x.mean())
         return np.asarray(slowdown * busy + np.maximum(np.where(known, extra, line), 0.0))
+
+    def timed_again(self, bursts_s: ArrayLike) -> DeviceProfile:
+        """Return the device as it was when partitions were timed again, each in bursts of runs after idling.
+
+        Args:
+            bursts_s: [R, B', N+1, N+1] with more runs in a burst than ``idle_repeats_s`` has, which replace
+                those; the others are busy. NaN where nothing was timed again: there the profile stays.
+        """
+        bursts = np.asarray(bursts_s, dtype=np.float64)
+        woken, size = self.idle_repeats_s.shape[1], self.num_blocks + 1
+        law(
+            bursts.ndim == 4 and bursts.shape[1] > woken and bursts.shape[2:] == (size, size),
+            f"bursts_s is [repeats, more than {woken} runs, {size}, {size}], but got {bursts.shape}",
+        )
+        return replace(
+            self,
+            compute_repeats_s=_overlaid(self.compute_repeats_s, bursts[:, woken:].reshape(-1, size, size)),
+            idle_repeats_s=_overlaid(self.idle_repeats_s, bursts[:, :woken]),
+        )
 
     @property
     def branch_s(self) -> Floats:

@@ -193,7 +193,7 @@ class Agent:
             handler(values, frames[1:])
         except PortendError as error:
             self._tell("error", message=str(error))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             self._tell("error", message=f"{type(error).__name__}: {error}")
         return True
 
@@ -368,9 +368,10 @@ class Agent:
         while True:
             began = time.monotonic_ns()
             outcome = plan.partitions[step](tensor)
+            leaves = plan.leaves(step, outcome.score)
             ended = self._slowed(began, partial(plan.partitions[step], tensor))
             self._span(request, _COMPUTE, step, began, ended)
-            if plan.leaves(step, outcome.score):
+            if leaves:
                 self._finish(request, step, outcome.label, outcome.score)
                 return
             step, tensor = step + 1, outcome.features

@@ -243,14 +243,18 @@ class Deployment:
         return tuple(process.pid for process in self._processes.values())
 
     def load_samples(self, encoded: Sequence[bytes], labels: ArrayLike) -> None:
-        """Give the source tier its samples, without their labels, which stay here."""
+        """Give the source tier its samples, without their labels, which stay here.
+
+        The other tiers get the first sample, on which they can time partitions.
+        """
         self._labels = np.asarray(labels, dtype=np.int64)
         if len(encoded) != len(self._labels) or not len(encoded):
             raise InvalidValue(
                 f"each sample has one label, but got {len(encoded)} samples and {len(self._labels)} labels"
             )
-        self._tell(self.topology.source, "samples", encoded)
-        self._await("ready", [self.topology.source])
+        for tier in self._processes:
+            self._tell(tier, "samples", encoded if tier == self.topology.source else encoded[:1])
+        self._await("ready")
 
     def deploy(self, plan: Plan) -> None:
         """Load the plan's partitions on their tiers and run each once.

@@ -1,0 +1,151 @@
+"""Several plans run in turns, and the partitions that they run timed again between the turns.
+
+The speed of a machine drifts by some percent within seconds to minutes, more where it is shared.
+Plans that run one after the other each meet another machine, and none meets the one that was
+profiled. In turns they share its moods, and what is timed in between says what the machine was
+like while they ran: the difference to the profile is drift, not an error of the model.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portend.errors import InvalidValue
+from portend.measurement import Measurement
+from portend.perfmodel.model import PerformanceModel
+from portend.plan import Plan
+from portend.profile import Profile
+from portend.runtime.coordinator import Deployment
+from portend.topology import Topology
+
+__all__ = ["Turns", "run_in_turns"]
+
+Floats = NDArray[np.float64]
+
+_LEAST_BURST = 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turns:
+    """What running plans in turns gave.
+
+    Attributes:
+        topology: on which they ran.
+        measurements: one per plan, over all its turns; by plan.
+        bursts_s: by tier, float64 [R, B, N+1, N+1]: seconds of the partitions that the plans run there, each
+            with the branch at its end, B times after idling, taken between the turns; NaN elsewhere.
+    """
+
+    topology: Topology
+    measurements: Mapping[Plan, Measurement]
+    bursts_s: tuple[Floats, ...]
+
+    def model(self, planned: Profile) -> PerformanceModel:
+        """Return the model of the tiers as fast as they were while the plans ran, each a device by its own name."""
+        tiers = self.topology.tiers
+        devices = {
+            tier.name: planned.devices[tier.device].timed_again(bursts)
+            for tier, bursts in zip(tiers, self.bursts_s, strict=True)
+        }
+        own = tuple(replace(tier, device=tier.name) for tier in tiers)
+        return PerformanceModel(replace(planned, devices=devices), replace(self.topology, tiers=own))
+
+    def drift(self, planned: Profile) -> float:
+        """How much slower the tiers were than in ``planned``: mean relative difference over the timed partitions."""
+        then = self.model(planned).profile.devices
+        ratios = []
+        for tier, bursts in zip(self.topology.tiers, self.bursts_s, strict=True):
+            at = np.isfinite(bursts).any(axis=(0, 1))
+            ratios.append(then[tier.name].compute_s[at] / planned.devices[tier.device].compute_s[at])
+        return float(np.mean(np.concatenate(ratios)) - 1)
+
+
+def run_in_turns(
+    deployment: Deployment,
+    plans: Mapping[Plan, int],
+    num_blocks: int,
+    *,
+    turns: int = 10,
+    repeats: int = 3,
+    gap_s: float = 0.05,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Turns:
+    """Run each plan over the first so many of the loaded samples, a share of them in each turn.
+
+    Args:
+        plans: samples of each plan.
+        turns: how often each plan has its turn; repeats: bursts of every partition, after each turn and
+            before the first.
+        gap_s: idle time before each sample and each burst. seed: of the order of the plans in a turn.
+        on_progress: called with (answered, total) samples of all plans.
+    """
+    if min(turns, repeats, *plans.values()) < 1 or not plans:
+        raise InvalidValue(
+            f"turns, repeats and each plan's samples are at least 1, but got {turns}, {repeats} "
+            f"and {list(plans.values())}"
+        )
+    shares = {plan: np.array_split(np.arange(count), min(turns, count)) for plan, count in plans.items()}
+    parts: dict[Plan, list[Measurement]] = {plan: [] for plan in plans}
+    rng = random.Random(seed)
+    total, answered = sum(plans.values()), 0
+    again = partial(_time_again, deployment, plans, num_blocks, repeats, gap_s, rng)
+    times = [again()]
+    for turn in range(turns):
+        for plan in rng.sample(list(plans), len(plans)):
+            if turn >= len(shares[plan]):
+                continue
+            told = None if on_progress is None else _from(on_progress, answered, total)
+            chosen = shares[plan][turn]
+            deployment.deploy(plan)
+            parts[plan].append(
+                deployment.run(chosen.tolist(), gap_s=gap_s, warmup=3 if turn == 0 else 1, on_progress=told)
+            )
+            answered += chosen.size
+        times.append(again())
+    return Turns(
+        topology=deployment.topology,
+        measurements={plan: Measurement.joined(measured) for plan, measured in parts.items()},
+        bursts_s=tuple(np.concatenate(found) for found in zip(*times, strict=True)),
+    )
+
+
+def _from(on_progress: Callable[[int, int], None], done: int, total: int) -> Callable[[int, int], None]:
+    return lambda answered, _: on_progress(done + answered, total)
+
+
+def _time_again(
+    deployment: Deployment, plans: Iterable[Plan], num_blocks: int, repeats: int, gap_s: float, rng: random.Random
+) -> list[Floats]:
+    """Bursts of every partition on the tiers that run it, [repeats, burst, N+1, N+1] for each tier.
+
+    A burst is as long as the tier repeats its work, which is how a slower device is emulated.
+    """
+    size = num_blocks + 1
+    tables = []
+    for index, tier in enumerate(deployment.topology.tiers):
+        mine = sorted({
+            pair
+            for plan in plans
+            for pair, where in zip(pairwise((0, *plan.cuts)), plan.placement, strict=True)
+            if where == index
+        })  # fmt: skip
+        burst = max(math.ceil(tier.slowdown), _LEAST_BURST)
+        table = np.full((repeats, burst, size, size), np.nan)
+        if mine:
+            order = [pair for _ in range(repeats) for pair in rng.sample(mine, len(mine))]
+            jobs = [(start, end, True) for start, end in order]
+            start, end = np.array(order).T
+            table[np.repeat(np.arange(repeats), len(mine)), :, start, end] = deployment.time_partitions(
+                index, jobs, burst=burst, gap_s=gap_s
+            )
+        tables.append(table)
+    return tables
