@@ -25,6 +25,7 @@ from portend.models.data import Dataset, load_dataset
 from portend.models.training import evaluate
 from portend.models.zoo import build
 from portend.plan import Plan, takes_exit
+from portend.profiling.turns import run_in_turns
 from portend.runtime.codecs import Encoded, Float32, Sample, make_codec
 from portend.runtime.coordinator import Deployment
 from portend.runtime.messages import (
@@ -218,6 +219,28 @@ def test_a_hop_takes_at_least_its_propagation_and_transmission(deployment: Deplo
     size = np.mean([len(data) for data in load_dataset("digits:size=16").encoded[:SAMPLES]])
     least = deployment.topology.propagation_s()[0, 2] + 0.8 * deployment.topology.transmission_s(size)[0, 2]
     assert min(transfers) >= least
+
+
+def test_plans_run_in_turns_and_the_tiers_are_timed_in_between(deployment: Deployment) -> None:
+    counts = {PLANS[0]: 7, PLANS[3]: 10}
+    told: list[tuple[int, int]] = []
+    found = run_in_turns(
+        deployment, counts, 4, turns=3, repeats=2, gap_s=0.001, on_progress=lambda *at: told.append(at)
+    )
+    assert told[-1] == (17, 17)
+    for plan, count in counts.items():
+        measured = found.measurements[plan]
+        assert (measured.plan, measured.sample.tolist()) == (plan, list(range(count)))
+        assert np.all(np.diff(measured.start_s) > 0)
+    runs_where = ({(0, 4), (0, 1), (1, 2)}, {(2, 3)}, {(3, 4)})
+    for bursts, partitions in zip(found.bursts_s, runs_where, strict=True):
+        assert bursts.shape == (2 * (3 + 1), 12, 5, 5)
+        at = np.isfinite(bursts)
+        assert np.array_equal(at.all(axis=(0, 1)), at.any(axis=(0, 1))), "a partition is timed in each burst or in none"
+        assert set(zip(*(i.tolist() for i in at[0, 0].nonzero()), strict=True)) == partitions
+    for wrong in ({}, {PLANS[0]: 0}):
+        with pytest.raises(InvalidValue, match="at least 1"):
+            run_in_turns(deployment, wrong, 4)
 
 
 def test_credits_bound_what_is_under_way(deployment: Deployment) -> None:

@@ -322,6 +322,33 @@ def test_means_leave_out_what_was_not_measured() -> None:
     assert codec([1, NAN, 3]).offered.tolist() == [True, False, True]
 
 
+def test_tails_are_shared_out_over_the_table_in_proportion_to_time() -> None:
+    # Ten repeats: 0:1 takes 1 s, once 12 s; 0:2 and 1:2 always 2 s and 1 s. Without the tails the means are
+    # 1, 2 and 1 s; 51 s were measured where these give 40, so each entry is 51/40 of its own.
+    repeats = upper(np.stack([np.array([[0, 1.0, 2.0], [0, 0, 1.0], [0, 0, 0]])] * 10))
+    repeats[3, 0, 1] = 12.0
+    profile = flat(compute_repeats_s=repeats)
+    assert np.allclose(profile.compute_s[[0, 0, 1], [1, 2, 2]], np.array([1.0, 2.0, 1.0]) * 51 / 40, rtol=1e-14)
+    assert 10 * np.nansum(profile.compute_s) == pytest.approx(np.nansum(repeats), rel=1e-14)
+    few = flat(compute_repeats_s=repeats[:9])
+    assert few.compute_s[0, 1] == pytest.approx((8 + 12) / 9), "fewer than ten repeats: the plain mean"
+
+
+def test_a_device_timed_again_changes_only_what_was_timed() -> None:
+    busy = np.array([[0, 1.0, 3.0], [0, 0, 2.0], [0, 0, 0]])
+    old = device("d", busy, idle=busy + 1, codecs={"f": codec([1, 1, 1])})
+    bursts = np.full((2, 3, 3, 3), NAN)
+    bursts[:, :, 0, 1] = [[2.5, 1.5, 1.1], [2.7, 1.3, 1.1]]  # the first run after idling, then two busy ones
+    new = old.timed_again(bursts)
+    assert new.compute_s[0, 1] == pytest.approx(1.25)
+    assert new.woken_s()[0, 1] == pytest.approx(2.6)
+    assert new.woken_s(2.0)[0, 1] == pytest.approx(2.6 + 1.25)
+    for cut in ((0, 2), (1, 2)):
+        assert (new.compute_s[cut], new.woken_s()[cut]) == (old.compute_s[cut], old.woken_s()[cut])
+    with pytest.raises(InvalidValue, match="more than 1 runs"):
+        old.timed_again(bursts[:, :1])
+
+
 def test_what_waking_costs_by_hand() -> None:
     busy = np.array([[0, 1.0, 3.0], [0, 0, 2.0], [0, 0, 0]])
     unmeasured = device("d", busy, codecs={"f": codec([1, 1, 1])})
@@ -383,6 +410,21 @@ def a_measurement(**changes: Any) -> Measurement:
         "provenance": {"machine": "hand"},
     }
     return Measurement(**(columns | changes))
+
+
+def test_runs_of_one_plan_join_into_one() -> None:
+    run = a_measurement()
+    both = Measurement.joined((run, run))
+    assert len(both) == 8
+    assert both.mean_s == pytest.approx(run.mean_s)
+    assert both.parts_s() == pytest.approx(run.parts_s())
+    assert both.start_s.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.312, 0.412, 0.512, 0.612])
+    later = list(both.traces())[4:]
+    assert [t.spans for t in later] == [t.spans for t in run.traces()]
+    other = replace(run, plan=replace(run.plan, thresholds=(0.25,)))
+    for parts in ((), (run, other)):
+        with pytest.raises(MismatchError, match="one plan and topology"):
+            Measurement.joined(parts)
 
 
 def test_statistics_of_a_measurement_by_hand() -> None:

@@ -141,10 +141,11 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     measurements = {name: turns.measurements[plan] for name, plan in plans.items()}
     for name, measurement in measurements.items():
         save(measurement, folder / "measurements" / f"{name.lower().replace(' ', '-')}.zip")
-    then = turns.model(profile)
-    save(then.profile, folder / "profile-of-the-runs.zip")
+    profile_then, topology_then = turns.then(profile)
+    save(profile_then, folder / "profile-of-the-runs.zip")
     clock.lap("run")
 
+    then = PerformanceModel(profile_then, topology_then)
     comparisons = compare({name: (then.estimate(plans[name]), m) for name, m in measurements.items()})
     summary = _summary(config, profile, solution, comparisons, turns.drift(profile), clock)
     write_json(summary, folder / "summary.json")

@@ -69,7 +69,7 @@ def _paper(problem: Problem, model: PerformanceModel) -> Solution:
     marginal = PerformanceModel(model.profile, model.topology, estimator="marginal")
     chosen = solve_exhaustive(replace(problem, space=space), marginal)
     estimate = model.estimate(chosen.plan)
-    met = estimate.accuracy >= problem.min_accuracy - 1e-12 and estimate.mean_s <= problem.max_latency_s * (1 + 1e-12)
+    met = problem.accurate_enough(estimate.accuracy) and problem.fast_enough(estimate.mean_s)
     return replace(chosen, estimate=estimate, status="optimal" if met else "infeasible")
 
 

@@ -29,6 +29,12 @@ DEFAULT_THRESHOLDS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Ten thresholds; 0 means no early exit. 1 would send everyone out at the first exit, which is a shorter plan."""
 
 
+ACCURACY_SLACK: Final = 1e-12
+LATENCY_SLACK: Final = 1e-9
+"""A bound that a plan meets on paper is not missed by a rounding error: absolute for accuracy, a share of
+the bound for latency (solvers round every term to a quantum, ``PlanSpace``)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A quantity of a plan; ``metric <= x`` and ``metric >= x`` make constraints."""
@@ -158,6 +164,14 @@ class Problem:
     def max_latency_s(self) -> float:
         """Tightest latency bound in seconds, +inf if none."""
         return min((c.bound for c in self.subject_to if c.metric == latency), default=math.inf)
+
+    def accurate_enough(self, accuracy: float) -> bool:
+        """Whether an accuracy meets the bound, up to rounding."""
+        return accuracy >= self.min_accuracy - ACCURACY_SLACK
+
+    def fast_enough(self, latency_s: float) -> bool:
+        """Whether a mean latency meets the bound, up to rounding."""
+        return latency_s <= self.max_latency_s * (1 + LATENCY_SLACK)
 
     def __str__(self) -> str:
         goal = "minimize latency" if self.minimize else "maximize accuracy"

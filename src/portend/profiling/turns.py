@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from portend.errors import InvalidValue
 from portend.measurement import Measurement
-from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.profile import Profile
 from portend.runtime.coordinator import Deployment
@@ -48,19 +47,19 @@ class Turns:
     measurements: Mapping[Plan, Measurement]
     bursts_s: tuple[Floats, ...]
 
-    def model(self, planned: Profile) -> PerformanceModel:
-        """Return the model of the tiers as fast as they were while the plans ran, each a device by its own name."""
+    def then(self, planned: Profile) -> tuple[Profile, Topology]:
+        """Return the tiers as fast as they were while the plans ran, each a device by its own name."""
         tiers = self.topology.tiers
         devices = {
             tier.name: planned.devices[tier.device].timed_again(bursts)
             for tier, bursts in zip(tiers, self.bursts_s, strict=True)
         }
         own = tuple(replace(tier, device=tier.name) for tier in tiers)
-        return PerformanceModel(replace(planned, devices=devices), replace(self.topology, tiers=own))
+        return replace(planned, devices=devices), replace(self.topology, tiers=own)
 
     def drift(self, planned: Profile) -> float:
         """How much slower the tiers were than in ``planned``: mean relative difference over the timed partitions."""
-        then = self.model(planned).profile.devices
+        then = self.then(planned)[0].devices
         ratios = []
         for tier, bursts in zip(self.topology.tiers, self.bursts_s, strict=True):
             at = np.isfinite(bursts).any(axis=(0, 1))

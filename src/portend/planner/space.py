@@ -1,0 +1,206 @@
+"""A space of plans against a model: what may be combined, and the tables that every solver looks up.
+
+All quantities are whole numbers held in float64: times are multiples of ``quantum_s``, a power of two,
+and shares are counts of profiling samples. A sum of their products is exact in any order. So solvers
+that add in different orders agree to the last bit, equal plans tie, and no bound cuts a plan by a
+rounding error.
+
+Axes: T thresholds, M tiers, N+1 cuts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from itertools import chain, combinations, islice, permutations, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portend.errors import InvalidValue, SearchError
+from portend.perfmodel.exits import BitTables
+from portend.perfmodel.model import PerformanceModel
+from portend.planner.problem import SearchSpace
+from portend.profile import SampleExits
+
+__all__ = ["PlanSpace"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+
+_EXACT_BITS = 52
+
+
+class PlanSpace:
+    """The plans that a ``SearchSpace`` admits for a model, with every term looked up once.
+
+    Attributes:
+        theta: [T], sorted; used: [T, N+1], whether threshold t is really asked at the branch of cut c.
+        stays: [T, N+1], samples that stay where all come to a branch; right: [N+1], samples that a branch
+            classifies correctly. bits: per-sample sets, where the estimator is ``sample``.
+        hop: [N+1, M, M] to bring the tensor of a cut from tier to tier, compute: [2 woken, 2 branch
+            run, M, N+1, N+1], result: [M], in quanta; +inf where a codec or a hint forbids it.
+        quantum_s: seconds in one quantum; samples: S; certain: what accuracy 1 is in the solvers' counts.
+        last: [N+1], whether a plan may end at a cut; inner: [N+1], whether another partition may follow.
+    """
+
+    def __init__(self, space: SearchSpace, model: PerformanceModel) -> None:
+        self.space, self.model = space, model
+        self.blocks = model.profile.num_blocks
+        self.tiers = len(model.topology.tiers)
+        _check_hints(space, self.blocks, self.tiers)
+        self.samples = model.samples
+        self.last_cuts = self._last_cuts()
+        cuts = np.arange(self.blocks + 1)
+        self.last = np.isin(cuts, self.last_cuts)
+        self.inner = np.isin(cuts, self._inner_cuts())
+        self._look_up_exits()
+        self._look_up_latency()
+
+    def _look_up_exits(self) -> None:
+        exits, space = self.model.profile.exits, self.space
+        allowed = np.isin(np.arange(self.blocks + 1), range(self.blocks + 1) if space.exits is None else space.exits)
+        theta = np.asarray(sorted(space.thresholds))
+        self.theta: Floats = theta if allowed[1:].any() else theta[:1] * 0.0
+        self.used: NDArray[np.bool_] = (self.theta[:, None] > 0) & allowed[None, :]
+        self.bits: BitTables | None = None
+        if self.model.estimator == "sample" and isinstance(exits, SampleExits):
+            self.bits = BitTables(exits, self.theta, used=self.used)
+        self.certain = float(self.samples if self.bits is not None else self.samples**2)
+        self.right: Floats = np.rint(np.append(0.0, exits.accuracies()) * self.samples)
+        left = np.zeros(self.used.shape)
+        if (self.theta > 0).any():
+            left[self.theta > 0, 1:] = np.rint(exits.rates(self.theta[self.theta > 0]) * self.samples)
+        self.stays: Floats = self.samples - np.where(self.used, left, 0.0)
+
+    def _look_up_latency(self) -> None:
+        tables, tiers = self.model.tables, range(self.tiers)
+        hop, _ = tables.hop_s(self.space.codecs)
+        result = tables.result_parts_s.sum(axis=-1)
+        compute = np.where(np.isnan(tables.compute_s), np.inf, tables.compute_s)
+        longest = (self.space.exits_per_tier * self.tiers) * (
+            max(_largest(hop), 0.0) + _largest(compute) + 2 * _largest(result)
+        )
+        bits = math.ceil(math.log2(max(longest, 1e-9))) + math.ceil(math.log2(self.samples)) + 1
+        self.quantum_s = 2.0 ** (bits - _EXACT_BITS)
+        self.hop: Floats = np.rint(hop / self.quantum_s)
+        self.result: Floats = np.rint(result / self.quantum_s)
+        self.compute: Floats = np.rint(compute / self.quantum_s)
+        for tier in tiers:
+            banned = [int(tier not in self.space.block_tiers.get(b, (tier,))) for b in range(1, self.blocks + 1)]
+            before = np.cumsum([0, *banned])
+            self.compute[:, :, tier, before[:, None] < before[None, :]] = np.inf
+        if self.space.tiers is not None:
+            self.compute[:, :, [t for t in tiers if t not in self.space.tiers]] = np.inf
+
+    def seconds(self, quanta: Floats) -> Floats:
+        """Mean latency in seconds of a sum of samples times quanta."""
+        return np.asarray(quanta * self.quantum_s / self.samples)
+
+    def accuracy(self, counts: Floats) -> Floats:
+        """Accuracy 0–1 of a count of right answers (times S where the estimator is marginal)."""
+        return np.asarray(counts / self.certain)
+
+    def _last_cuts(self) -> tuple[int, ...]:
+        cuts = range(1, self.blocks + 1) if self.space.cuts is None else sorted(set(self.space.cuts))
+        return tuple(c for c in cuts if self.space.truncation or c == self.blocks)
+
+    def _inner_cuts(self) -> tuple[int, ...]:
+        return tuple(range(1, self.blocks)) if self.space.cuts is None else tuple(sorted(set(self.space.cuts)))
+
+    # -- the space -----------------------------------------------------------------------------
+
+    def lengths(self) -> range:
+        tiers = self.tiers if self.space.tiers is None else len(set(self.space.tiers))
+        most = min(self.blocks, tiers * self.space.exits_per_tier, self.space.max_partitions or self.blocks)
+        return range(self.space.min_partitions, most + 1)
+
+    def placements(self, length: int) -> Iterator[tuple[int, ...]]:
+        """Tier sequences in lexicographic order; a tier's partitions are consecutive."""
+        tiers = sorted(range(self.tiers) if self.space.tiers is None else set(self.space.tiers))
+        found = set()
+        for used in range(1, min(length, len(tiers)) + 1):
+            orders = combinations(tiers, used) if self.space.tier_order == "increasing" else permutations(tiers, used)
+            for order in orders:
+                for sizes in _compositions(length, used, self.space.exits_per_tier):
+                    found.add(tuple(chain.from_iterable([t] * n for t, n in zip(order, sizes, strict=True))))
+        return iter(sorted(found))
+
+    def columns(self, length: int, cells: int) -> Iterator[Ints]:
+        """Increasing cuts [C, length], in lexicographic order, as many at a time as make ``cells`` with the rows."""
+        last = set(self.last_cuts)
+        usable = sorted({*self._inner_cuts(), *last})
+        every = combinations(usable, length)
+        rows = every if len(last) == len(usable) else (c for c in every if c[-1] in last)
+        chunk = max(1, cells // len(self.rows(length)))
+        while block := list(islice(rows, chunk)):
+            yield np.fromiter(chain.from_iterable(block), dtype=np.intp, count=len(block) * length).reshape(-1, length)
+
+    def rows(self, length: int) -> list[tuple[int, ...]]:
+        """Threshold indices of each row; one partition asks no threshold, so one row."""
+        if length == 1:
+            return [()]
+        if self.space.per_exit_thresholds:
+            return list(product(range(self.theta.size), repeat=length - 1))
+        return [(row,) * (length - 1) for row in range(self.theta.size)]
+
+    def count(self) -> int:
+        """Number of plans, without enumerating them; a single partition asks no threshold."""
+        usable = sorted({*self._inner_cuts(), *self.last_cuts})
+        total = 0
+        for length in self.lengths():
+            columns = sum(math.comb(sum(c < end for c in usable), length - 1) for end in self.last_cuts)
+            rows = self.theta.size ** ((length - 1) if self.space.per_exit_thresholds else min(length - 1, 1))
+            total += columns * rows * self._count_placements(length)
+        return total
+
+    def _count_placements(self, length: int) -> int:
+        tiers = self.tiers if self.space.tiers is None else len(set(self.space.tiers))
+        orders = math.comb if self.space.tier_order == "increasing" else math.perm
+        sizes = [1] + [0] * length  # ways to fill 0..length partitions with the tiers used so far
+        total = 0
+        for used in range(1, min(length, tiers) + 1):
+            most = self.space.exits_per_tier
+            sizes = [sum(sizes[max(0, n - most) : n]) for n in range(length + 1)]
+            total += orders(tiers, used) * sizes[length]
+        return total
+
+    def hints(self) -> str:
+        """Return the hints that differ from the defaults, as text."""
+        default = SearchSpace()
+        names = [f.name for f in fields(SearchSpace) if getattr(self.space, f.name) != getattr(default, f.name)]
+        return ", ".join(f"{name}={getattr(self.space, name)!r}" for name in names) or "none"
+
+    def empty(self) -> SearchError:
+        """Return the error that says that no plan satisfies the hints."""
+        return SearchError(f"no plan satisfies the hints: {self.hints()}; relax one of them")
+
+
+def _largest(table: Floats) -> float:
+    return float(np.max(table, where=np.isfinite(table), initial=0.0))
+
+
+def _check_hints(space: SearchSpace, blocks: int, tiers: int) -> None:
+    hints: Mapping[str, tuple[tuple[int, ...] | None, int, int]] = {
+        "cuts": (space.cuts, 1, blocks),
+        "exits": (space.exits, 1, blocks),
+        "tiers": (space.tiers, 0, tiers - 1),
+        "block_tiers (blocks)": (tuple(space.block_tiers), 1, blocks),
+        "block_tiers (tiers)": (tuple(chain.from_iterable(space.block_tiers.values())), 0, tiers - 1),
+    }
+    for name, (values, low, high) in hints.items():
+        wrong = [v for v in values or () if not low <= v <= high]
+        if wrong:
+            raise InvalidValue(f"the hint {name} holds numbers within {low}–{high} here, but got {wrong}")
+
+
+def _compositions(total: int, parts: int, most: int) -> Iterator[tuple[int, ...]]:
+    """Ways to write ``total`` as an ordered sum of ``parts`` numbers within 1–most."""
+    if parts == 1:
+        if 1 <= total <= most:
+            yield (total,)
+        return
+    for first in range(1, min(most, total - parts + 1) + 1):
+        for rest in _compositions(total - first, parts - 1, most):
+            yield (first, *rest)
