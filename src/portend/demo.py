@@ -72,7 +72,7 @@ class DemoConfig:
     gap_s: float = 0.05
     turns: int = 10
     training: TrainingConfig = DIGITS_TRAINING
-    profiling: DeviceProfiling = field(default_factory=DeviceProfiling)
+    profiling: DeviceProfiling = field(default_factory=lambda: DeviceProfiling(idle_repeats=3))  # more in the turns
     topology: Topology = field(default_factory=three_tier)
     space: SearchSpace = field(
         default_factory=lambda: SearchSpace(

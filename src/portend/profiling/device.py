@@ -55,7 +55,7 @@ class DeviceProfiling:
 
     threads: int = 1
     repeats: int = 30
-    idle_repeats: int = 3
+    idle_repeats: int = 5
     idle_burst: int = 4
     max_idle: int = 66
     message_repeats: int = 12
