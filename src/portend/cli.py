@@ -110,6 +110,7 @@ def cli() -> None:
     portend run       a plan, across agents and emulated links
     portend compare   predictions with measurements
     portend report    one HTML page with everything
+    portend whatif    the best plan as fields vary, and where it flips
     """
 
 
@@ -285,27 +286,39 @@ def _dataset(checkpoint: str, data: str | None, seed: int | None) -> tuple[Datas
     return dataset, trained
 
 
+_PLANNING = (
+    click.option("--min-accuracy", type=click.FloatRange(0, 1), help="Least accuracy, 0–1; minimizes latency."),
+    click.option("--max-latency", type=_Time(), help="Largest mean latency, such as '60 ms'; maximizes accuracy."),
+    click.option("--estimator", type=click.Choice(["sample", "marginal"]), help="Default: sample where scores exist."),
+    click.option("--thresholds", type=_Numbers(float), help="Exit thresholds to try, such as 0,0.2,0.4."),
+    click.option("--per-exit-thresholds", is_flag=True, help="One threshold for each exit instead of a global one."),
+    click.option("--cuts", type=_Numbers(int), help="Cuts at which a partition may end."),
+    click.option("--exits", type=_Numbers(int), help="Branches that may be early exits."),
+    click.option("--no-exits", is_flag=True, help="No early exits."),
+    click.option("--tiers", type=_Numbers(int), help="Tiers that may be used, counted from 0."),
+    click.option("--keep-input-on", type=int, help="Tier that raw input must not leave (block 1 runs there)."),
+    click.option("--max-partitions", type=click.IntRange(1), help="Most partitions."),
+    click.option(
+        "--exits-per-tier",
+        type=click.IntRange(1),
+        help="Most partitions (each with its exit) on one tier; default: 2 if at most 20 million plans result, else 1.",
+    ),
+    click.option("--tier-order", type=click.Choice(["any", "increasing"]), default="any", show_default=True),
+    click.option("--no-truncation", is_flag=True, help="Always keep the last blocks."),
+)
+
+
+def _planning(command: Any) -> Any:
+    """Give a command the options that state what to plan."""
+    for option in reversed(_PLANNING):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("profile", type=click.Path(dir_okay=False))
 @_topology
-@click.option("--min-accuracy", type=click.FloatRange(0, 1), help="Least accuracy, 0–1; minimizes latency.")
-@click.option("--max-latency", type=_Time(), help="Largest mean latency, such as '60 ms'; maximizes accuracy.")
-@click.option("--estimator", type=click.Choice(["sample", "marginal"]), help="Default: sample where scores exist.")
-@click.option("--thresholds", type=_Numbers(float), help="Exit thresholds to try, such as 0,0.2,0.4.")
-@click.option("--per-exit-thresholds", is_flag=True, help="One threshold for each exit instead of a global one.")
-@click.option("--cuts", type=_Numbers(int), help="Cuts at which a partition may end.")
-@click.option("--exits", type=_Numbers(int), help="Branches that may be early exits.")
-@click.option("--no-exits", is_flag=True, help="No early exits.")
-@click.option("--tiers", type=_Numbers(int), help="Tiers that may be used, counted from 0.")
-@click.option("--keep-input-on", type=int, help="Tier that raw input must not leave (block 1 runs there).")
-@click.option("--max-partitions", type=click.IntRange(1), help="Most partitions.")
-@click.option(
-    "--exits-per-tier",
-    type=click.IntRange(1),
-    help="Most partitions (each with its exit) on one tier; default: 2 if at most 20 million plans result, else 1.",
-)
-@click.option("--tier-order", type=click.Choice(["any", "increasing"]), default="any", show_default=True)
-@click.option("--no-truncation", is_flag=True, help="Always keep the last blocks.")
+@_planning
 @click.option("--front", "with_front", is_flag=True, help="Also give the whole Pareto front.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Also write the answer as JSON, for `portend run`.")
 @_json
@@ -320,23 +333,15 @@ def plan(
     """
     from portend.config import load_topology
     from portend.perfmodel.model import PerformanceModel
-    from portend.planner.exhaustive import count_plans
-    from portend.planner.problem import Problem, accuracy, latency
     from portend.planner.solve import solve
     from portend.storage import load_profile, write_json
 
     if min_accuracy is None and max_latency is None:
         raise click.UsageError("say what is asked for: --min-accuracy, --max-latency, or both")
-    bounds = [] if min_accuracy is None else [accuracy >= min_accuracy]
-    bounds += [] if max_latency is None else [latency <= max_latency]
-    goal = {"minimize": latency} if min_accuracy is not None else {"maximize": accuracy}
     places = load_topology(topology)
     model = PerformanceModel(load_profile(profile), places, estimator=estimator)
-    space = _space(**hints)
-    if exits_per_tier is None:
-        wider = replace(space, exits_per_tier=2)
-        space = wider if count_plans(wider, model) <= _MANY_PLANS else space
-    solution = solve(Problem(**goal, subject_to=tuple(bounds), space=space), model)
+    problem = _problem(model, min_accuracy, max_latency, exits_per_tier, **hints)
+    solution = solve(problem, model)
     answer = solution.to_dict()
     if not with_front:
         del answer["front"]
@@ -349,6 +354,25 @@ def plan(
         for point in solution.front:
             name = point.plan.describe(names)
             click.echo(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {name}")
+
+
+def _problem(
+    model: Any, min_accuracy: float | None, max_latency: float | None, exits_per_tier: int | None, **hints: Any
+) -> Any:
+    """The problem that the planning options state: least latency where an accuracy is asked for, else most accuracy."""
+    from portend.planner.exhaustive import count_plans
+    from portend.planner.problem import Problem, accuracy, latency
+
+    bounds = [] if min_accuracy is None else [accuracy >= min_accuracy]
+    bounds += [] if max_latency is None else [latency <= max_latency]
+    goal = {"minimize": latency} if min_accuracy is not None else {"maximize": accuracy}
+    space = _space(**hints)
+    if exits_per_tier is None:
+        wider = replace(space, exits_per_tier=2)
+        space = wider if count_plans(wider, model) <= _MANY_PLANS else space
+    else:
+        space = replace(space, exits_per_tier=exits_per_tier)
+    return Problem(**goal, subject_to=tuple(bounds), space=space)
 
 
 def _space(
@@ -534,6 +558,84 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
         provenance={**loaded.provenance, **first.provenance},
     )
     click.echo(str(write_report(out, data)))
+
+
+@cli.command()
+@click.argument("profile", type=click.Path(dir_okay=False))
+@_topology
+@click.option(
+    "--sweep", "sweeps", multiple=True, required=True, metavar="PATH=VALUES",
+    help="Field and its values: 'links[0].bandwidth=1,2,5 Mbit/s', 'links[0].bandwidth=1..100 Mbit/s log 20' or "
+    "'space.exits_per_tier=1..4'. Again for a grid. An unknown path gets the list of all.",
+)  # fmt: skip
+@_planning
+@click.option("--zip", "zipped", is_flag=True, help="Swept fields advance together instead of making a grid.")
+@click.option("--crossovers", is_flag=True, help="Also find where the plan flips along the first field.")
+@click.option("--no-baselines", is_flag=True, help="Plan without the baselines, which is about twice as fast.")
+@click.option("--jobs", type=int, help="Workers; default: 1, or with --backend as many as it has.")
+@click.option(
+    "--backend", type=click.Choice(["loky", "threading", "dask", "ray"]),
+    help="Of joblib. dask and ray start workers here, or join DASK_SCHEDULER_ADDRESS or RAY_ADDRESS.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(dir_okay=False), help="HTML page to write, with a figure of one or two fields.")
+@_json
+def whatif(
+    profile: str, topology: str, sweeps: tuple[str, ...], min_accuracy: float | None, max_latency: float | None,
+    estimator: Any, exits_per_tier: int | None, zipped: bool, crossovers: bool, no_baselines: bool, jobs: int | None,
+    backend: str | None, out: str | None, as_json: bool, **hints: Any,
+) -> None:  # fmt: skip
+    """Plan PROFILE anew for each value of swept fields of the topology, the profile or the problem.
+
+    Tells which plan is best where, and with --crossovers exactly where it changes.
+    """
+    from portend.analysis import whatif as lib
+    from portend.config import load_topology
+    from portend.perfmodel.model import PerformanceModel
+    from portend.storage import load_profile
+
+    swept = {text.partition("=")[0].strip() for text in sweeps}
+    if min_accuracy is None and max_latency is None and not swept & {"problem.min_accuracy", "problem.max_latency"}:
+        raise click.UsageError("say what is asked for: --min-accuracy, --max-latency, or both, or sweep one of them")
+    if out:
+        _check_writable(out)
+    places, measured = load_topology(topology), load_profile(profile)
+    goal = 0.0 if "problem.min_accuracy" in swept and min_accuracy is None else min_accuracy
+    problem = _problem(
+        PerformanceModel(measured, places, estimator=estimator), goal, max_latency, exits_per_tier, **hints
+    )
+    scenario = lib.Scenario(profile=measured, topology=places, problem=problem, estimator=estimator)
+    axes = [lib.parse_axis(scenario, text) for text in sweeps]
+    workers: dict[str, Any] = {"n_jobs": jobs, "backend": backend}
+    flips = None
+    with lib.connected(backend, jobs), _progress(quiet=as_json) as tell:
+        found = lib.sweep(
+            scenario, axes, zipped=zipped, baselines=not no_baselines, **workers,
+            on_progress=lambda *at: tell("sweep", *at),
+        )  # fmt: skip
+        if crossovers:
+            flips = lib.find_crossovers(found, **workers, on_progress=lambda *at: tell("crossovers", *at))
+    if as_json:
+        answer = found.to_dict() | ({} if flips is None else {"crossovers": [flip.to_dict() for flip in flips]})
+        click.echo(json.dumps(answer))
+    else:
+        _show_sweep(found, flips)
+    if out:
+        from portend.analysis.whatif_page import write_page
+
+        path = write_page(out, found, flips)
+        if not as_json:
+            click.echo(str(path))
+
+
+def _show_sweep(found: Any, flips: Any) -> None:
+    from rich.console import Console
+
+    from portend.analysis.whatif_page import crossover_table, sweep_table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=130)
+    console.print(sweep_table(found, flips or ()), *([] if flips is None else [crossover_table(found, flips)]))
 
 
 def main() -> None:

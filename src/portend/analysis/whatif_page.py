@@ -1,0 +1,576 @@
+"""A sweep as tables for a terminal, as figures, and as one HTML file in the manner of the report.
+
+Plans are lettered in the order in which they appear; one plan has one letter and one tint everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from portend.analysis import plots, report
+from portend.analysis.tables import format_ms, format_share
+from portend.analysis.whatif import Crossover, Field, Sweep, SweepPoint
+from portend.errors import law
+from portend.plan import Plan
+from portend.planner.problem import Solution
+from portend.storage import write_text
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+    from rich.table import Table
+
+__all__ = ["crossover_table", "plot_grid", "plot_sweep", "render_page", "sweep_table", "write_page"]
+
+_TINTS: Final = ("#FBE3CF", "#D6E8F5", "#D5EEE5", "#F5DFEC", "#FBF6CC", "#DDF0FA", "#E8E3F4", "#ECE7DC")
+_MISSED: Final = "#ECEEF0"
+_LINES: Final = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5B6B7C", "#8C5A2B", "#A3AFBB")
+_DIGITS: Final = 10
+
+
+# --- plans and their letters -----------------------------------------------------------------
+
+
+class _Names:
+    """The different plans of a sweep and its crossovers, lettered along the points."""
+
+    def __init__(self, found: Sweep, crossovers: Sequence[Crossover]) -> None:
+        seen = [*found.points, *(p for c in crossovers for p in (c.below, c.above))]
+        self.plans: list[Plan] = list(dict.fromkeys(p.plan for p in _in_order(found, seen) if p.plan is not None))
+        self.members = [[p for p in seen if p.plan == plan] for plan in self.plans]
+        words = [plan.describe(found.tier_names) for plan in self.plans]
+        self.texts = [
+            found.describe_plan(points[0], codecs=words.count(word) > 1)
+            for word, points in zip(words, self.members, strict=True)
+        ]
+
+    def letter(self, point: SweepPoint) -> str:
+        return "–" if point.plan is None else _letters(self.plans.index(point.plan))
+
+    def tint(self, point: SweepPoint) -> str:
+        if point.plan is None or point.status != "optimal":
+            return _MISSED
+        return _TINTS[self.plans.index(point.plan) % len(_TINTS)]
+
+    def text(self, point: SweepPoint) -> str:
+        return f"none: {point.reason}" if point.plan is None else self.texts[self.plans.index(point.plan)]
+
+
+def _letters(index: int) -> str:
+    return (_letters(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)
+
+
+def _in_order(found: Sweep, points: Sequence[SweepPoint]) -> list[SweepPoint]:
+    """Points along the first axis where it has an order, otherwise as they are."""
+    if len(found.axes) > 1 or not _numeric(found, 0):
+        return list(points)
+    return sorted(points, key=lambda point: point.values[0])
+
+
+def _numeric(found: Sweep, axis: int) -> bool:
+    return found.field(axis).ordered and None not in found.axes[axis].values
+
+
+def _best_baseline(point: SweepPoint) -> tuple[str, Solution] | None:
+    """The baseline that meets the constraints and does best."""
+    if point.solution is None:
+        return None
+    met = [(name, s) for name, s in point.solution.baselines.items() if s.status == "optimal"]
+    minimize = point.solution.problem.minimize
+    return min(met, key=lambda item: item[1].estimate.mean_s if minimize else -item[1].estimate.accuracy, default=None)
+
+
+# --- tables for a terminal -------------------------------------------------------------------
+
+
+def sweep_table(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Table:
+    """Return one row per point: values, the plan, mean and 95th percentile in ms, accuracy, the best baseline."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    names = _Names(found, crossovers)
+    table = Table(title=str(found.scenario.problem), title_justify="left", box=box.SIMPLE_HEAD)
+    for axis in found.axes:
+        table.add_column(Text(axis.path), justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("plan", overflow="fold", min_width=24)
+    for column in ("mean\nms", "p95\nms", "accuracy"):
+        table.add_column(column, justify="right")
+    table.add_column("best baseline")
+    for point in found.points:
+        values = [found.field(i).format(v) for i, v in enumerate(point.values)]
+        note = "  (misses the constraint)" if point.status == "infeasible" else ""
+        table.add_row(*values, names.letter(point), Text(names.text(point) + note), *_cells(point))
+    return table
+
+
+def _cells(point: SweepPoint) -> list[str]:
+    if point.solution is None:
+        return ["–"] * 4
+    estimate, best = point.solution.estimate, _best_baseline(point)
+    other = f"{format_ms(best[1].estimate.mean_s)} ms  {best[0]}" if best else "–"
+    return [format_ms(estimate.mean_s), format_ms(estimate.quantile_s(0.95)), format_share(estimate.accuracy), other]
+
+
+def crossover_table(found: Sweep, crossovers: Sequence[Crossover]) -> Table:
+    """Return one row per crossover: where, the plans below and above it, and mean latency and accuracy of each."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    names = _Names(found, crossovers)
+    table = Table(title="Crossovers: where the plan flips", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("at", "±", "", "kind", "ms below | above", "accuracy below | above"):
+        table.add_column(column, justify="right" if column in ("at", "±") else "left")
+    for crossover in crossovers:
+        at, width = _where(found, crossover)
+        table.add_row(Text(at), width, Text(_change(names, crossover)), crossover.kind, *_sides(crossover))
+    if not crossovers:
+        table.caption = "none: the plan is the same from end to end"
+    return table
+
+
+def _change(names: _Names, crossover: Crossover) -> str:
+    sides = (crossover.below, crossover.above)
+    marks = [names.letter(p) + (" ✗" if p.status == "infeasible" else "") for p in sides]
+    return f"{marks[0]} → {marks[1]}"
+
+
+def _where(found: Sweep, crossover: Crossover) -> tuple[str, str]:
+    """The crossover's value, with the other axes' values, and how far the flip may be from it."""
+    field = found.field(crossover.axis)
+    low, high = crossover.below.values[crossover.axis], crossover.above.values[crossover.axis]
+    others = [
+        f"{axis.path} = {found.field(i).format(crossover.below.values[i])}"
+        for i, axis in enumerate(found.axes)
+        if i != crossover.axis
+    ]
+    at = field.format(crossover.value, 6 if others else _DIGITS)
+    width = "exact" if field.whole else f"{(high - low) / 2 / max(abs(high), 1e-300):.0e}"
+    return ", ".join([at, *others]), width
+
+
+def _sides(crossover: Crossover) -> list[str]:
+    pair = [side.solution.estimate if side.solution else None for side in (crossover.below, crossover.above)]
+    return [
+        " | ".join(f"{1e3 * e.mean_s:.6g}" if e else "–" for e in pair),
+        " | ".join(f"{100 * e.accuracy:.2f} %" if e else "–" for e in pair),
+    ]
+
+
+# --- one field -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Where values lie on an axis of a figure: in one unit, or, without an order, one after the other."""
+
+    field: Field
+    unit: str
+    size: float
+    logarithmic: bool
+    places: tuple[Any, ...]  # the values, where the axis has no order
+
+    @classmethod
+    def of(cls, found: Sweep, axis: int) -> _Scale:
+        field, values = found.field(axis), found.axes[axis].values
+        if found.zipped and len(found.axes) > 1:
+            return cls(field, "", 1.0, False, tuple(range(len(found.points))))
+        if not _numeric(found, axis):
+            return cls(field, "", 1.0, False, values)
+        unit, size = field.unit(max(values))
+        positive = min(values) > 0 and len(values) > 1
+        return cls(field, unit, size, positive and max(values) / min(values) > 6, ())
+
+    def at(self, value: Any) -> float:
+        return float(self.places.index(value)) if self.places else value / self.size
+
+    def paper(self, value: Any) -> float:
+        """The place as annotations and ranges need it."""
+        return math.log10(self.at(value)) if self.logarithmic else self.at(value)
+
+    def title(self) -> str:
+        return escape(self.field.path, quote=False) + (f" [{self.unit}]" if self.unit else "")
+
+
+def plot_sweep(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
+    """Draw mean latency of the plan and of the baselines over one field, above the plan's accuracy.
+
+    Each plan has its band. With ``crossovers`` bands end where the plans flip; without, halfway between points.
+    """
+    from plotly.subplots import make_subplots
+
+    law(len(found.axes) == 1 or found.zipped, "plot_sweep draws one field; plot_grid draws two")
+    names, scale = _Names(found, crossovers), _Scale.of(found, 0)
+    points = _ordered(found, scale, crossovers)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.76, 0.24], vertical_spacing=0.05)
+    ends = _limits(found, scale)
+    bands = _bands(found, scale, points, crossovers, ends)
+    for low, high, point in bands:
+        shape: dict[str, Any] = {"type": "rect", "x0": low, "x1": high, "y0": 0, "y1": 1, "xref": "x", "layer": "below"}
+        line = {"width": 0}
+        for y in ("y domain", "y2 domain"):
+            figure.add_shape(**shape, yref=y, fillcolor=names.tint(point), line=line)
+    for index, (label, values) in enumerate(_baseline_lines(found).items()):
+        style: dict[str, Any] = {
+            "color": _LINES[index % len(_LINES)],
+            "width": 1.6,
+            "dash": "solid" if index < len(_LINES) else "dot",
+        }
+        xs = [_x(found, scale, point) for point in found.points]
+        pairs = sorted(zip(xs, values, strict=True))
+        figure.add_scatter(
+            x=[x for x, _ in pairs], y=[y for _, y in pairs], mode="lines", line=style,
+            name=escape(label, quote=False), row=1, col=1,
+        )  # fmt: skip
+    _plan_lines(figure, found, scale, points, names)
+    y_values = [y for trace in figure.data if trace.yaxis in (None, "y") for y in trace.y if y is not None]
+    limits, logarithmic = plots._range(y_values or [1.0], ratio=6)
+    plots._style(figure, height=640)
+    figure.update_layout(
+        margin={"t": 62, "b": 150, "l": 70, "r": 28}, hovermode="closest",
+        legend={"y": 0.0, "yanchor": "bottom", "x": 0.5, "xanchor": "center"},
+    )  # fmt: skip
+    figure.update_yaxes(**plots._log_axis(logarithmic, limits), title_text="latency [ms]", row=1, col=1)
+    figure.update_yaxes(tickformat=".1%", title_text="accuracy", nticks=4, row=2, col=1)
+    _x_axis(figure, found, scale, ends)
+    figure.update_xaxes(title_text=_x_title(found, scale), row=2, col=1)
+    _letters_on(figure, scale, bands, names)
+    _crossover_marks(figure, found, scale, crossovers, ends)
+    _given_mark(figure, found, scale, ends)
+    return figure
+
+
+def _x(found: Sweep, scale: _Scale, point: SweepPoint) -> float:
+    return float(found.points.index(point)) if found.zipped and len(found.axes) > 1 else scale.at(point.values[0])
+
+
+def _x_title(found: Sweep, scale: _Scale) -> str:
+    return " | ".join(axis.path for axis in found.axes) if found.zipped else scale.title()
+
+
+def _ordered(found: Sweep, scale: _Scale, crossovers: Sequence[Crossover]) -> list[SweepPoint]:
+    points = list(found.points) + [p for c in crossovers for p in (c.below, c.above)]
+    return points if scale.places else sorted(points, key=lambda point: scale.at(point.values[0]))
+
+
+def _limits(found: Sweep, scale: _Scale) -> tuple[float, float]:
+    """Ends of the x axis, as places."""
+    if scale.places:
+        return -0.5, len(found.points) - 0.5
+    places = [scale.at(v) for v in found.axes[0].values]
+    low, high = min(places), max(places)
+    return (low, high) if high > low else (low - (abs(low) or 1.0) / 10, high + (abs(high) or 1.0) / 10)
+
+
+def _bands(
+    found: Sweep,
+    scale: _Scale,
+    points: Sequence[SweepPoint],
+    crossovers: Sequence[Crossover],
+    ends: tuple[float, float],
+) -> list[tuple[float, float, SweepPoint]]:
+    """Stretches of the axis with one plan: from, to, a point inside."""
+    flips = {id(c.below): c for c in crossovers}
+    edges, inside = [ends[0]], [points[0]]
+    for a, b in pairwise(points):
+        if a.decides_like(b):
+            continue
+        if id(a) in flips:
+            edges.append(scale.at(flips[id(a)].value))
+        elif scale.logarithmic:
+            edges.append(math.sqrt(_x(found, scale, a) * _x(found, scale, b)))
+        else:
+            edges.append((_x(found, scale, a) + _x(found, scale, b)) / 2)
+        inside.append(b)
+    return [(low, high, point) for (low, high), point in zip(pairwise([*edges, ends[1]]), inside, strict=True)]
+
+
+def _baseline_lines(found: Sweep) -> dict[str, list[float | None]]:
+    """Each baseline's mean latency in ms at every point, None where it misses the constraints; equal ones as one."""
+    names = dict.fromkeys(n for p in found.points if p.solution for n in p.solution.baselines)
+    lines: dict[tuple[float | None, ...], list[str]] = {}
+    for name in names:
+        solutions = [p.solution.baselines.get(name) if p.solution else None for p in found.points]
+        values = tuple(1e3 * s.estimate.mean_s if s and s.status == "optimal" else None for s in solutions)
+        if any(value is not None for value in values):
+            lines.setdefault(values, []).append(name)
+    return {", ".join(same): list(values) for values, same in lines.items()}
+
+
+def _plan_lines(figure: Figure, found: Sweep, scale: _Scale, points: Sequence[SweepPoint], names: _Names) -> None:
+    """The plan's mean, 95th percentile and accuracy; hollow markers where it misses the constraints."""
+    xs = [_x(found, scale, p) if p in found.points else scale.at(p.values[0]) for p in points]
+    estimates = [p.solution.estimate if p.solution else None for p in points]
+    hover = [f"{names.letter(p)}: {escape(names.text(p), quote=False)}" for p in points]
+    color, swept = plots.CHOSEN, set(map(id, found.points))
+    sizes = [7 if id(p) in swept else 0.1 for p in points]
+    fills = [color if p.status == "optimal" else "#FFFFFF" for p in points]
+    marker = {"size": sizes, "color": fills, "line": {"color": color, "width": 1.5}, "opacity": 1}
+    mean = [1e3 * e.mean_s if e else None for e in estimates]
+    tail = [1e3 * e.quantile_s(0.95) if e else None for e in estimates]
+    share = [e.accuracy if e else None for e in estimates]
+    text = {"text": hover, "hovertemplate": "%{y:.4g}<br>%{text}<extra></extra>"}
+    dashed = {"color": color, "width": 1.3, "dash": "dot"}
+    figure.add_scatter(x=xs, y=tail, mode="lines", line=dashed, name="plan, 95th percentile", row=1, col=1)
+    figure.add_scatter(
+        x=xs, y=mean, mode="lines+markers", line={"color": color, "width": 3}, marker=marker, name="<b>plan, mean</b>",
+        row=1, col=1, **text,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=xs, y=share, mode="lines+markers", line={"color": color, "width": 2}, marker=marker | {"line": {"width": 1}},
+        showlegend=False, name="accuracy", row=2, col=1, **text,
+    )  # fmt: skip
+
+
+def _x_axis(figure: Figure, found: Sweep, scale: _Scale, ends: tuple[float, float]) -> None:
+    if scale.places:
+        labels = [" | ".join(found.field(i).format(v) for i, v in enumerate(point.values)) for point in found.points]
+        figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, range=list(ends), showgrid=False)
+        return
+    limits = [math.log10(x) for x in ends] if scale.logarithmic else list(ends)
+    figure.update_xaxes(**plots._log_axis(scale.logarithmic, limits))
+
+
+def _letters_on(figure: Figure, scale: _Scale, bands: Sequence[tuple[float, float, SweepPoint]], names: _Names) -> None:
+    """Write each band's letter into it, at the top."""
+    for low, high, point in bands:
+        middle = (math.log10(low) + math.log10(high)) / 2 if scale.logarithmic else (low + high) / 2
+        missed = " ✗" if point.status == "infeasible" else ""
+        text = "no plan" if point.plan is None else f"<b>{names.letter(point)}</b>{missed}"
+        figure.add_annotation(
+            x=middle, y=1, xref="x", yref="y domain", text=text, showarrow=False, yanchor="top", yshift=-3,
+            font={"size": 15, "color": plots.INK},
+        )  # fmt: skip
+
+
+def _crossover_marks(
+    figure: Figure, found: Sweep, scale: _Scale, crossovers: Sequence[Crossover], ends: tuple[float, float]
+) -> None:
+    """A line at each crossover through both panels, its value above, on as many levels as keep values apart."""
+    low, high = (math.log10(x) if scale.logarithmic else x for x in ends)
+    free = [-math.inf] * 3
+    for crossover in sorted(crossovers, key=lambda c: c.value):
+        place = scale.paper(crossover.value)
+        share = (place - low) / (high - low)
+        level = next((i for i, end in enumerate(free) if share > end), 0)
+        free[level] = share + 0.13
+        line = {"color": plots.INK, "width": 1.2, "dash": "dash"}
+        x = scale.at(crossover.value)
+        figure.add_shape(type="line", x0=x, x1=x, y0=0, y1=1, xref="x", yref="paper", line=line)
+        figure.add_annotation(
+            x=place, y=1, xref="x", yref="paper", text=found.field(0).format(crossover.value, 5), showarrow=False,
+            yanchor="bottom", yshift=2 + 16 * level, font={"size": 12, "color": plots.INK},
+        )  # fmt: skip
+
+
+def _given_mark(figure: Figure, found: Sweep, scale: _Scale, ends: tuple[float, float]) -> None:
+    """A thin line where the scenario's own value lies."""
+    if scale.places:
+        return
+    own = found.field(0).read(found.scenario)
+    if own is None or not math.isfinite(own) or not ends[0] <= own / scale.size <= ends[1]:
+        return
+    if scale.logarithmic and own <= 0:
+        return
+    x = scale.at(own)
+    line = {"color": plots.QUIET, "width": 1, "dash": "dot"}
+    figure.add_shape(type="line", x0=x, x1=x, y0=0, y1=1, xref="x", yref="y domain", line=line)
+    figure.add_annotation(
+        x=scale.paper(own), y=0, xref="x", yref="y domain", text="as given", showarrow=False, yanchor="bottom",
+        xanchor="left" if x < ends[1] else "right", xshift=3, font={"size": 11, "color": plots.QUIET},
+    )  # fmt: skip
+
+
+# --- two fields --------------------------------------------------------------------------------
+
+
+def plot_grid(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
+    """Draw the plan's mean latency over two fields, with each cell's plan as a letter, and crossovers as dots."""
+    from plotly import graph_objects as go
+
+    law(len(found.axes) == 2 and not found.zipped, "plot_grid draws two fields; plot_sweep draws one")
+    names, columns, rows = _Names(found, crossovers), *(axis.values for axis in found.axes)
+    cell = {point.values: point for point in found.points}
+    grid = [[cell[x, y] for x in columns] for y in rows]
+    mean = [[1e3 * p.solution.estimate.mean_s if p.solution else None for p in line] for line in grid]
+    marks = [[names.letter(p) + (" ✗" if p.status == "infeasible" else "") for p in line] for line in grid]
+    hover = [[_hover(found, names, p) for p in line] for line in grid]
+    flat = [value for line in mean for value in line if value is not None]
+    logarithmic = bool(flat) and min(flat) > 0 and max(flat) / min(flat) > 6
+    shown = [[math.log10(v) if logarithmic and v is not None else v for v in line] for line in mean]
+    bar: dict[str, Any] = {"title": {"text": "mean<br>latency<br>[ms]"}, "thickness": 14, "outlinewidth": 0}
+    if logarithmic:
+        axis = plots._log_axis(True, (math.log10(min(flat)), math.log10(max(flat))))
+        bar |= {"tickvals": [math.log10(tick) for tick in axis["tickvals"]], "ticktext": axis["ticktext"]}
+    scale = [[0, "#F7FBFF"], [0.35, "#C6DBEF"], [0.7, "#6BAED6"], [1, "#2171B5"]]
+    heat = go.Heatmap(
+        z=shown, text=marks, customdata=hover, texttemplate="%{text}", textfont={"size": 13, "color": plots.INK},
+        hovertemplate="%{customdata}<extra></extra>", colorscale=scale, colorbar=bar, xgap=1, ygap=1,
+    )  # fmt: skip
+    figure = go.Figure(heat)
+    places = [_place(found, c) for c in crossovers]
+    if places:
+        figure.add_scatter(
+            x=[x for x, _ in places], y=[y for _, y in places], mode="markers", name="crossover", showlegend=False,
+            marker={"symbol": "line-ns", "size": 20, "line": {"width": 3, "color": plots.CHOSEN}},
+            text=[_where(found, c)[0] for c in crossovers], hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+    plots._style(figure, height=140 + max(34 * len(rows), 200))
+    for index, update in enumerate((figure.update_xaxes, figure.update_yaxes)):
+        own, values = found.field(index), found.axes[index].values
+        labels = [own.format(v) for v in values]
+        every = math.ceil(len(labels) / 16)
+        update(
+            tickvals=list(range(len(labels)))[::every], ticktext=labels[::every], showgrid=False,
+            title_text=escape(own.path, quote=False),
+        )  # fmt: skip
+    return figure
+
+
+def _place(found: Sweep, crossover: Crossover) -> tuple[float, float]:
+    """Column and row of a crossover between the cells' centers."""
+    place = []
+    for index, axis in enumerate(found.axes):
+        if index != crossover.axis:
+            place.append(float(axis.values.index(crossover.below.values[index])))
+            continue
+        order = sorted(range(len(axis.values)), key=axis.values.__getitem__)
+        a, b = next((a, b) for a, b in pairwise(order) if axis.values[a] <= crossover.value <= axis.values[b])
+        low, high = axis.values[a], axis.values[b]
+        if low > 0 and high / low > 1.5:
+            share = math.log(crossover.value / low) / math.log(high / low)
+        else:
+            share = (crossover.value - low) / (high - low)
+        place.append(a + share * (b - a))
+    return place[0], place[1]
+
+
+def _hover(found: Sweep, names: _Names, point: SweepPoint) -> str:
+    lines = [f"{axis.path} = {found.field(i).format(point.values[i])}" for i, axis in enumerate(found.axes)]
+    lines.append(f"{names.letter(point)}: {names.text(point)}")
+    if point.solution:
+        e = point.solution.estimate
+        lines.append(f"mean {format_ms(e.mean_s)} ms, accuracy {format_share(e.accuracy)}, {point.status}")
+    return "<br>".join(escape(line, quote=False) for line in lines)
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+
+def write_page(path: str | Path, found: Sweep, crossovers: Sequence[Crossover] | None = None) -> Path:
+    """Write the sweep to ``path`` as one HTML file, whole or not at all, and return the path."""
+    write_text(render_page(found, crossovers), path)
+    return Path(path)
+
+
+def render_page(found: Sweep, crossovers: Sequence[Crossover] | None = None) -> str:
+    """Return the sweep as HTML text; ``crossovers`` None: they were not looked for."""
+    from plotly.offline import get_plotlyjs
+
+    law(found.zipped or len(found.axes) <= 2, f"a figure shows one or two fields, but {len(found.axes)} were swept")
+    flips = crossovers or ()
+    names = _Names(found, flips)
+    two = len(found.axes) == 2 and not found.zipped
+    figure = plot_grid(found, flips) if two else plot_sweep(found, flips)
+    paths = escape(", ".join(axis.path for axis in found.axes))
+    sections = [
+        f"<header><h1>What if: {paths}</h1><p class='problem'>{escape(str(found.scenario.problem))}; "
+        f"{found.scenario.profile.backbone.name} on {escape(found.scenario.topology.name)}, planned anew at each of "
+        f"{len(found.points)} points.</p></header>",
+        _drawn(figure, two, crossovers is not None),
+        report._section("Plans", _plans(found, names), "In the order of the letters; blocks are counted from 1."),
+    ]
+    if crossovers is not None:
+        sections.append(report._section("Crossovers", _crossovers(found, names, flips), _CROSSOVER_NOTE))
+    sections.append(report._section("All points", f"<details><summary>Show</summary>{_points(found, names)}</details>"))
+    body = "\n".join(sections).replace(" %", "&nbsp;%")
+    return report._PAGE.format(
+        title=f"What if: {paths}", style=report._STYLE + _STYLE, policy=report._POLICY, plotly=get_plotlyjs(), body=body
+    )
+
+
+_STYLE: Final = """
+.chip { display: inline-block; min-width: 1.7em; text-align: center; border-radius: 4px; font-weight: 650; }
+td.words { text-align: left; white-space: normal; }
+summary { cursor: pointer; color: var(--quiet); }
+"""
+_CROSSOVER_NOTE: Final = (
+    "Planned just below and just above each of them; the flip lies in between. <b>tie</b>: both plans are equally good "
+    "there; <b>jump</b>: a bound admits or excludes a plan. ✗: misses the constraints."
+)
+
+
+def _drawn(figure: Figure, two: bool, searched: bool) -> str:
+    from plotly.io import to_html
+
+    note = (
+        "Color is mean latency, letters are plans; orange bars mark where the plan flips along the horizontal field."
+        if two
+        else "Each band is one plan. Lines of baselines end where they miss the constraints; hollow markers: the plan "
+        "itself misses them."
+    )
+    if not searched:
+        note += " Where exactly the plan flips was not asked for: bands end halfway between points."
+    drawn = to_html(
+        figure, include_plotlyjs=False, full_html=False, div_id="figure-whatif",
+        default_height=f"{figure.layout.height}px", config={"responsive": True, "displayModeBar": False},
+    )  # fmt: skip
+    return report._section("Mean latency", f"<div class='scroll'><div class='plot'>{drawn}</div></div>", note)
+
+
+def _chip(names: _Names, point: SweepPoint) -> str:
+    return f"<span class='chip' style='background:{names.tint(point)}'>{names.letter(point)}</span>"
+
+
+def _plans(found: Sweep, names: _Names) -> str:
+    rows = []
+    for text, members in zip(names.texts, names.members, strict=True):
+        estimates = [p.solution.estimate for p in members if p.solution]
+        span = [format_ms(f(e.mean_s for e in estimates)) for f in (min, max)]
+        steps = " → ".join(f"<span class='step'>{escape(step)}</span>" for step in text.split(" → "))
+        shares = sorted({format_share(e.accuracy) for e in estimates})
+        cells = [_spans(found, members), "–".join(dict.fromkeys(span)), " to ".join(shares)]
+        good = next((p for p in members if p.status == "optimal"), members[0])
+        rows.append(f"<tbody><tr><th scope='row'>{_chip(names, good)} {steps}</th>{report._cells(cells)}</tr></tbody>")
+    return report._table(["Plan", "Best for", "Mean latency [ms]", "Accuracy"], rows)
+
+
+def _spans(found: Sweep, members: Sequence[SweepPoint]) -> str:
+    """Between which values a plan was seen; its number of points where several fields are swept."""
+    own = set(map(id, found.points))
+    if len(found.axes) > 1 or not _numeric(found, 0):
+        return f"{sum(id(p) in own for p in members)} of {len(found.points)} points"
+    values = sorted(p.values[0] for p in members)
+    return " to ".join(dict.fromkeys(found.field(0).format(v) for v in (values[0], values[-1])))
+
+
+def _crossovers(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) -> str:
+    if not crossovers:
+        return "<p>None: the plan is the same from end to end.</p>"
+    rows = []
+    for crossover in crossovers:
+        at, width = _where(found, crossover)
+        change = " → ".join(
+            _chip(names, p) + (" ✗" if p.status == "infeasible" else "") for p in (crossover.below, crossover.above)
+        )
+        cells = report._cells([width, change, crossover.kind, *_sides(crossover)])
+        rows.append(f"<tbody><tr><th scope='row'>{escape(at)}</th>{cells}</tr></tbody>")
+    head = ["At", "±, relative", "Plan", "", "Mean latency below | above [ms]", "Accuracy below | above"]
+    return report._table(head, rows)
+
+
+def _points(found: Sweep, names: _Names) -> str:
+    rows = []
+    for point in found.points:
+        values = " | ".join(found.field(i).format(v) for i, v in enumerate(point.values))
+        cells = report._cells([_chip(names, point), *map(escape, _cells(point)), point.status])
+        rows.append(f"<tbody><tr><th scope='row'>{escape(values)}</th>{cells}</tr></tbody>")
+    head = [" | ".join(axis.path for axis in found.axes), "Plan", "Mean [ms]", "95th percentile [ms]", "Accuracy"]
+    return report._table([*head, "Best baseline", ""], rows)
