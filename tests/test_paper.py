@@ -129,6 +129,7 @@ def test_another_device_on_tier_0(data: Path) -> None:
     topology = authors.read_topology(data, "m4.large")
     assert [tier.device for tier in topology.tiers][:2] == ["m4.large", "m4.large"]
     results = reproduce.reproduce(data, "m4.large")
+    assert results.notes == ("tier 0 is m4.large; what is published is for a1.medium",)
     edge = results.networks[0].baselines
     assert edge["edge-only"].estimate.mean_s < edge["base station-only"].estimate.mean_s
 

@@ -144,6 +144,8 @@ def read_exits(folder: Path, network: str) -> tuple[TabulatedExits, str]:
         branches = sorted(values["branches"], key=lambda branch: int(branch["branch"]))
         if [int(branch["branch"]) for branch in branches] != list(range(1, len(branches) + 1)):
             raise ValueError("branches count from 1 without a gap")
+        if 1.0 not in thresholds:
+            raise ValueError(f"the accuracies stand at threshold 1, but the thresholds are {thresholds}")
         everyone = thresholds.index(1.0)
         accuracy = [branch["correct"][everyone] / max(branch["exited"][everyone], 1e-9) for branch in branches]
         exits = TabulatedExits(
@@ -247,5 +249,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except KeyError as error:
         raise DataError(f"{path} lacks {error.args[0]!r}") from None
-    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, TypeError) as error:
+        raise DataError(f"{path} is not in the form that the data's README describes: {error}") from None
+    except (ArithmeticError, ValueError) as error:
         raise DataError(f"{path}: {error}") from None

@@ -308,7 +308,8 @@ def fig9a(profile: Profile, topology: Topology, thresholds: tuple[float, ...]) -
 def fig9b(profile: Profile, topology: Topology, thresholds: tuple[float, ...]) -> Comparison9:
     """Return tier 1 only against tier 2 only, over the factor by which tier 1 computes faster.
 
-    The links have 10 and 100 Mbit/s and take 10 and 200 ms. A faster tier 1 also decodes faster.
+    The links have 10 and 100 Mbit/s and take 10 and 200 ms. A faster tier 1 also decodes faster,
+    which hardly matters.
     """
     base = topology.with_link(0, bandwidth_bps=10e6, propagation_delay_s=0.010).with_link(
         1, bandwidth_bps=100e6, propagation_delay_s=0.200
@@ -332,9 +333,12 @@ def fig9b(profile: Profile, topology: Topology, thresholds: tuple[float, ...]) -
 def reproduce(folder: Path, device0: str | None, progress: Callable[[str], None] = lambda _: None) -> Results:
     """Return everything that the devices' files allow; networks that one device lacks are left out and noted."""
     topology, thresholds = read_topology(folder, device0), read_thresholds(folder)
+    usual = read_topology(folder).tiers[0].device
     measured = {tier.device: device_networks(folder, tier.device) for tier in topology.tiers}
     lacking = {name: [d for d, known in measured.items() if name not in known] for name in (*NETWORKS, HYPOTHETICAL)}
-    notes = tuple(f"{name} is left out: not measured on {', '.join(d)}" for name, d in lacking.items() if d)
+    notes = [f"{name} is left out: not measured on {', '.join(d)}" for name, d in lacking.items() if d]
+    if topology.tiers[0].device != usual:
+        notes.append(f"tier 0 is {topology.tiers[0].device}; what is published is for {usual}")
     if all(lacking[name] for name in NETWORKS):
         raise DataError(f"none of {', '.join(NETWORKS)} was measured on all of {', '.join(measured)}")
     networks = []
@@ -348,7 +352,7 @@ def reproduce(folder: Path, device0: str | None, progress: Callable[[str], None]
         for index, (figure, what) in enumerate(((fig9a, "9a: bandwidth"), (fig9b, "9b: compute"))):
             progress(f"{HYPOTHETICAL}, Fig. {what}")
             halves[index] = figure(profile, topology, thresholds)
-    return Results(topology=topology, networks=tuple(networks), fig9a=halves[0], fig9b=halves[1], notes=notes)
+    return Results(topology=topology, networks=tuple(networks), fig9a=halves[0], fig9b=halves[1], notes=tuple(notes))
 
 
 # --- JSON ----------------------------------------------------------------------------------
@@ -587,7 +591,7 @@ def fig9_tables(results: Results) -> tuple[Table, ...]:
                 ("Mbit/s", "tier 0+2 split, s", "published", "tier 2 only, s", "published", "split plan"),
                 (1, 2, 3, 5, 10),
                 (PUBLISHED_9A["split_ms"], PUBLISHED_9A["cloud_only_ms"]),
-                f"Equal at {{}} Mbit/s; published: {PUBLISHED_9A['crossover_mbps']}.",
+                f"{{}} Mbit/s; published: {PUBLISHED_9A['crossover_mbps']}.",
             )
         )
     if results.fig9b is not None:
@@ -599,7 +603,7 @@ def fig9_tables(results: Results) -> tuple[Table, ...]:
                 ("factor", "tier 1 only, s", "published", "tier 2 only, s", "published", "plan"),
                 (1, 10, 100),
                 (PUBLISHED_9B["tier1_only_ms"], PUBLISHED_9B["cloud_only_ms"]),
-                f"Equal at {{}} times the compute power; published: {PUBLISHED_9B['crossover_factor']}. "
+                f"{{}} times the compute power; published: {PUBLISHED_9B['crossover_factor']}. "
                 f"Tier 2 has {half.mark:.1f} times that of tier 1.",
             )
         )
@@ -621,7 +625,7 @@ def _fig9_table(
         for solutions, known in zip((half.own, half.cloud), published, strict=True):
             cells += [f"{solutions[i].estimate.mean_s:.2f}", f"{1e-3 * known[value]:g}" if value in known else ""]
         rows.append((*cells, half.own[i].plan.describe()))
-    equal = "no point" if half.crossover is None else f"{half.crossover:.3f}"
+    equal = "Equal at no number of" if half.crossover is None else f"Equal at {half.crossover:.3f}"
     full = max(s.estimate.accuracy for s in half.cloud)
     reach = (
         f"Accuracy at least {HYPOTHETICAL_ACCURACY:g}; the whole network has {full:.4f}."
@@ -846,9 +850,9 @@ _READING: Final = "".join(
     f"<li>{line}</li>"
     for line in (
         "Latency is the mean over samples, from the sample at tier 0 to its label at tier 0.",
-        "The bars of Fig. 6 come from the profile. The paper’s testbed held a faster two-core tier 0 to one core, and "
-        "the paper does not say which bars were measured.",
-        "The published exit rates agree with the profile’s or with those of the test samples, which are not public.",
+        "All numbers come from the profile. The paper’s tier 0 was a two-core machine held to one core, and the paper "
+        "does not say which bars of Fig. 6 were measured.",
+        "Exit rates are the profile’s; the published ones may be those of the test samples, which are not public.",
         "Exit rates never fall along a plan (a running maximum); the authors’ differences can turn negative.",
     )
 )
