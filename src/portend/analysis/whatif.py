@@ -540,6 +540,15 @@ class Sweep:
     def tier_names(self) -> list[str]:
         return [tier.name for tier in self.scenario.topology.tiers]
 
+    @property
+    def asked(self) -> str:
+        """The problem in words, without the bounds that are themselves swept."""
+        swept = {axis.path for axis in self.axes}
+        bounds = {"problem.min_accuracy": accuracy, "problem.max_latency": latency}
+        gone = [metric for path, metric in bounds.items() if path in swept]
+        problem = self.scenario.problem
+        return str(replace(problem, subject_to=tuple(c for c in problem.subject_to if c.metric not in gone)))
+
     def describe_plan(self, point: SweepPoint, *, codecs: bool = False) -> str:
         """Return the plan in words; with ``codecs``, also how each hop is encoded."""
         if point.plan is None:
@@ -551,7 +560,7 @@ class Sweep:
         """Return the sweep as JSON values; axis values are in SI units."""
         fields = [self.field(index) for index in range(len(self.axes))]
         return {
-            "problem": str(self.scenario.problem),
+            "problem": self.asked,
             "zipped": self.zipped,
             "axes": [
                 {"path": axis.path, "kind": field.kind, "values": [_json(v) for v in axis.values]}

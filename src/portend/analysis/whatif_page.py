@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +30,6 @@ __all__ = ["crossover_table", "plot_grid", "plot_sweep", "render_page", "sweep_t
 _TINTS: Final = ("#FBE3CF", "#D6E8F5", "#D5EEE5", "#F5DFEC", "#FBF6CC", "#DDF0FA", "#E8E3F4", "#ECE7DC")
 _MISSED: Final = "#ECEEF0"
 _LINES: Final = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5B6B7C", "#8C5A2B", "#A3AFBB")
-_DIGITS: Final = 10
 
 
 # --- plans and their letters -----------------------------------------------------------------
@@ -40,7 +39,7 @@ class _Names:
     """The different plans of a sweep and its crossovers, lettered along the points."""
 
     def __init__(self, found: Sweep, crossovers: Sequence[Crossover]) -> None:
-        seen = [*found.points, *(p for c in crossovers for p in (c.below, c.above))]
+        seen = _with_crossovers(found.points, crossovers)
         self.plans: list[Plan] = list(dict.fromkeys(p.plan for p in _in_order(found, seen) if p.plan is not None))
         self.members = [[p for p in seen if p.plan == plan] for plan in self.plans]
         words = [plan.describe(found.tier_names) for plan in self.plans]
@@ -63,6 +62,10 @@ class _Names:
 
 def _letters(index: int) -> str:
     return (_letters(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)
+
+
+def _with_crossovers(points: Sequence[SweepPoint], crossovers: Sequence[Crossover]) -> list[SweepPoint]:
+    return [*points, *(side for crossover in crossovers for side in (crossover.below, crossover.above))]
 
 
 def _in_order(found: Sweep, points: Sequence[SweepPoint]) -> list[SweepPoint]:
@@ -95,7 +98,7 @@ def sweep_table(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Table:
     from rich.text import Text
 
     names = _Names(found, crossovers)
-    table = Table(title=str(found.scenario.problem), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=found.asked, title_justify="left", box=box.SIMPLE_HEAD)
     for axis in found.axes:
         table.add_column(Text(axis.path), justify="right")
     table.add_column("", no_wrap=True)
@@ -126,11 +129,13 @@ def crossover_table(found: Sweep, crossovers: Sequence[Crossover]) -> Table:
 
     names = _Names(found, crossovers)
     table = Table(title="Crossovers: where the plan flips", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("at", "±", "", "kind", "ms below | above", "accuracy below | above"):
-        table.add_column(column, justify="right" if column in ("at", "±") else "left")
+    for path in _paths(found, crossovers):
+        table.add_column(Text(path), justify="right")
+    for column in ("±", "", "kind", "ms below | above", "accuracy below | above"):
+        table.add_column(column)
     for crossover in crossovers:
-        at, width = _where(found, crossover)
-        table.add_row(Text(at), width, Text(_change(names, crossover)), crossover.kind, *_sides(crossover))
+        places = map(Text, _places(found, crossover))
+        table.add_row(*places, _width(crossover), Text(_change(names, crossover)), crossover.kind, *_sides(crossover))
     if not crossovers:
         table.caption = "none: the plan is the same from end to end"
     return table
@@ -142,18 +147,22 @@ def _change(names: _Names, crossover: Crossover) -> str:
     return f"{marks[0]} → {marks[1]}"
 
 
-def _where(found: Sweep, crossover: Crossover) -> tuple[str, str]:
-    """The crossover's value, with the other axes' values, and how far the flip may be from it."""
-    field = found.field(crossover.axis)
+def _paths(found: Sweep, crossovers: Sequence[Crossover]) -> list[str]:
+    """The paths of all axes, that of the crossovers first."""
+    own = crossovers[0].axis if crossovers else 0
+    return [found.axes[own].path, *(axis.path for i, axis in enumerate(found.axes) if i != own)]
+
+
+def _places(found: Sweep, crossover: Crossover) -> list[str]:
+    """The crossover's value, then those of the other axes."""
+    others = [found.field(i).format(v) for i, v in enumerate(crossover.below.values) if i != crossover.axis]
+    return [found.field(crossover.axis).format(crossover.value, 10), *others]
+
+
+def _width(crossover: Crossover) -> str:
+    """How far the flip may be from the crossover's value, relatively."""
     low, high = crossover.below.values[crossover.axis], crossover.above.values[crossover.axis]
-    others = [
-        f"{axis.path} = {found.field(i).format(crossover.below.values[i])}"
-        for i, axis in enumerate(found.axes)
-        if i != crossover.axis
-    ]
-    at = field.format(crossover.value, 6 if others else _DIGITS)
-    width = "exact" if field.whole else f"{(high - low) / 2 / max(abs(high), 1e-300):.0e}"
-    return ", ".join([at, *others]), width
+    return "exact" if isinstance(high, int) else f"{(high - low) / 2 / max(abs(high), 1e-300):.0e}"
 
 
 def _sides(crossover: Crossover) -> list[str]:
@@ -191,9 +200,9 @@ class _Scale:
     def at(self, value: Any) -> float:
         return float(self.places.index(value)) if self.places else value / self.size
 
-    def paper(self, value: Any) -> float:
-        """The place as annotations and ranges need it."""
-        return math.log10(self.at(value)) if self.logarithmic else self.at(value)
+    def stretched(self, place: float) -> float:
+        """A place as annotations and ranges need it: its logarithm where the axis is logarithmic."""
+        return math.log10(place) if self.logarithmic else place
 
     def title(self) -> str:
         return escape(self.field.path, quote=False) + (f" [{self.unit}]" if self.unit else "")
@@ -226,22 +235,27 @@ def plot_sweep(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
         xs = [_x(found, scale, point) for point in found.points]
         pairs = sorted(zip(xs, values, strict=True))
         figure.add_scatter(
-            x=[x for x, _ in pairs], y=[y for _, y in pairs], mode="lines", line=style,
+            x=[x for x, _ in pairs], y=[y for _, y in pairs], mode="lines+markers", line=style, marker={"size": 4},
+            legendrank=1001 + index,
             name=escape(label, quote=False), row=1, col=1,
         )  # fmt: skip
     _plan_lines(figure, found, scale, points, names)
     y_values = [y for trace in figure.data if trace.yaxis in (None, "y") for y in trace.y if y is not None]
-    limits, logarithmic = plots._range(y_values or [1.0], ratio=6)
+    limits, logarithmic = plots._range(y_values or [1.0], ratio=2.5)
     plots._style(figure, height=640)
     figure.update_layout(
-        margin={"t": 62, "b": 150, "l": 70, "r": 28}, hovermode="closest",
+        margin={"t": 56 if crossovers else 20, "b": 140, "l": 70, "r": 28}, hovermode="closest",
         legend={"y": 0.0, "yanchor": "bottom", "x": 0.5, "xanchor": "center"},
     )  # fmt: skip
     figure.update_yaxes(**plots._log_axis(logarithmic, limits), title_text="latency [ms]", row=1, col=1)
-    figure.update_yaxes(tickformat=".1%", title_text="accuracy", nticks=4, row=2, col=1)
+    shares = [p.solution.estimate.accuracy for p in points if p.solution] or [1.0]
+    spare = max(0.15 * (max(shares) - min(shares)), 0.004)
+    range_ = [min(shares) - spare, max(shares) + spare]
+    form = ".0%" if range_[1] - range_[0] > 0.05 else ".1%"
+    figure.update_yaxes(tickformat=form, title_text="accuracy", nticks=4, range=range_, row=2, col=1)
     _x_axis(figure, found, scale, ends)
     figure.update_xaxes(title_text=_x_title(found, scale), row=2, col=1)
-    _letters_on(figure, scale, bands, names)
+    _letters_on(figure, scale, bands, names, ends)
     _crossover_marks(figure, found, scale, crossovers, ends)
     _given_mark(figure, found, scale, ends)
     return figure
@@ -256,7 +270,7 @@ def _x_title(found: Sweep, scale: _Scale) -> str:
 
 
 def _ordered(found: Sweep, scale: _Scale, crossovers: Sequence[Crossover]) -> list[SweepPoint]:
-    points = list(found.points) + [p for c in crossovers for p in (c.below, c.above)]
+    points = _with_crossovers(found.points, crossovers)
     return points if scale.places else sorted(points, key=lambda point: scale.at(point.values[0]))
 
 
@@ -318,9 +332,12 @@ def _plan_lines(figure: Figure, found: Sweep, scale: _Scale, points: Sequence[Sw
     share = [e.accuracy if e else None for e in estimates]
     text = {"text": hover, "hovertemplate": "%{y:.4g}<br>%{text}<extra></extra>"}
     dashed = {"color": color, "width": 1.3, "dash": "dot"}
-    figure.add_scatter(x=xs, y=tail, mode="lines", line=dashed, name="plan, 95th percentile", row=1, col=1)
+    figure.add_scatter(
+        x=xs, y=tail, mode="lines", line=dashed, name="plan, 95th percentile", legendrank=2, row=1, col=1
+    )
     figure.add_scatter(
         x=xs, y=mean, mode="lines+markers", line={"color": color, "width": 3}, marker=marker, name="<b>plan, mean</b>",
+        legendrank=1,
         row=1, col=1, **text,
     )  # fmt: skip
     figure.add_scatter(
@@ -334,40 +351,49 @@ def _x_axis(figure: Figure, found: Sweep, scale: _Scale, ends: tuple[float, floa
         labels = [" | ".join(found.field(i).format(v) for i, v in enumerate(point.values)) for point in found.points]
         figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, range=list(ends), showgrid=False)
         return
-    limits = [math.log10(x) for x in ends] if scale.logarithmic else list(ends)
-    figure.update_xaxes(**plots._log_axis(scale.logarithmic, limits))
+    figure.update_xaxes(**plots._log_axis(scale.logarithmic, [scale.stretched(x) for x in ends]))
 
 
-def _letters_on(figure: Figure, scale: _Scale, bands: Sequence[tuple[float, float, SweepPoint]], names: _Names) -> None:
-    """Write each band's letter into it, at the top."""
-    for low, high, point in bands:
-        middle = (math.log10(low) + math.log10(high)) / 2 if scale.logarithmic else (low + high) / 2
+def _letters_on(
+    figure: Figure,
+    scale: _Scale,
+    bands: Sequence[tuple[float, float, SweepPoint]],
+    names: _Names,
+    ends: tuple[float, float],
+) -> None:
+    """Write each band's letter into it, at the top, where it has room."""
+    left, right = map(scale.stretched, ends)
+    for band in bands:
+        low, high = map(scale.stretched, band[:2])
+        point = band[2]
         missed = " ✗" if point.status == "infeasible" else ""
-        text = "no plan" if point.plan is None else f"<b>{names.letter(point)}</b>{missed}"
+        letter = "no plan" if point.plan is None else f"{names.letter(point)}{missed}"
+        if (high - low) / (right - left) < 0.012 * (1 + len(letter)):
+            continue
         figure.add_annotation(
-            x=middle, y=1, xref="x", yref="y domain", text=text, showarrow=False, yanchor="top", yshift=-3,
-            font={"size": 15, "color": plots.INK},
+            x=(low + high) / 2, y=1, xref="x", yref="y domain", text=f"<b>{letter}</b>", showarrow=False,
+            yanchor="top", yshift=-3, font={"size": 15, "color": plots.INK},
         )  # fmt: skip
 
 
 def _crossover_marks(
     figure: Figure, found: Sweep, scale: _Scale, crossovers: Sequence[Crossover], ends: tuple[float, float]
 ) -> None:
-    """A line at each crossover through both panels, its value above, on as many levels as keep values apart."""
-    low, high = (math.log10(x) if scale.logarithmic else x for x in ends)
+    """A line at each crossover through both panels, its value above where there is room on one of three levels."""
+    low, high = map(scale.stretched, ends)
     free = [-math.inf] * 3
     for crossover in sorted(crossovers, key=lambda c: c.value):
-        place = scale.paper(crossover.value)
-        share = (place - low) / (high - low)
-        level = next((i for i, end in enumerate(free) if share > end), 0)
-        free[level] = share + 0.13
-        line = {"color": plots.INK, "width": 1.2, "dash": "dash"}
         x = scale.at(crossover.value)
+        line = {"color": plots.INK, "width": 1.2 if len(crossovers) <= 12 else 0.6, "dash": "dash"}
         figure.add_shape(type="line", x0=x, x1=x, y0=0, y1=1, xref="x", yref="paper", line=line)
-        figure.add_annotation(
-            x=place, y=1, xref="x", yref="paper", text=found.field(0).format(crossover.value, 5), showarrow=False,
-            yanchor="bottom", yshift=2 + 16 * level, font={"size": 12, "color": plots.INK},
-        )  # fmt: skip
+        share = (scale.stretched(x) - low) / (high - low)
+        level = next((i for i, end in enumerate(free) if share > end), None)
+        if level is not None:
+            free[level] = share + 0.11
+            figure.add_annotation(
+                x=scale.stretched(x), y=1, xref="x", yref="paper", text=found.field(0).format(crossover.value, 5),
+                showarrow=False, yanchor="bottom", yshift=2 + 15 * level, font={"size": 12, "color": plots.INK},
+            )  # fmt: skip
 
 
 def _given_mark(figure: Figure, found: Sweep, scale: _Scale, ends: tuple[float, float]) -> None:
@@ -383,7 +409,7 @@ def _given_mark(figure: Figure, found: Sweep, scale: _Scale, ends: tuple[float, 
     line = {"color": plots.QUIET, "width": 1, "dash": "dot"}
     figure.add_shape(type="line", x0=x, x1=x, y0=0, y1=1, xref="x", yref="y domain", line=line)
     figure.add_annotation(
-        x=scale.paper(own), y=0, xref="x", yref="y domain", text="as given", showarrow=False, yanchor="bottom",
+        x=scale.stretched(x), y=0, xref="x", yref="y domain", text="as given", showarrow=False, yanchor="bottom",
         xanchor="left" if x < ends[1] else "right", xshift=3, font={"size": 11, "color": plots.QUIET},
     )  # fmt: skip
 
@@ -392,45 +418,60 @@ def _given_mark(figure: Figure, found: Sweep, scale: _Scale, ends: tuple[float, 
 
 
 def plot_grid(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
-    """Draw the plan's mean latency over two fields, with each cell's plan as a letter, and crossovers as dots."""
-    from plotly import graph_objects as go
+    """Draw two fields twice: the plan of each point, with crossovers as bars, above its mean latency."""
+    from plotly.subplots import make_subplots
 
     law(len(found.axes) == 2 and not found.zipped, "plot_grid draws two fields; plot_sweep draws one")
-    names, columns, rows = _Names(found, crossovers), *(axis.values for axis in found.axes)
+    names, columns, rows = _Names(found, crossovers), found.axes[0].values, found.axes[1].values
     cell = {point.values: point for point in found.points}
     grid = [[cell[x, y] for x in columns] for y in rows]
-    mean = [[1e3 * p.solution.estimate.mean_s if p.solution else None for p in line] for line in grid]
-    marks = [[names.letter(p) + (" ✗" if p.status == "infeasible" else "") for p in line] for line in grid]
-    hover = [[_hover(found, names, p) for p in line] for line in grid]
-    flat = [value for line in mean for value in line if value is not None]
-    logarithmic = bool(flat) and min(flat) > 0 and max(flat) / min(flat) > 6
-    shown = [[math.log10(v) if logarithmic and v is not None else v for v in line] for line in mean]
-    bar: dict[str, Any] = {"title": {"text": "mean<br>latency<br>[ms]"}, "thickness": 14, "outlinewidth": 0}
-    if logarithmic:
-        axis = plots._log_axis(True, (math.log10(min(flat)), math.log10(max(flat))))
-        bar |= {"tickvals": [math.log10(tick) for tick in axis["tickvals"]], "ticktext": axis["ticktext"]}
-    scale = [[0, "#F7FBFF"], [0.35, "#C6DBEF"], [0.7, "#6BAED6"], [1, "#2171B5"]]
-    heat = go.Heatmap(
-        z=shown, text=marks, customdata=hover, texttemplate="%{text}", textfont={"size": 13, "color": plots.INK},
-        hovertemplate="%{customdata}<extra></extra>", colorscale=scale, colorbar=bar, xgap=1, ygap=1,
+    shared: dict[str, Any] = {
+        "customdata": [[_hover(found, names, p) for p in line] for line in grid],
+        "hovertemplate": "%{customdata}<extra></extra>", "texttemplate": "%{text}", "xgap": 1, "ygap": 1,
+        "textfont": {"size": 13, "color": plots.INK},
+    }  # fmt: skip
+    titles = ["<b>best plan</b>", "<b>its mean latency [ms]</b>"]
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09, subplot_titles=titles)
+    tints = list(dict.fromkeys(names.tint(p) for line in grid for p in line))
+    steps = [(k + end) / len(tints) for k in range(len(tints)) for end in (0, 1)]
+    figure.add_heatmap(
+        z=[[tints.index(names.tint(p)) for p in line] for line in grid], zmin=-0.5, zmax=len(tints) - 0.5,
+        colorscale=[[step, tints[k // 2]] for k, step in enumerate(steps)], showscale=False,
+        text=[[names.letter(p) + (" ✗" if p.status == "infeasible" else "") for p in line] for line in grid],
+        row=1, col=1, **shared,
     )  # fmt: skip
-    figure = go.Figure(heat)
-    places = [_place(found, c) for c in crossovers]
+    means = [[p.solution.estimate.mean_s if p.solution else None for p in line] for line in grid]
+    flat = [mean for line in means for mean in line if mean]
+    logarithmic = bool(flat) and max(flat) / min(flat) > 6
+    shades = [[math.log10(mean) if logarithmic and mean else mean for mean in line] for line in means]
+    readable = len(columns) <= 16
+    figure.add_heatmap(
+        z=shades, colorscale=[[0, "#F7FBFF"], [1, "#74B3DB"]], showscale=False,
+        text=[[format_ms(mean) if mean and readable else "" for mean in line] for line in means],
+        row=2, col=1, **shared,
+    )  # fmt: skip
+    places = [_place(found, crossover) for crossover in crossovers]
+    along = crossovers[0].axis if crossovers else 0
+    line = {"color": plots.CHOSEN, "width": 3}
+    for x, y in places:
+        dx, dy = (0.0, 0.48) if along == 0 else (0.48, 0.0)
+        figure.add_shape(type="line", x0=x - dx, x1=x + dx, y0=y - dy, y1=y + dy, line=line, row=1, col=1)
     if places:
         figure.add_scatter(
-            x=[x for x, _ in places], y=[y for _, y in places], mode="markers", name="crossover", showlegend=False,
-            marker={"symbol": "line-ns", "size": 20, "line": {"width": 3, "color": plots.CHOSEN}},
-            text=[_where(found, c)[0] for c in crossovers], hovertemplate="%{text}<extra></extra>",
+            x=[x for x, _ in places], y=[y for _, y in places], mode="markers", showlegend=False,
+            marker={"color": plots.CHOSEN, "size": 5}, text=[", ".join(_places(found, c)) for c in crossovers],
+            hovertemplate="%{text}<extra></extra>", row=1, col=1,
         )  # fmt: skip
-    plots._style(figure, height=140 + max(34 * len(rows), 200))
+    plots._style(figure, height=150 + 2 * max(32 * len(rows), 130))
+    figure.update_layout(margin={"t": 34, "r": 16})
+    figure.update_annotations(x=0, xanchor="left", font={"size": 13, "color": plots.INK})
     for index, update in enumerate((figure.update_xaxes, figure.update_yaxes)):
         own, values = found.field(index), found.axes[index].values
-        labels = [own.format(v) for v in values]
-        every = math.ceil(len(labels) / 16)
-        update(
-            tickvals=list(range(len(labels)))[::every], ticktext=labels[::every], showgrid=False,
-            title_text=escape(own.path, quote=False),
-        )  # fmt: skip
+        every = math.ceil(len(values) / 16)
+        labels = [own.format(value, 3) for value in values][::every]
+        update(tickvals=list(range(len(values)))[::every], ticktext=labels, showgrid=False)
+    figure.update_xaxes(title_text=escape(found.axes[0].path, quote=False), row=2, col=1)
+    figure.update_yaxes(title_text=escape(found.axes[1].path, quote=False))
     return figure
 
 
@@ -481,11 +522,13 @@ def render_page(found: Sweep, crossovers: Sequence[Crossover] | None = None) -> 
     figure = plot_grid(found, flips) if two else plot_sweep(found, flips)
     paths = escape(", ".join(axis.path for axis in found.axes))
     sections = [
-        f"<header><h1>What if: {paths}</h1><p class='problem'>{escape(str(found.scenario.problem))}; "
+        f"<header><h1>What if: {paths}</h1><p class='problem'>{escape(found.asked)}; "
         f"{found.scenario.profile.backbone.name} on {escape(found.scenario.topology.name)}, planned anew at each of "
         f"{len(found.points)} points.</p></header>",
         _drawn(figure, two, crossovers is not None),
-        report._section("Plans", _plans(found, names), "In the order of the letters; blocks are counted from 1."),
+        report._section(
+            "Plans", _plans(found, names, flips), "In the order of the letters; blocks are counted from 1."
+        ),
     ]
     if crossovers is not None:
         sections.append(report._section("Crossovers", _crossovers(found, names, flips), _CROSSOVER_NOTE))
@@ -511,44 +554,51 @@ def _drawn(figure: Figure, two: bool, searched: bool) -> str:
     from plotly.io import to_html
 
     note = (
-        "Color is mean latency, letters are plans; orange bars mark where the plan flips along the horizontal field."
+        "Each tint and letter is one plan; orange bars mark where the plan flips between the values of two "
+        "cells. ✗: it misses the constraints."
         if two
         else "Each band is one plan. Lines of baselines end where they miss the constraints; hollow markers: the plan "
         "itself misses them."
     )
-    if not searched:
+    if not searched and not two:
         note += " Where exactly the plan flips was not asked for: bands end halfway between points."
     drawn = to_html(
         figure, include_plotlyjs=False, full_html=False, div_id="figure-whatif",
         default_height=f"{figure.layout.height}px", config={"responsive": True, "displayModeBar": False},
     )  # fmt: skip
-    return report._section("Mean latency", f"<div class='scroll'><div class='plot'>{drawn}</div></div>", note)
+    return report._section(
+        "The best plan" if two else "Mean latency", f"<div class='scroll'><div class='plot'>{drawn}</div></div>", note
+    )
 
 
 def _chip(names: _Names, point: SweepPoint) -> str:
     return f"<span class='chip' style='background:{names.tint(point)}'>{names.letter(point)}</span>"
 
 
-def _plans(found: Sweep, names: _Names) -> str:
+def _plans(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) -> str:
     rows = []
-    for text, members in zip(names.texts, names.members, strict=True):
+    for plan, text, members in zip(names.plans, names.texts, names.members, strict=True):
         estimates = [p.solution.estimate for p in members if p.solution]
         span = [format_ms(f(e.mean_s for e in estimates)) for f in (min, max)]
         steps = " → ".join(f"<span class='step'>{escape(step)}</span>" for step in text.split(" → "))
         shares = sorted({format_share(e.accuracy) for e in estimates})
-        cells = [_spans(found, members), "–".join(dict.fromkeys(span)), " to ".join(shares)]
+        cells = [_spans(found, plan, crossovers), "–".join(dict.fromkeys(span)), " to ".join(shares)]
         good = next((p for p in members if p.status == "optimal"), members[0])
         rows.append(f"<tbody><tr><th scope='row'>{_chip(names, good)} {steps}</th>{report._cells(cells)}</tr></tbody>")
     return report._table(["Plan", "Best for", "Mean latency [ms]", "Accuracy"], rows)
 
 
-def _spans(found: Sweep, members: Sequence[SweepPoint]) -> str:
-    """Between which values a plan was seen; its number of points where several fields are swept."""
-    own = set(map(id, found.points))
+def _spans(found: Sweep, plan: Plan, crossovers: Sequence[Crossover]) -> str:
+    """Between which values a plan is chosen; where several fields are swept, at how many points."""
     if len(found.axes) > 1 or not _numeric(found, 0):
-        return f"{sum(id(p) in own for p in members)} of {len(found.points)} points"
-    values = sorted(p.values[0] for p in members)
-    return " to ".join(dict.fromkeys(found.field(0).format(v) for v in (values[0], values[-1])))
+        return f"{sum(p.plan == plan for p in found.points)} of {len(found.points)} points"
+    field, points = found.field(0), _in_order(found, _with_crossovers(found.points, crossovers))
+    spans = []
+    for same, stretch in groupby(points, key=lambda point: point.plan == plan):
+        values = [point.values[0] for point in stretch]
+        if same:
+            spans.append("–".join(dict.fromkeys((field.format(values[0]), field.format(values[-1])))))
+    return "<br>".join(spans)
 
 
 def _crossovers(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) -> str:
@@ -556,13 +606,20 @@ def _crossovers(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) ->
         return "<p>None: the plan is the same from end to end.</p>"
     rows = []
     for crossover in crossovers:
-        at, width = _where(found, crossover)
+        at, *others = map(escape, _places(found, crossover))
         change = " → ".join(
             _chip(names, p) + (" ✗" if p.status == "infeasible" else "") for p in (crossover.below, crossover.above)
         )
-        cells = report._cells([width, change, crossover.kind, *_sides(crossover)])
-        rows.append(f"<tbody><tr><th scope='row'>{escape(at)}</th>{cells}</tr></tbody>")
-    head = ["At", "±, relative", "Plan", "", "Mean latency below | above [ms]", "Accuracy below | above"]
+        cells = report._cells([*others, _width(crossover), change, crossover.kind, *_sides(crossover)])
+        rows.append(f"<tbody><tr><th scope='row'>{at}</th>{cells}</tr></tbody>")
+    head = [
+        *_paths(found, crossovers),
+        "±, relative",
+        "Plan",
+        "",
+        "Mean latency below | above [ms]",
+        "Accuracy below | above",
+    ]
     return report._table(head, rows)
 
 
