@@ -323,6 +323,8 @@ def test_workers_give_what_one_after_the_other_gives(backend: str) -> None:
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(InvalidValue, match="the backends are loky, threading, dask, ray"):
         sweep(tiny(), [Axis(path="links[0].bandwidth", values=(1e6,))], backend="slurm")
+    with pytest.raises(InvalidValue, match="at least one worker"):
+        sweep(tiny(), [Axis(path="links[0].bandwidth", values=(1e6,))], n_jobs=0)
 
 
 def test_a_dask_client_of_the_caller_is_used() -> None:
@@ -412,6 +414,8 @@ def test_the_command_prints_tables() -> None:
         (("--sweep", "links[0].mtu=1500", "--min-accuracy", "0.9"), "has no unit"),
         (("--sweep", "links[0].mtu=40 B", "--min-accuracy", "0.9"), "links[0].mtu = 40 B: a packet holds its headers"),
         (("--sweep", "links[0].mtu=1500 B", "--min-accuracy", "0.9", "--backend", "slurm"), "slurm"),
+        (("--sweep", "links[0].mtu=1500 B", "--min-accuracy", "0.9", "--jobs", "0"), "at least one worker"),
+        (("--sweep", "space.truncation=yes,no", "--min-accuracy", "0.9", "--crossovers"), "needs numbers in the first"),
         (
             ("--sweep", "links[0].mtu=1500 B", "--min-accuracy", "0.9", "--out", f"{TOPOLOGY}/x.html"),
             "cannot be written",

@@ -605,6 +605,10 @@ def whatif(
     )
     scenario = lib.Scenario(profile=measured, topology=places, problem=problem, estimator=estimator)
     axes = [lib.parse_axis(scenario, text) for text in sweeps]
+    if crossovers and (not lib.find_field(scenario, axes[0].path).ordered or (zipped and len(axes) > 1)):
+        raise click.UsageError("--crossovers needs numbers in the first --sweep, and a grid (no --zip)")
+    if out and len(axes) > 2 and not zipped:
+        raise click.UsageError(f"--out draws one or two fields, but {len(axes)} are swept; use --json for more")
     workers: dict[str, Any] = {"n_jobs": jobs, "backend": backend}
     flips = None
     with lib.connected(backend, jobs), _progress(quiet=as_json) as tell:

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 
-from portend.errors import InvalidValue, SearchError, law
+from portend.errors import ConfigError, InvalidValue, SearchError, law
 from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.plan import Plan
 from portend.planner.problem import Constraint, Metric, Problem, SearchSpace, Solution, accuracy, latency
@@ -769,6 +769,7 @@ def _each(
             if on_progress:
                 on_progress(done, len(items))
         return results
+    law(n_jobs != 0, "at least one worker is needed, or -1 for all there are, but got 0")
     law(backend is None or backend in BACKENDS, f"the backends are {', '.join(BACKENDS)}, but got {backend!r}")
     from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 
@@ -809,9 +810,11 @@ def connected(backend: str | None, n_jobs: int | None = None) -> Iterator[None]:
             stack.enter_context(Client(target))  # type: ignore[no-untyped-call]
             yield
     elif backend == "ray":
-        import ray
-        from ray.util.joblib import register_ray
-
+        try:
+            import ray
+            from ray.util.joblib import register_ray
+        except ModuleNotFoundError:
+            raise ConfigError("the backend ray needs the package ray; install it with: pip install 'ray'") from None
         ray.init(num_cpus=n_jobs if n_jobs and n_jobs > 0 else None, ignore_reinit_error=True)
         try:
             register_ray()

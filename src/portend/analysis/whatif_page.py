@@ -100,7 +100,7 @@ def sweep_table(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Table:
     names = _Names(found, crossovers)
     table = Table(title=found.asked, title_justify="left", box=box.SIMPLE_HEAD)
     for axis in found.axes:
-        table.add_column(Text(axis.path), justify="right")
+        table.add_column(Text(axis.path), justify="right", overflow="fold")
     table.add_column("", no_wrap=True)
     table.add_column("plan", overflow="fold", min_width=24)
     for column in ("mean\nms", "p95\nms", "accuracy"):
@@ -130,7 +130,7 @@ def crossover_table(found: Sweep, crossovers: Sequence[Crossover]) -> Table:
     names = _Names(found, crossovers)
     table = Table(title="Crossovers: where the plan flips", title_justify="left", box=box.SIMPLE_HEAD)
     for path in _paths(found, crossovers):
-        table.add_column(Text(path), justify="right")
+        table.add_column(Text(path), justify="right", overflow="fold")
     for column in ("±", "", "kind", "ms below | above", "accuracy below | above"):
         table.add_column(column)
     for crossover in crossovers:
