@@ -778,7 +778,8 @@ def _each(
         # the scenario travels with each chunk, not with each point
         chunks = [items[i : i + size] for i in range(0, len(items), size)]
         collected: list[_R] = []
-        for part in Parallel(return_as="generator")(delayed(_run)(task, chunk) for chunk in chunks):
+        delivery = "list" if backend == "ray" else "generator"  # Ray's backend gives results only all at once
+        for part in Parallel(return_as=delivery)(delayed(_run)(task, chunk) for chunk in chunks):
             collected += part
             if on_progress:
                 on_progress(len(collected), len(items))
