@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
-from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.problem import Problem, SearchSpace, Solution
+from portend.planner.search import search
 from portend.profile import SampleExits
 
 __all__ = ["baseline_spaces", "solve_baselines"]
@@ -55,7 +55,7 @@ def solve_baselines(problem: Problem, model: PerformanceModel) -> dict[str, Solu
     solutions: dict[str, Solution] = {}
     for name, space in baseline_spaces(model, problem.space).items():
         try:
-            solutions[name] = solve_exhaustive(replace(problem, space=space), model)
+            solutions[name] = search(replace(problem, space=space), model)
         except SearchError:
             continue  # such as cloud-only where the encoded input was not profiled
     if isinstance(model.profile.exits, SampleExits) and model.estimator == "sample":
@@ -67,7 +67,7 @@ def solve_baselines(problem: Problem, model: PerformanceModel) -> dict[str, Solu
 def _paper(problem: Problem, model: PerformanceModel) -> Solution:
     space = SearchSpace(thresholds=problem.space.thresholds, codecs=_raw(model))
     marginal = PerformanceModel(model.profile, model.topology, estimator="marginal")
-    chosen = solve_exhaustive(replace(problem, space=space), marginal)
+    chosen = search(replace(problem, space=space), marginal)
     estimate = model.estimate(chosen.plan)
     met = problem.accurate_enough(estimate.accuracy) and problem.fast_enough(estimate.mean_s)
     return replace(chosen, estimate=estimate, status="optimal" if met else "infeasible")

@@ -23,7 +23,7 @@ from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planner.pareto import front_indices
-from portend.planner.problem import FrontPoint, Problem, SearchSpace, SearchStats, Solution
+from portend.planner.problem import FrontPoint, Problem, SearchSpace, SearchStats, Solution, choose
 from portend.planner.space import PlanSpace
 
 __all__ = ["count_plans", "sample_space", "solve_exhaustive"]
@@ -74,7 +74,7 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
     front = _merge(fronts, search)
     if not front:
         raise search.empty()
-    chosen, status = _choose(problem, front)
+    chosen, status = choose(problem, front)
     estimate = model.estimate(model.complete(chosen.plan, problem.space.codecs))
     stats = SearchStats(plans=total, seconds=time.perf_counter() - begin, solver="exhaustive")
     return Solution(
@@ -136,17 +136,6 @@ def _merge(fronts: list[_BlockFront], search: _Search) -> list[FrontPoint]:
         )
         for i in kept
     ]
-
-
-def _choose(problem: Problem, front: list[FrontPoint]) -> tuple[FrontPoint, bool]:
-    """Pick from the front, which holds an optimum of every problem in latency and accuracy."""
-    accurate = [p for p in front if problem.accurate_enough(p.accuracy)]
-    if not accurate:
-        return front[-1], False
-    feasible = [p for p in accurate if problem.fast_enough(p.latency_s)]
-    if not feasible:
-        return accurate[0], False
-    return (feasible[0] if problem.minimize else feasible[-1]), True
 
 
 class _Search(PlanSpace):

@@ -22,6 +22,7 @@ __all__ = [
     "SearchStats",
     "Solution",
     "accuracy",
+    "choose",
     "latency",
 ]
 
@@ -263,3 +264,18 @@ class Solution:
             )
         lines.append(f"  {self.stats.plans:,} plans in {1e3 * self.stats.seconds:.1f} ms ({self.stats.solver})")
         return "\n".join(lines)
+
+
+def choose(problem: Problem, front: Sequence[FrontPoint]) -> tuple[FrontPoint, bool]:
+    """Return the point of a front that answers the problem, and whether it meets the constraints.
+
+    A front, by latency, holds an optimum of every problem in latency and accuracy. Where no point meets the
+    constraints the nearest is returned: accuracy is given up last.
+    """
+    accurate = [point for point in front if problem.accurate_enough(point.accuracy)]
+    if not accurate:
+        return front[-1], False
+    feasible = [point for point in accurate if problem.fast_enough(point.latency_s)]
+    if not feasible:
+        return accurate[0], False
+    return (feasible[0] if problem.minimize else feasible[-1]), True

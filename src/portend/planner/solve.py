@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.baselines import solve_baselines
-from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.problem import Problem, Solution
+from portend.planner.search import search
 
 __all__ = ["solve"]
 
@@ -20,5 +20,5 @@ def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True) 
     Raises:
         SearchError: the space is empty or too large to cover.
     """
-    solution = solve_exhaustive(problem, model)
+    solution = search(problem, model)
     return replace(solution, baselines=solve_baselines(problem, model)) if baselines else solution

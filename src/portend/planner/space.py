@@ -16,12 +16,12 @@ from dataclasses import fields
 from itertools import chain, combinations, islice, permutations, product
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import InvalidValue, SearchError
 from portend.perfmodel.exits import BitTables
 from portend.perfmodel.model import PerformanceModel
-from portend.planner.problem import SearchSpace
+from portend.planner.problem import ACCURACY_SLACK, LATENCY_SLACK, SearchSpace
 from portend.profile import SampleExits
 
 __all__ = ["PlanSpace"]
@@ -94,13 +94,25 @@ class PlanSpace:
         if self.space.tiers is not None:
             self.compute[:, :, [t for t in tiers if t not in self.space.tiers]] = np.inf
 
-    def seconds(self, quanta: Floats) -> Floats:
+    def seconds(self, quanta: ArrayLike) -> Floats:
         """Mean latency in seconds of a sum of samples times quanta."""
-        return np.asarray(quanta * self.quantum_s / self.samples)
+        return np.asarray(np.asarray(quanta) * self.quantum_s / self.samples)
 
-    def accuracy(self, counts: Floats) -> Floats:
+    def quanta(self, latency_s: float) -> float:
+        """The largest sum of samples times quanta that is a mean latency of at most ``latency_s``, up to rounding."""
+        return (
+            math.inf
+            if math.isinf(latency_s)
+            else math.floor(latency_s * (1 + LATENCY_SLACK) * self.samples / self.quantum_s)
+        )
+
+    def counts(self, accuracy: float) -> float:
+        """The least count of right answers that is an accuracy of at least ``accuracy``, up to rounding."""
+        return -math.inf if math.isinf(accuracy) else math.ceil((accuracy - ACCURACY_SLACK) * self.certain)
+
+    def accuracy(self, counts: ArrayLike) -> Floats:
         """Accuracy 0–1 of a count of right answers (times S where the estimator is marginal)."""
-        return np.asarray(counts / self.certain)
+        return np.asarray(np.asarray(counts) / self.certain)
 
     def _last_cuts(self) -> tuple[int, ...]:
         cuts = range(1, self.blocks + 1) if self.space.cuts is None else sorted(set(self.space.cuts))

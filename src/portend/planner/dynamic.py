@@ -1,0 +1,732 @@
+"""Exact search by dynamic programming over prefixes of plans, for the marginal estimator.
+
+With ``S_k`` the samples that stay after partition k, mean latency and right answers are sums over
+partitions,
+
+    latency = Σ_k S_{k-1} · ( hop_k + compute_k + x_k − x_{k-1} )      right = Σ_k S_{k-1} · ( A_k − A_{k-1} )
+
+(x: returning a result, A: right answers of a branch), so every prefix of a plan is a plan too. What may
+follow a prefix, and at what price, depends only on its *state*: threshold, cut, tier, tiers visited,
+partitions on this tier, samples that stay. Of two prefixes in one state, one that is neither faster nor
+more accurate is dropped. And a prefix is dropped when no completion of it can be wanted any more:
+
+- looking for the whole front: the front already holds a plan that is as fast as the prefix with the
+  cheapest next step alone, and more accurate than if all who stay met the best later branch;
+- looking for one optimum: by Lagrangian relaxation. For any price λ >= 0 of a right answer,
+  latency − λ · right, minimized over all completions without the rule that no tier is visited twice, is
+  a shortest path (`_Search.relaxed`), which bounds what a completion can still gain.
+
+Axes: T thresholds, M tiers, N+1 cuts, n labels.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portend.errors import SearchError
+from portend.perfmodel.model import PerformanceModel
+from portend.plan import Plan
+from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, choose
+from portend.planner.space import PlanSpace
+
+__all__ = ["FRONT_LIMIT", "Found", "Front", "fastest", "most_accurate", "solve_dynamic", "whole_front"]
+
+FRONT_LIMIT: Final = 200_000_000
+"""Plans up to which the answer carries the whole front."""
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Index = NDArray[np.intp] | Flags
+
+_CELLS: Final = 1 << 19
+_BINS: Final = 4096
+_BEAM: Final = 300
+_LABELS: Final = 20_000
+_DUAL_STEPS: Final = 6
+_PRICE_RANGE: Final = 4.0
+_GOLDEN: Final = (math.sqrt(5) - 1) / 2
+_NEVER: Final = 1e17  # more quanta than any plan takes: forbidden, yet finite
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A plan with its mean latency and right answers in the counts of ``PlanSpace``."""
+
+    latency: float
+    right: float
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """Prefixes of plans, all of one length."""
+
+    row: Ints  # threshold of the last exit
+    cut: Ints
+    tier: Ints
+    visited: Ints  # a bit per tier
+    on_tier: Ints  # partitions on the current tier
+    stay: Floats
+    latency: Floats
+    right: Floats
+    parent: Ints  # label one partition shorter
+
+    def __len__(self) -> int:
+        return int(self.cut.size)
+
+    def take(self, index: Index) -> _Labels:
+        return _Labels(*(getattr(self, name)[index] for name in self.__slots__))
+
+    @staticmethod
+    def joined(parts: list[_Labels]) -> _Labels:
+        if len(parts) == 1:
+            return parts[0]
+        return _Labels(*(np.concatenate([getattr(p, name) for p in parts]) for name in _Labels.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plans:
+    """Complete plans: their values, and the label (one partition shorter) that the last partition follows."""
+
+    latency: Floats
+    right: Floats
+    length: Ints
+    parent: Ints
+    cut: Ints
+    tier: Ints
+
+    def __len__(self) -> int:
+        return int(self.cut.size)
+
+    def take(self, index: Index) -> _Plans:
+        return _Plans(*(getattr(self, name)[index] for name in self.__slots__))
+
+    def and_then(self, other: _Plans) -> _Plans:
+        return _Plans(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in self.__slots__))
+
+
+def _no_plans() -> _Plans:
+    empty = np.empty(0, dtype=np.int64)
+    return _Plans(np.empty(0), np.empty(0), empty, empty, empty, empty)
+
+
+class _Goal(Protocol):
+    """What a search still wants, and the best plans that it has found."""
+
+    def wants_plans(self, latency: Floats, right: Floats) -> Flags:
+        """Whether plans of these values may be among the best."""
+
+    def wants_prefixes(
+        self, left: int, row: Ints, cut: Ints, tier: Ints, stay: Floats, latency: Floats, right: Floats
+    ) -> Flags:
+        """Whether a completion by at most ``left`` partitions may be among the best; arrays that broadcast."""
+
+    def add(self, plans: _Plans) -> None:
+        """Keep the best of these and those found before."""
+
+
+class _Search:
+    """The prefixes of a space, one partition longer at a time."""
+
+    def __init__(self, space: PlanSpace) -> None:
+        self.space = space
+        hints = space.space
+        self.lengths = space.lengths()
+        self.most_on_tier = hints.exits_per_tier
+        self.per_exit = hints.per_exit_thresholds
+        self.increasing = hints.tier_order == "increasing"
+        self.size = space.blocks + 1
+        self.cuts = np.arange(self.size)
+        self.levels: list[_Labels] = []
+        self.step: Floats = space.hop + (space.result[None, :] - space.result[:, None])
+        """[N+1, M, M]: a hop, and what it changes in the way back; nothing on the same tier."""
+        tiers = np.arange(space.tiers)
+        self.step[:, tiers, tiers] = 0.0
+        ends = space.last | space.inner
+        self.full: Floats = np.where(ends, space.compute[:, 1], np.inf)
+        """[2 woken, M, N+1, N+1]; bare: the same without the branch."""
+        self.bare: Floats = np.where(ends, space.compute[:, 0], np.inf)
+        self.always_used = bool(space.used[:, space.inner].all())
+        self.first_unused: NDArray[np.intp] = np.where(space.used.all(axis=0), -1, np.argmin(space.used, axis=0))
+        self.gain, self.least = self._next_steps()
+
+    def _next_steps(self) -> tuple[Floats, Floats]:
+        """The most that right [N+1], and the least that latency [N+1, M], can grow by for each who stays."""
+        space = self.space
+        ends = np.where(space.last | space.inner, space.right, -np.inf)
+        later = np.append(np.maximum.accumulate(ends[::-1])[::-1][1:], -np.inf)
+        alone = self.bare.min(axis=-1).transpose(0, 2, 1)  # [2, N+1, M]
+        move = self.step + alone[1][:, None, :]
+        move[:, np.tri(space.tiers, dtype=bool) if self.increasing else np.eye(space.tiers, dtype=bool)] = np.inf
+        least = move.min(axis=-1)
+        if self.most_on_tier > 1:
+            least = np.minimum(least, alone[0])
+        nearer = bool((least < 0).any())  # a hop that brings the sample nearer to where its result goes
+        gain = np.maximum(later - space.right, -_NEVER)
+        return gain, np.full(least.shape, -_NEVER) if nearer else np.minimum(least, _NEVER)
+
+    # -- the run -------------------------------------------------------------------------------
+
+    def run(self, goal: _Goal, *, relaxed: _Relaxed | None = None, beam: int = 0, most: float = math.inf) -> bool:
+        """Go through all prefixes that the goal wants, and return whether there were at most ``most`` of a length.
+
+        With ``beam`` go only through so many of each length; ``relaxed`` says which are the most promising.
+        """
+        labels = self._root()
+        self.levels = [labels]
+        for length in range(1, self.lengths.stop):
+            moved = self._moved(labels, first=length == 1)
+            if length > 1:
+                moved = moved.take(self._undominated(moved))
+            parts: list[_Labels] = []
+            for chunk in self._chunks(moved, branching=length == 1 or self.per_exit):
+                parts += self._grown(chunk, goal, length)
+                if sum(map(len, parts)) > 4 * most:
+                    return False
+            if not parts:
+                return True
+            labels = _Labels.joined(parts)
+            left = self.lengths.stop - 1 - length
+            at = (labels.row, labels.cut, labels.tier)
+            wanted = goal.wants_prefixes(left, *at, labels.stay, labels.latency, labels.right)
+            labels = labels.take(wanted)  # once more, for now the goal has seen all plans of this length
+            if relaxed is not None and len(labels) > beam > 0:
+                promise = relaxed.value(left, labels.row, labels.cut, labels.tier, labels.latency, labels.right)
+                labels = labels.take(_spread(promise, labels.cut, beam))
+            labels = labels.take(self._undominated(labels))
+            self.levels.append(labels)
+            if len(labels) > most:
+                return False
+        return True
+
+    def _root(self) -> _Labels:
+        zero, none = np.zeros(1, dtype=np.int64), np.zeros(1)
+        source = zero + self.space.model.topology.source
+        return _Labels(zero, zero, source, zero, zero, none + self.space.samples, none, none, zero)
+
+    def _moved(self, labels: _Labels, *, first: bool) -> _Labels:
+        """Each label on each tier where its next partition may run; ``parent`` is the label itself."""
+        tiers = np.arange(self.space.tiers)
+        at = labels.tier[:, None]
+        if first:
+            allowed = np.ones((1, tiers.size), dtype=np.bool_)
+            step = (self.space.hop[0, self.space.model.topology.source] + self.space.result)[None]
+            same = np.zeros_like(allowed)
+        else:
+            same = at == tiers
+            allowed = tiers > at if self.increasing else (labels.visited[:, None] >> tiers) & 1 == 0
+            if self.most_on_tier > 1:
+                allowed |= same & (labels.on_tier < self.most_on_tier)[:, None]
+            step = self.step[labels.cut[:, None], at, tiers]
+        index, tier = np.nonzero(allowed & np.isfinite(step))
+        stays_here = same[index, tier]
+        kept = labels.take(index)
+        return _Labels(
+            row=kept.row,
+            cut=kept.cut,
+            tier=tier,
+            visited=kept.visited | (1 << tier),
+            on_tier=np.where(stays_here, kept.on_tier + 1, 1),
+            stay=kept.stay,
+            latency=kept.latency + kept.stay * step[index, tier],
+            right=kept.right,
+            parent=index,
+        )
+
+    def _chunks(self, labels: _Labels, *, branching: bool) -> Iterator[_Labels]:
+        rows = self.space.theta.size if branching else 1
+        most = max(1, _CELLS // (self.size * rows))
+        for start in range(0, len(labels), most):
+            yield labels if len(labels) <= most else labels.take(np.arange(start, min(start + most, len(labels))))
+
+    def _grown(self, moved: _Labels, goal: _Goal, length: int) -> list[_Labels]:
+        """Run the next partition to every later cut: tell the goal the plans that end there, return the prefixes."""
+        space = self.space
+        at = ((moved.on_tier == 1).astype(np.intp), moved.tier, moved.cut)
+        full, stay = self.full[at], moved.stay[:, None]
+        possible = np.isfinite(full)
+        latency = moved.latency[:, None] + stay * np.where(possible, full, 0.0)
+        right = moved.right[:, None] + stay * (space.right - space.right[moved.cut][:, None])
+        if length >= self.lengths.start:
+            index, cut = np.nonzero(possible & space.last & goal.wants_plans(latency, right))
+            if index.size:
+                goal.add(
+                    _Plans(
+                        latency[index, cut],
+                        right[index, cut],
+                        np.full(index.size, length),
+                        moved.parent[index],
+                        cut,
+                        moved.tier[index],
+                    )
+                )
+        if length + 1 == self.lengths.stop:
+            return []
+        left, branching = self.lengths.stop - 1 - length, length == 1 or self.per_exit
+        row = np.arange(space.theta.size)[:, None, None] if branching else moved.row[None, :, None]
+        used, stays = space.used[row[..., 0]], space.stays[row[..., 0]]  # [T, 1, N+1] or [1, n, N+1]
+        stay_then = np.minimum(stay, stays)
+        onward = latency[None]
+        if not self.always_used:
+            shorter = moved.latency[:, None] + stay * np.where(possible, self.bare[at], 0.0)
+            onward = np.where(used, latency, shorter)
+        wanted = (
+            possible
+            & space.inner
+            & goal.wants_prefixes(left, row, self.cuts, moved.tier[:, None], stay_then, onward, right)
+        )
+        if length >= self.lengths.start:
+            wanted &= stay_then > 0  # where nobody stays, a longer plan is the same but longer
+        if self.per_exit:
+            wanted &= used | (row == self.first_unused)
+        which, index, cut = np.nonzero(wanted)
+        if not index.size:
+            return []
+        onward = np.broadcast_to(onward, wanted.shape)
+        return [
+            _Labels(
+                row=which if branching else moved.row[index],
+                cut=cut,
+                tier=moved.tier[index],
+                visited=moved.visited[index],
+                on_tier=moved.on_tier[index],
+                stay=np.broadcast_to(stay_then, wanted.shape)[which, index, cut],
+                latency=onward[which, index, cut],
+                right=right[index, cut],
+                parent=moved.parent[index],
+            )
+        ]
+
+    def _undominated(self, labels: _Labels) -> NDArray[np.intp]:
+        """Indices of the labels that no other of their state beats; of equals, the first in canonical order."""
+        key = labels.cut * self.space.tiers + labels.tier
+        if not self.per_exit:
+            key = key + labels.row * (self.size * self.space.tiers)
+        if not self.increasing:
+            key = (key << self.space.tiers) | labels.visited
+        if self.most_on_tier > 1:
+            key = key * (self.most_on_tier + 1) + labels.on_tier
+        key = key * (self.space.samples + 1) + labels.stay.astype(np.int64)
+        order = np.lexsort((-labels.right, labels.latency, key))
+        equal = _repeats(key[order], labels.latency[order], labels.right[order])
+        if equal.any():
+            members = order[equal | np.append(equal[1:], False)]
+            rank = np.zeros(len(labels), dtype=np.intp)
+            rank[members] = self._ranks(len(self.levels) - 1, labels.take(members))
+            order = np.lexsort((rank, -labels.right, labels.latency, key))
+        group = np.append(0, np.cumsum(key[order][1:] != key[order][:-1])) * (self.space.certain + 1)
+        value = labels.right[order] + group
+        kept = np.ones(order.size, dtype=np.bool_)
+        kept[1:] = value[1:] > np.maximum.accumulate(value)[:-1]
+        return np.asarray(order[kept])
+
+    # -- names ---------------------------------------------------------------------------------
+
+    def _ways(self, level: int, index: NDArray[np.intp]) -> tuple[list[Ints], list[Ints], list[Ints]]:
+        """Rows, cuts and tiers, from the first partition on, of labels of ``level`` partitions; a column each."""
+        rows: list[Ints] = []
+        cuts: list[Ints] = []
+        tiers: list[Ints] = []
+        for labels in self.levels[level:0:-1]:
+            for column, values in ((rows, labels.row), (cuts, labels.cut), (tiers, labels.tier)):
+                column.insert(0, values[index])
+            index = labels.parent[index]
+        return rows, cuts, tiers
+
+    def _ranks(self, level: int, last: _Labels | _Plans) -> NDArray[np.intp]:
+        """Canonical order among continuations of labels of ``level``: thresholds, then cuts, then placement."""
+        rows, cuts, tiers = self._ways(level, last.parent)
+        own = [last.row] if isinstance(last, _Labels) else []
+        columns = [*rows, *own, *cuts, last.cut, *tiers, last.tier]
+        rank = np.empty(len(last), dtype=np.intp)
+        rank[np.lexsort(columns[::-1])] = np.arange(len(last))
+        return rank
+
+    def best_first(self, plans: _Plans, *keys: Floats) -> NDArray[np.intp]:
+        """Indices that sort plans by the keys (the first counts most), and equals by length and canonically."""
+        order = np.lexsort((plans.length, *keys[::-1]))
+        equal = _repeats(*(key[order] for key in keys), plans.length[order])
+        if equal.any():
+            rank = np.zeros(len(plans), dtype=np.intp)
+            members = order[equal | np.append(equal[1:], False)]
+            for length in np.unique(plans.length[members]):
+                mine = members[plans.length[members] == length]
+                rank[mine] = self._ranks(int(length) - 1, plans.take(mine))
+            order = np.lexsort((rank, plans.length, *keys[::-1]))
+        return np.asarray(order)
+
+    def found(self, plans: _Plans, index: int) -> Found:
+        """Return one of the complete plans by name; an exit that is not used has threshold 0."""
+        rows, cuts, tiers = self._ways(int(plans.length[index]) - 1, plans.parent[index : index + 1])
+        inner = [(int(row[0]), int(cut[0])) for row, cut in zip(rows, cuts, strict=True)]
+        plan = Plan(
+            cuts=(*(cut for _, cut in inner), int(plans.cut[index])),
+            placement=(*(int(tier[0]) for tier in tiers), int(plans.tier[index])),
+            thresholds=tuple(float(self.space.theta[r]) if self.space.used[r, c] else 0.0 for r, c in inner),
+        )
+        return Found(float(plans.latency[index]), float(plans.right[index]), plan)
+
+    # -- bounds --------------------------------------------------------------------------------
+
+    def relaxed(self, price: Floats, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """What latency - price x right can come to at ``price`` [T], where tiers may be visited again.
+
+        For the thresholds ``rows`` only. Returns its least change from a prefix on that goes on by at least one
+        and at most k partitions, [K, rows, N+1, M] for k = 0 ... K-1, and its least value over whole plans, [rows].
+        """
+        if self.per_exit:
+            rest, whole = self._relaxed(price, np.arange(price.size))
+            return rest[:, rows], whole[rows]
+        most = max(1, _CELLS * 4 // (self.space.tiers * self.size**2))
+        parts = [self._relaxed(price, rows[start : start + most]) for start in range(0, rows.size, most)]
+        return np.concatenate([rest for rest, _ in parts], axis=1), np.concatenate([whole for _, whole in parts])
+
+    def _relaxed(self, price: Floats, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        space = self.space
+        stays = space.stays[rows]
+        inner_stays = np.where(space.inner, stays, space.samples)
+        fewest = np.minimum.accumulate(inner_stays.min(axis=0, keepdims=True) if self.per_exit else inner_stays, axis=1)
+        fewest = np.broadcast_to(fewest, stays.shape).copy()
+        fewest[:, 0] = stays[:, 0]
+        exact = bool((fewest == stays)[:, space.inner].all())
+
+        def paid(cost: Floats) -> Floats:
+            """By those who stay at a cut, [rows, tier, N+1, ...]: as few or as many as makes it least."""
+            low, high = (x.reshape(len(rows), 1, self.size, 1) for x in (fewest, stays))
+            return low * cost if exact else np.where(cost >= 0, low * cost, high * cost)
+
+        worth = price[rows, None, None, None] * (space.right[None, :] - space.right[:, None])
+        kinds = (1, 0) if self.most_on_tier > 1 else (1,)
+        full = {kind: paid(np.where(np.isfinite(self.full[kind]), self.full[kind] - worth, _NEVER)) for kind in kinds}
+        bare = full
+        if not self.always_used:
+            bare = {
+                kind: paid(np.where(np.isfinite(self.bare[kind]), self.bare[kind] - worth, _NEVER)) for kind in kinds
+            }
+        step = np.where(np.isfinite(self.step), self.step, _NEVER).transpose(1, 0, 2)  # [M, N+1, M]
+        step[
+            np.tri(space.tiers, dtype=bool)[:, None, :].repeat(self.size, 1)
+            if self.increasing
+            else np.eye(space.tiers, dtype=bool)[:, None, :].repeat(self.size, 1)
+        ] = _NEVER
+        step = paid(step)  # [rows, M, N+1, M]
+        first = space.hop[0, space.model.topology.source] + space.result
+        first = np.where(np.isfinite(first), first, _NEVER)
+        used = space.used[rows][:, None, :]  # [rows, 1, N+1]
+
+        levels = self.lengths.stop - 1
+        rest = np.full((levels, len(rows), self.size, space.tiers), _NEVER)
+        onward = np.full((2, len(rows), space.tiers, self.size), _NEVER)  # [branch run or not]
+        end = np.where(space.last, 0.0, _NEVER)
+        run: dict[int, Floats] = {}
+        for k in range(levels):
+            for kind in kinds:
+                run[kind] = (full[kind] + np.minimum(end, onward[1])[:, :, None, :]).min(axis=-1)
+                if not self.always_used:
+                    run[kind] = np.minimum(run[kind], (bare[kind] + onward[0][:, :, None, :]).min(axis=-1))
+            if k == levels - 1:
+                break
+            then = (step + run[1].transpose(0, 2, 1)[:, None]).min(axis=-1)  # [rows, M, N+1]
+            if 0 in run:
+                then = np.minimum(then, run[0])
+            then = np.where(space.inner, then, _NEVER)
+            rest[k + 1] = then.transpose(0, 2, 1)
+            onward = np.stack([np.where(used, _NEVER, then), np.where(used, then, _NEVER)])
+            if self.per_exit:
+                onward = np.broadcast_to(onward.min(axis=1, keepdims=True), onward.shape)
+        return rest, (space.samples * first + run[1][:, :, 0]).min(axis=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Relaxed:
+    """A Lagrangian relaxation: a price [T] of a right answer, and what it says (`_Search.relaxed`) of each row.
+
+    ``whole`` [T] is the least latency - price x right of a whole plan.
+    """
+
+    price: Floats
+    rest: Floats
+    whole: Floats
+
+    def value(self, left: int, row: Ints, cut: Ints, tier: Ints, latency: Floats, right: Floats) -> Floats:
+        """The least latency - price x right of a completion by at most ``left`` partitions."""
+        return np.asarray(latency - self.price[row] * right + self.rest[left][row, cut, tier])
+
+
+def _spread(promise: Floats, cut: Ints, beam: int) -> NDArray[np.intp]:
+    """Indices of ``beam`` labels of the least ``promise`` at their cut: as many at one cut as at another."""
+    order = np.lexsort((promise, cut))
+    ordered = cut[order]
+    first = np.append(True, ordered[1:] != ordered[:-1])
+    place = np.arange(order.size)
+    place -= np.maximum.accumulate(np.where(first, place, 0))
+    return np.asarray(order[np.argpartition(place, beam)[:beam]])
+
+
+def _repeats(*columns: NDArray[np.float64] | Ints) -> Flags:
+    """Whether an entry equals the one before in every column."""
+    same = np.zeros(columns[0].size, dtype=np.bool_)
+    if same.size > 1:
+        same[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
+    return same
+
+
+class _Front:
+    """The goal to know every plan that no other beats in both latency and accuracy."""
+
+    def __init__(self, search: _Search) -> None:
+        self.search = search
+        self.best = _no_plans()
+        self._scale = (_BINS - 1) / search.space.certain
+        self._limit = np.full(_BINS + 1, np.inf)
+        """The fastest plan that is more accurate than any value of a bin."""
+
+    def wants_plans(self, latency: Floats, right: Floats) -> Flags:
+        return np.asarray(latency < self._limit[(right * self._scale).astype(np.intp)])
+
+    def wants_prefixes(
+        self, left: int, row: Ints, cut: Ints, tier: Ints, stay: Floats, latency: Floats, right: Floats
+    ) -> Flags:
+        most = right + stay * self.search.gain[cut]
+        least = latency + stay * self.search.least[cut, tier]
+        return np.asarray((most >= 0) & (least < self._limit[(np.maximum(most, 0) * self._scale).astype(np.intp)]))
+
+    def add(self, plans: _Plans) -> None:
+        every = self.best.and_then(plans)
+        order = self.search.best_first(every, every.latency, -every.right)
+        right = every.right[order]
+        kept = np.append(True, right[1:] > np.maximum.accumulate(right)[:-1])
+        self.best = every.take(order[kept])
+        fastest_in = np.full(_BINS + 1, np.inf)
+        np.minimum.at(fastest_in, (self.best.right * self._scale).astype(np.intp), self.best.latency)
+        self._limit[:-1] = np.minimum.accumulate(fastest_in[::-1])[::-1][1:]
+
+
+class _One:
+    """The goal to know one optimum: of the plans that meet both bounds the fastest, or the most accurate.
+
+    ``budget`` is the latency that a plan must not exceed, ``need`` the right answers that it must reach, to be
+    as good as the best so far.
+    """
+
+    def __init__(self, search: _Search, *, need: float, budget: float, fastest: bool) -> None:
+        self.search, self.need, self.budget, self.fastest = search, need, budget, fastest
+        self.best = _no_plans()
+        self.relaxed: _Relaxed | None = None
+
+    def wants_plans(self, latency: Floats, right: Floats) -> Flags:
+        return np.asarray((latency <= self.budget) & (right >= self.need))
+
+    def wants_prefixes(
+        self, left: int, row: Ints, cut: Ints, tier: Ints, stay: Floats, latency: Floats, right: Floats
+    ) -> Flags:
+        wanted = right + stay * self.search.gain[cut] >= self.need
+        wanted &= latency + stay * self.search.least[cut, tier] <= self.budget
+        if self.relaxed is not None:
+            least = self.relaxed.value(left, row, cut, tier, latency, right) + self.relaxed.price[row] * self.need
+            wanted &= least <= self.budget + abs(self.budget) * 1e-12 + 8  # a price is no whole number
+        return np.asarray(wanted)
+
+    def add(self, plans: _Plans) -> None:
+        every = self.best.and_then(plans)
+        keys = (every.latency, -every.right) if self.fastest else (-every.right, every.latency)
+        self.best = every.take(self.search.best_first(every, *keys)[:1])
+        if self.fastest:
+            self.budget = float(self.best.latency[0])
+        else:
+            self.need = float(self.best.right[0])
+
+    def again(self) -> None:
+        """Forget the best plan, but not how good it was, before the search goes through other labels."""
+        self.best = _no_plans()
+
+
+class Front(Sequence[Found]):
+    """The plans that no other beats in both latency and accuracy, by latency; each is named when it is asked for.
+
+    ``latency`` [F], ``right`` [F]: their values in the counts of ``PlanSpace``.
+    """
+
+    def __init__(self, search: _Search, plans: _Plans) -> None:
+        self._search, self._plans = search, plans
+        self.latency, self.right = plans.latency, plans.right
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    @overload
+    def __getitem__(self, index: int) -> Found: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Found]: ...
+    def __getitem__(self, index: int | slice) -> Found | list[Found]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._search.found(self._plans, range(len(self))[index])
+
+
+def solve_dynamic(problem: Problem, model: PerformanceModel) -> Solution:
+    """Return the proven best plan of the problem's space; with the Pareto front where the space is not huge.
+
+    Raises:
+        SearchError: the space holds no plan, or the model replays samples (then plans have no states).
+        InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
+    """
+    begin = time.perf_counter()
+    if model.estimator != "marginal":
+        raise SearchError(
+            "dynamic programming needs the marginal estimator; solve_exhaustive and others replay samples"
+        )
+    space = PlanSpace(problem.space, model)
+    plans = space.count()
+    if not plans:
+        raise space.empty()
+    front: tuple[FrontPoint, ...] = ()
+    if plans <= FRONT_LIMIT:
+        front = tuple(_point(space, found) for found in whole_front(space))
+        if not front:
+            raise space.empty()
+        chosen, met = choose(problem, front)
+    else:
+        chosen, met = _chosen(problem, space)
+    return Solution(
+        problem=problem,
+        status="optimal" if met else "infeasible",
+        estimate=model.estimate(model.complete(chosen.plan, problem.space.codecs)),
+        front=front,
+        stats=SearchStats(plans=plans, seconds=time.perf_counter() - begin, solver="dynamic programming"),
+    )
+
+
+def _point(space: PlanSpace, found: Found) -> FrontPoint:
+    return FrontPoint(
+        latency_s=float(space.seconds(found.latency)), accuracy=float(space.accuracy(found.right)), plan=found.plan
+    )
+
+
+def _chosen(problem: Problem, space: PlanSpace) -> tuple[FrontPoint, bool]:
+    """The answer without the front; the nearest plan, and False, where no plan meets the constraints."""
+    need, budget = space.counts(problem.min_accuracy), space.quanta(problem.max_latency_s)
+    found = _one(space, need=need, budget=budget, fastest=problem.minimize is not None)
+    if found is None:
+        nearest = _one(space, need=need, budget=math.inf, fastest=True) or most_accurate(space, math.inf)
+        if nearest is None:
+            raise space.empty()
+        return _point(space, nearest), False
+    return _point(space, found), True
+
+
+def whole_front(space: PlanSpace) -> Front:
+    """Return the Pareto front of latency and accuracy, by latency; of equal plans the canonical first."""
+    search = _Search(space)
+    goal = _Front(search)
+    search.run(goal)
+    return Front(search, goal.best)
+
+
+def fastest(space: PlanSpace, need: float) -> Found | None:
+    """Return the fastest plan with at least ``need`` right answers (the most accurate of equals), if any."""
+    return _one(space, need=need, budget=math.inf, fastest=True)
+
+
+def most_accurate(space: PlanSpace, budget: float) -> Found | None:
+    """Return the most accurate plan within a latency ``budget`` (the fastest of equals), if any."""
+    return _one(space, need=-math.inf, budget=budget, fastest=False)
+
+
+def _one(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Found | None:
+    search = _Search(space)
+    goal = _One(search, need=need, budget=budget, fastest=fastest)
+    prices = _Prices(search, goal) if fastest and math.isfinite(need) else None
+    beam, most = _BEAM, float(_LABELS)
+    while prices is not None:
+        search.run(goal, relaxed=goal.relaxed, beam=beam)
+        goal.again()
+        if search.run(goal, most=most):
+            break
+        goal.again()
+        beam, most = 2 * beam, 4 * most
+        prices.refine(beam)
+    else:
+        search.run(goal)
+    return search.found(goal.best, 0) if len(goal.best) else None
+
+
+class _Prices:
+    """The price of a right answer, for each threshold, that proves most about a goal, and what it proves.
+
+    What a price proves is a concave function of it. A golden section finds the best one for some thresholds,
+    between which the others are interpolated; ``refine`` looks closer at those that are still in question.
+    """
+
+    def __init__(self, search: _Search, goal: _One) -> None:
+        self.search, self.goal = search, goal
+        rows = np.arange(search.space.theta.size)
+        some = np.unique(np.linspace(0, rows[-1], min(rows.size, max(3, rows.size // 8))).astype(np.intp))
+        center = _usual_price(search, goal.need)
+        low, high = np.full(some.size, center - _PRICE_RANGE), np.full(some.size, center + _PRICE_RANGE / 3)
+        best_value, best_at = np.full(some.size, -np.inf), np.full(some.size, center)
+
+        def prove(at: Floats) -> Floats:
+            price = np.zeros(rows.size)
+            price[some] = np.exp(at)
+            bound = np.asarray(search.relaxed(price, some)[1] + price[some] * goal.need)
+            better = bound > best_value
+            best_value[better], best_at[better] = bound[better], at[better]
+            return bound
+
+        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        at_left, at_right = prove(left), prove(right)
+        for _ in range(_DUAL_STEPS - 2):
+            rising = at_left < at_right
+            low, high = np.where(rising, left, low), np.where(rising, high, right)
+            probe = np.where(rising, low + _GOLDEN * (high - low), high - _GOLDEN * (high - low))
+            at_probe = prove(probe)
+            left, right = np.where(rising, right, probe), np.where(rising, probe, left)
+            at_left, at_right = np.where(rising, at_right, at_probe), np.where(rising, at_probe, at_left)
+        price = np.exp(np.interp(rows, some, best_at))
+        goal.relaxed = _Relaxed(price, *search.relaxed(price, rows))
+        self.stride = 0.4
+
+    def refine(self, beam: int) -> None:
+        """Try a higher and a lower price for each threshold that may hold a better plan, and look for one there."""
+        known = self.goal.relaxed
+        assert known is not None
+        proven = known.whole + known.price * self.goal.need
+        center = known.price.copy()
+        for factor in (math.exp(self.stride), math.exp(-self.stride)):
+            rows = np.flatnonzero(proven <= self.goal.budget)
+            price = center * factor
+            rest, whole = self.search.relaxed(price, rows)
+            bound = whole + price[rows] * self.goal.need
+            better = bound > proven[rows]
+            chosen = rows[better]
+            proven[chosen], known.price[chosen], known.whole[chosen] = bound[better], price[chosen], whole[better]
+            known.rest[:, chosen] = rest[:, better]
+            there = np.full_like(known.rest, _NEVER)
+            there[:, rows] = rest
+            self.search.run(self.goal, relaxed=_Relaxed(price, there, known.whole), beam=beam)
+            self.goal.again()
+        self.stride /= 2
+
+
+def _usual_price(search: _Search, need: float) -> float:
+    """Logarithm of what a right answer costs in latency around ``need``, among plans of a single partition."""
+    space = search.space
+    first = space.hop[0, space.model.topology.source] + space.result
+    latency = (first[:, None] + search.full[1][:, 0]).min(axis=0) * space.samples
+    ends = np.flatnonzero(np.isfinite(latency) & space.last)
+    latency, right = latency[ends], space.right[ends] * (space.certain / space.samples)
+    enough = right >= need
+    if not enough.any() or enough.all():
+        return math.log(max(float(np.median(latency)) / space.certain, 1.0)) if ends.size else 0.0
+    first_enough = np.flatnonzero(enough)[latency[enough].argmin()]
+    price = (latency[first_enough] - latency[~enough]) / (right[first_enough] - right[~enough])
+    return math.log(max(float(np.median(price)), 1.0))
