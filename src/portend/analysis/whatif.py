@@ -681,10 +681,10 @@ def find_crossovers(
 
     Each gap between neighboring values is planned at ``pieces - 1`` more values, and wherever two neighbors then
     differ, bisected until their values are relatively closer than ``tolerance`` (or are neighboring floats); a third
-    plan met in between splits the search in two. Between points of different plans no third plan that is best on an
-    interval wider than the tolerance is missed. A plan that is best only inside a piece whose two ends
-    agree is; it cannot exist where every plan's latency is linear in the field or in its reciprocal and the
-    admitted plans stay the same, because the best of such plans is best on one interval.
+    plan met in between splits the search in two. Where each plan is best on one interval at most, no flip is missed
+    (but those closer than the tolerance): so it is where every plan's latency is linear in the field or in its
+    reciprocal and the admitted plans stay the same. Elsewhere a plan that is best only inside a piece whose ends agree
+    is missed.
 
     Raises:
         InvalidValue: the field's values have no order, or the axes advance together.

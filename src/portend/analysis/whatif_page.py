@@ -554,13 +554,14 @@ def _drawn(figure: Figure, two: bool, searched: bool) -> str:
     from plotly.io import to_html
 
     note = (
-        "Each tint and letter is one plan; orange bars mark where the plan flips between the values of two "
-        "cells. ✗: it misses the constraints."
+        "Each tint and letter is one plan. ✗: it misses the constraints; –: no plan satisfies the hints."
         if two
         else "Each band is one plan. Lines of baselines end where they miss the constraints; hollow markers: the plan "
         "itself misses them."
     )
-    if not searched and not two:
+    if searched and two:
+        note += " Orange bars mark where the plan flips between the values of two cells."
+    elif not searched and not two:
         note += " Where exactly the plan flips was not asked for: bands end halfway between points."
     drawn = to_html(
         figure, include_plotlyjs=False, full_html=False, div_id="figure-whatif",
