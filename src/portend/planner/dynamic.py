@@ -25,7 +25,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, overload
+from typing import Final, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
+from portend.planner.goals import BestGoal, FrontGoal, Goal, repeats
 from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, choose
 from portend.planner.space import PlanSpace
 
@@ -47,7 +48,6 @@ Flags = NDArray[np.bool_]
 Index = NDArray[np.intp] | Flags
 
 _CELLS: Final = 1 << 19
-_BINS: Final = 4096
 _BEAM: Final = 300
 _LABELS: Final = 20_000
 _DUAL_STEPS: Final = 6
@@ -118,21 +118,6 @@ def _no_plans() -> _Plans:
     return _Plans(np.empty(0), np.empty(0), empty, empty, empty, empty)
 
 
-class _Goal(Protocol):
-    """What a search still wants, and the best plans that it has found."""
-
-    def wants_plans(self, latency: Floats, right: Floats) -> Flags:
-        """Whether plans of these values may be among the best."""
-
-    def wants_prefixes(
-        self, left: int, row: Ints, cut: Ints, tier: Ints, stay: Floats, latency: Floats, right: Floats
-    ) -> Flags:
-        """Whether a completion by at most ``left`` partitions may be among the best; arrays that broadcast."""
-
-    def add(self, plans: _Plans) -> None:
-        """Keep the best of these and those found before."""
-
-
 class _Search:
     """The prefixes of a space, one partition longer at a time."""
 
@@ -157,6 +142,7 @@ class _Search:
         self.always_used = bool(space.used[:, space.inner].all())
         self.first_unused: NDArray[np.intp] = np.where(space.used.all(axis=0), -1, np.argmin(space.used, axis=0))
         self.gain, self.least = self._next_steps()
+        self.bound: _Relaxed | None = None
 
     def _next_steps(self) -> tuple[Floats, Floats]:
         """The most that right [N+1], and the least that latency [N+1, M], can grow by for each who stays."""
@@ -175,7 +161,9 @@ class _Search:
 
     # -- the run -------------------------------------------------------------------------------
 
-    def run(self, goal: _Goal, *, relaxed: _Relaxed | None = None, beam: int = 0, most: float = math.inf) -> bool:
+    def run(
+        self, goal: Goal[_Plans], *, relaxed: _Relaxed | None = None, beam: int = 0, most: float = math.inf
+    ) -> bool:
         """Go through all prefixes that the goal wants, and return whether there were at most ``most`` of a length.
 
         With ``beam`` go only through so many of each length; ``relaxed`` says which are the most promising.
@@ -196,7 +184,7 @@ class _Search:
             labels = _Labels.joined(parts)
             left = self.lengths.stop - 1 - length
             at = (labels.row, labels.cut, labels.tier)
-            wanted = goal.wants_prefixes(left, *at, labels.stay, labels.latency, labels.right)
+            wanted = self._hopeful(goal, left, *at, labels.stay, labels.latency, labels.right)
             labels = labels.take(wanted)  # once more, for now the goal has seen all plans of this length
             if relaxed is not None and len(labels) > beam > 0:
                 promise = relaxed.value(left, labels.row, labels.cut, labels.tier, labels.latency, labels.right)
@@ -206,6 +194,24 @@ class _Search:
             if len(labels) > most:
                 return False
         return True
+
+    def _hopeful(
+        self,
+        goal: Goal[_Plans],
+        left: int,
+        row: Ints,
+        cut: Ints,
+        tier: Ints,
+        stay: Floats,
+        latency: Floats,
+        right: Floats,
+    ) -> Flags:
+        """Whether a completion of prefixes by at most ``left`` partitions may be wanted; arrays that broadcast."""
+        wanted = goal.wants(latency + stay * self.least[cut, tier], right + stay * self.gain[cut])
+        if self.bound is not None and isinstance(goal, BestGoal):
+            least = self.bound.value(left, row, cut, tier, latency, right) + self.bound.price[row] * goal.need
+            wanted &= least <= goal.budget + abs(goal.budget) * 1e-12 + 8  # a price is no whole number
+        return wanted
 
     def _root(self) -> _Labels:
         zero, none = np.zeros(1, dtype=np.int64), np.zeros(1)
@@ -247,7 +253,7 @@ class _Search:
         for start in range(0, len(labels), most):
             yield labels if len(labels) <= most else labels.take(np.arange(start, min(start + most, len(labels))))
 
-    def _grown(self, moved: _Labels, goal: _Goal, length: int) -> list[_Labels]:
+    def _grown(self, moved: _Labels, goal: Goal[_Plans], length: int) -> list[_Labels]:
         """Run the next partition to every later cut: tell the goal the plans that end there, return the prefixes."""
         space = self.space
         at = ((moved.on_tier == 1).astype(np.intp), moved.tier, moved.cut)
@@ -256,7 +262,7 @@ class _Search:
         latency = moved.latency[:, None] + stay * np.where(possible, full, 0.0)
         right = moved.right[:, None] + stay * (space.right - space.right[moved.cut][:, None])
         if length >= self.lengths.start:
-            index, cut = np.nonzero(possible & space.last & goal.wants_plans(latency, right))
+            index, cut = np.nonzero(possible & space.last & goal.wants(latency, right))
             if index.size:
                 goal.add(
                     _Plans(
@@ -281,7 +287,7 @@ class _Search:
         wanted = (
             possible
             & space.inner
-            & goal.wants_prefixes(left, row, self.cuts, moved.tier[:, None], stay_then, onward, right)
+            & self._hopeful(goal, left, row, self.cuts, moved.tier[:, None], stay_then, onward, right)
         )
         if length >= self.lengths.start:
             wanted &= stay_then > 0  # where nobody stays, a longer plan is the same but longer
@@ -316,7 +322,7 @@ class _Search:
             key = key * (self.most_on_tier + 1) + labels.on_tier
         key = key * (self.space.samples + 1) + labels.stay.astype(np.int64)
         order = np.lexsort((-labels.right, labels.latency, key))
-        equal = _repeats(key[order], labels.latency[order], labels.right[order])
+        equal = repeats(key[order], labels.latency[order], labels.right[order])
         if equal.any():
             members = order[equal | np.append(equal[1:], False)]
             rank = np.zeros(len(labels), dtype=np.intp)
@@ -350,10 +356,10 @@ class _Search:
         rank[np.lexsort(columns[::-1])] = np.arange(len(last))
         return rank
 
-    def best_first(self, plans: _Plans, *keys: Floats) -> NDArray[np.intp]:
+    def best_first(self, plans: _Plans, keys: tuple[Floats, ...]) -> NDArray[np.intp]:
         """Indices that sort plans by the keys (the first counts most), and equals by length and canonically."""
         order = np.lexsort((plans.length, *keys[::-1]))
-        equal = _repeats(*(key[order] for key in keys), plans.length[order])
+        equal = repeats(*(key[order] for key in keys), plans.length[order])
         if equal.any():
             rank = np.zeros(len(plans), dtype=np.intp)
             members = order[equal | np.append(equal[1:], False)]
@@ -471,84 +477,6 @@ def _spread(promise: Floats, cut: Ints, beam: int) -> NDArray[np.intp]:
     return np.asarray(order[np.argpartition(place, beam)[:beam]])
 
 
-def _repeats(*columns: NDArray[np.float64] | Ints) -> Flags:
-    """Whether an entry equals the one before in every column."""
-    same = np.zeros(columns[0].size, dtype=np.bool_)
-    if same.size > 1:
-        same[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
-    return same
-
-
-class _Front:
-    """The goal to know every plan that no other beats in both latency and accuracy."""
-
-    def __init__(self, search: _Search) -> None:
-        self.search = search
-        self.best = _no_plans()
-        self._scale = (_BINS - 1) / search.space.certain
-        self._limit = np.full(_BINS + 1, np.inf)
-        """The fastest plan that is more accurate than any value of a bin."""
-
-    def wants_plans(self, latency: Floats, right: Floats) -> Flags:
-        return np.asarray(latency < self._limit[(right * self._scale).astype(np.intp)])
-
-    def wants_prefixes(
-        self, left: int, row: Ints, cut: Ints, tier: Ints, stay: Floats, latency: Floats, right: Floats
-    ) -> Flags:
-        most = right + stay * self.search.gain[cut]
-        least = latency + stay * self.search.least[cut, tier]
-        return np.asarray((most >= 0) & (least < self._limit[(np.maximum(most, 0) * self._scale).astype(np.intp)]))
-
-    def add(self, plans: _Plans) -> None:
-        every = self.best.and_then(plans)
-        order = self.search.best_first(every, every.latency, -every.right)
-        right = every.right[order]
-        kept = np.append(True, right[1:] > np.maximum.accumulate(right)[:-1])
-        self.best = every.take(order[kept])
-        fastest_in = np.full(_BINS + 1, np.inf)
-        np.minimum.at(fastest_in, (self.best.right * self._scale).astype(np.intp), self.best.latency)
-        self._limit[:-1] = np.minimum.accumulate(fastest_in[::-1])[::-1][1:]
-
-
-class _One:
-    """The goal to know one optimum: of the plans that meet both bounds the fastest, or the most accurate.
-
-    ``budget`` is the latency that a plan must not exceed, ``need`` the right answers that it must reach, to be
-    as good as the best so far.
-    """
-
-    def __init__(self, search: _Search, *, need: float, budget: float, fastest: bool) -> None:
-        self.search, self.need, self.budget, self.fastest = search, need, budget, fastest
-        self.best = _no_plans()
-        self.relaxed: _Relaxed | None = None
-
-    def wants_plans(self, latency: Floats, right: Floats) -> Flags:
-        return np.asarray((latency <= self.budget) & (right >= self.need))
-
-    def wants_prefixes(
-        self, left: int, row: Ints, cut: Ints, tier: Ints, stay: Floats, latency: Floats, right: Floats
-    ) -> Flags:
-        wanted = right + stay * self.search.gain[cut] >= self.need
-        wanted &= latency + stay * self.search.least[cut, tier] <= self.budget
-        if self.relaxed is not None:
-            least = self.relaxed.value(left, row, cut, tier, latency, right) + self.relaxed.price[row] * self.need
-            wanted &= least <= self.budget + abs(self.budget) * 1e-12 + 8  # a price is no whole number
-        return np.asarray(wanted)
-
-    def add(self, plans: _Plans) -> None:
-        every = self.best.and_then(plans)
-        keys = (every.latency, -every.right) if self.fastest else (-every.right, every.latency)
-        self.best = every.take(self.search.best_first(every, *keys)[:1])
-        if self.fastest:
-            self.budget = float(self.best.latency[0])
-        else:
-            self.need = float(self.best.right[0])
-
-    def again(self) -> None:
-        """Forget the best plan, but not how good it was, before the search goes through other labels."""
-        self.best = _no_plans()
-
-
 class Front(Sequence[Found]):
     """The plans that no other beats in both latency and accuracy, by latency; each is named when it is asked for.
 
@@ -626,7 +554,7 @@ def _chosen(problem: Problem, space: PlanSpace) -> tuple[FrontPoint, bool]:
 def whole_front(space: PlanSpace) -> Front:
     """Return the Pareto front of latency and accuracy, by latency; of equal plans the canonical first."""
     search = _Search(space)
-    goal = _Front(search)
+    goal = FrontGoal(_no_plans(), search.best_first, space.certain)
     search.run(goal)
     return Front(search, goal.best)
 
@@ -643,11 +571,11 @@ def most_accurate(space: PlanSpace, budget: float) -> Found | None:
 
 def _one(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Found | None:
     search = _Search(space)
-    goal = _One(search, need=need, budget=budget, fastest=fastest)
+    goal = BestGoal(_no_plans(), search.best_first, need=need, budget=budget, fastest=fastest)
     prices = _Prices(search, goal) if fastest and math.isfinite(need) else None
     beam, most = _BEAM, float(_LABELS)
     while prices is not None:
-        search.run(goal, relaxed=goal.relaxed, beam=beam)
+        search.run(goal, relaxed=search.bound, beam=beam)
         goal.again()
         if search.run(goal, most=most):
             break
@@ -666,7 +594,7 @@ class _Prices:
     between which the others are interpolated; ``refine`` looks closer at those that are still in question.
     """
 
-    def __init__(self, search: _Search, goal: _One) -> None:
+    def __init__(self, search: _Search, goal: BestGoal[_Plans]) -> None:
         self.search, self.goal = search, goal
         rows = np.arange(search.space.theta.size)
         some = np.unique(np.linspace(0, rows[-1], min(rows.size, max(3, rows.size // 8))).astype(np.intp))
@@ -692,12 +620,12 @@ class _Prices:
             left, right = np.where(rising, right, probe), np.where(rising, probe, left)
             at_left, at_right = np.where(rising, at_right, at_probe), np.where(rising, at_probe, at_left)
         price = np.exp(np.interp(rows, some, best_at))
-        goal.relaxed = _Relaxed(price, *search.relaxed(price, rows))
+        search.bound = _Relaxed(price, *search.relaxed(price, rows))
         self.stride = 0.4
 
     def refine(self, beam: int) -> None:
         """Try a higher and a lower price for each threshold that may hold a better plan, and look for one there."""
-        known = self.goal.relaxed
+        known = self.search.bound
         assert known is not None
         proven = known.whole + known.price * self.goal.need
         center = known.price.copy()

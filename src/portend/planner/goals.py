@@ -1,0 +1,108 @@
+"""What a search looks for, whatever way it goes: the whole front, or one optimum.
+
+Values are the counts of ``PlanSpace``: samples times quanta, and right answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BestGoal", "FrontGoal", "Goal", "Plans", "repeats"]
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+_BINS: Final = 4096
+
+
+class Plans(Protocol):
+    """Complete plans of a search."""
+
+    @property
+    def latency(self) -> Floats: ...
+    @property
+    def right(self) -> Floats: ...
+    def __len__(self) -> int: ...
+    def take(self, index: NDArray[np.intp]) -> Self: ...
+    def and_then(self, other: Self) -> Self: ...
+
+
+P = TypeVar("P", bound=Plans)
+Order = Callable[[P, tuple[Floats, ...]], NDArray[np.intp]]
+"""Indices that sort plans by keys, the first of which counts most, and equals canonically."""
+
+
+class Goal(Protocol[P]):
+    """What a search still wants, and the best plans that it has found."""
+
+    best: P
+
+    def wants(self, latency: Floats, right: Floats) -> Flags:
+        """Whether plans of these values, or not better than these, may be among the best."""
+
+    def add(self, plans: P) -> None:
+        """Keep the best of these and those found before."""
+
+
+class FrontGoal(Generic[P]):
+    """The goal to know every plan that no other beats in both latency and accuracy."""
+
+    def __init__(self, none: P, order: Order[P], certain: float) -> None:
+        self.best, self._order = none, order
+        self._scale = (_BINS - 1) / certain
+        self._limit = np.full(_BINS + 1, np.inf)
+        """The latency of the fastest plan that is more accurate than any value of a bin."""
+
+    def wants(self, latency: Floats, right: Floats) -> Flags:
+        bins = (np.maximum(right, 0) * self._scale).astype(np.intp)
+        return np.asarray((right >= 0) & (latency < self._limit[bins]))
+
+    def add(self, plans: P) -> None:
+        every = self.best.and_then(plans)
+        order = self._order(every, (every.latency, -every.right))
+        right = every.right[order]
+        kept = np.append(True, right[1:] > np.maximum.accumulate(right)[:-1])
+        self.best = every.take(order[kept])
+        fastest_in = np.full(_BINS + 1, np.inf)
+        np.minimum.at(fastest_in, (self.best.right * self._scale).astype(np.intp), self.best.latency)
+        self._limit[:-1] = np.minimum.accumulate(fastest_in[::-1])[::-1][1:]
+
+
+class BestGoal(Generic[P]):
+    """The goal to know one optimum: of the plans that meet both bounds the fastest, or the most accurate.
+
+    ``budget`` is the latency that a plan must not exceed, ``need`` the right answers that it must reach, to be
+    as good as the best so far.
+    """
+
+    def __init__(self, none: P, order: Order[P], *, need: float, budget: float, fastest: bool) -> None:
+        self._none, self._order = none, order
+        self.best, self.need, self.budget, self.fastest = none, need, budget, fastest
+
+    def wants(self, latency: Floats, right: Floats) -> Flags:
+        return np.asarray((latency <= self.budget) & (right >= self.need))
+
+    def add(self, plans: P) -> None:
+        every = self.best.and_then(plans)
+        keys = (every.latency, -every.right) if self.fastest else (-every.right, every.latency)
+        self.best = every.take(self._order(every, keys)[:1])
+        if self.fastest:
+            self.budget = float(self.best.latency[0])
+        else:
+            self.need = float(self.best.right[0])
+
+    def again(self) -> None:
+        """Forget the best plan, but not how good it was, before the search goes another way."""
+        self.best = self._none
+
+
+def repeats(*columns: NDArray[np.float64] | NDArray[np.int64]) -> Flags:
+    """Whether an entry equals the one before in every column."""
+    same = np.zeros(columns[0].size, dtype=np.bool_)
+    if same.size > 1:
+        same[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
+    return same
