@@ -219,7 +219,7 @@ TIMINGS: Final = (
     Timing("measured", "measured", "measured"),
     Timing("joined", "joined", "joined"),
     Timing("smoothed", "smoothed", "smoothed"),
-    Timing("measured, judged smoothed", "measured", "smoothed"),
+    Timing("measured → smoothed", "measured", "smoothed"),
 )
 HEADLINE: Final = "smoothed"
 """The timing without what the noise of the measurements gives to plans that split a tier."""
@@ -411,6 +411,10 @@ class NetworkResult:
     ways: tuple[Approach, ...]
     halvings: tuple[Halving, ...]
 
+    @property
+    def title(self) -> str:
+        return self.name.removeprefix("portend_")
+
     def reached(self, timing: str, way: str, drop: float) -> list[Judged]:
         """By halving, the fastest plan of the curve that gives up at most ``drop`` on the held-out half."""
         return [h.curves[timing, way].reaching(h.full_held_out - drop) for h in self.halvings]
@@ -571,7 +575,7 @@ def _spread_text(values: Sequence[float], scale: float, digits: int) -> str:
 
 def _range_text(values: Sequence[float]) -> str:
     s = spread([100 * v for v in values])
-    return f"{s.mean:.1f} ± {s.deviation:.1f} ({s.least:.1f} to {s.greatest:.1f})"
+    return f"{s.mean:.1f} ± {s.deviation:.1f} ({s.least:.0f} to {s.greatest:.0f})"
 
 
 def gain_table(result: NetworkResult) -> Table:
@@ -594,9 +598,9 @@ def gain_table(result: NetworkResult) -> Table:
                 )
             )
     return Table(
-        f"{result.name}: latency saved at equal held-out accuracy, %",
+        f"{result.title}: latency saved at equal held-out accuracy, %",
         f"Against the paper's approach (ms): mean ± standard deviation (least to greatest) over {len(result.halvings)} "
-        "halvings, each approach with the fastest of its plans that is as accurate on the held-out half as the whole "
+        "halving(s), each approach with the fastest of its plans that is as accurate on the held-out half as the whole "
         "network less so many points. Last column: Portend with own thresholds between the means over the halvings of "
         "what each bound gives, where nothing was chosen by held-out samples.",
         ("compute times", "points", "paper, ms", *others, "mean curves"),
@@ -625,7 +629,7 @@ def promise_table(result: NetworkResult) -> Table:
                 )
             )
     return Table(
-        f"{result.name}: promises kept ({HEADLINE} times)",
+        f"{result.title}: promises kept ({HEADLINE} times)",
         "The plan for the accuracy of the whole network on the planning half less so many points. Bound: against that "
         "number, which the held-out half may miss because it is harder. Drop: against the whole network on the "
         "held-out half less the same points. In points: mean ± standard deviation (worst).",
@@ -651,7 +655,7 @@ def plan_table(result: NetworkResult) -> Table:
                 )
             )
     return Table(
-        f"{result.name}: plans compared in the first halving ({HEADLINE} times)",
+        f"{result.title}: plans compared in the first halving ({HEADLINE} times)",
         f"The whole network has {100 * first.full_held_out:.2f} % on its held-out half.",
         ("approach", "points", "ms", "held-out", "plan"),
         tuple(rows),
@@ -669,7 +673,7 @@ def headline(result: NetworkResult) -> str:
     gains = [spread([100 * g for g in result.gains(HEADLINE, way, drop)]) for drop in DROPS]
     firm = " / ".join(f"{100 * result.mean_curve_gain(HEADLINE, way, drop):.1f}" for drop in DROPS)
     return (
-        f"{result.name}: at {' / '.join(_points(d) for d in DROPS)} points Portend's plans take "
+        f"{result.title}: at {' / '.join(_points(d) for d in DROPS)} points Portend's plans take "
         f"{' / '.join(f'{g.mean:.1f} ± {g.deviation:.1f}' for g in gains)} % less than the paper's at the same "
         f"held-out accuracy ({firm} % between mean curves), with {HEADLINE} compute times."
     )
@@ -746,7 +750,7 @@ def plot_gains(result: NetworkResult) -> Figure:
         figure.add_bar(
             x=[f"{_points(d)} points" for d in DROPS],
             y=[s.mean for s in spreads],
-            name=f"{timing.name} times" if "," not in timing.name else timing.name,
+            name=f"{timing.name} times",
             marker_color=color,
             error_y={
                 "type": "data",
@@ -773,8 +777,8 @@ _READING: Final = "".join(
         "Lines: mean over the halvings; bands: least to greatest. The halves of different seeds overlap, so the spread "
         "says how much a halving matters, not how far other images would differ.",
         "joined: no partition takes longer than its measured parts. smoothed: each partition takes what its blocks and "
-        "its end cost in a least-squares fit, so that no split on one tier gains by noise. The other two plan on the "
-        "times as measured.",
+        "its end cost in a least-squares fit, so that no split on one tier gains by noise. Without "
+        "an arrow, plans are chosen and judged on the same times.",
         "The images are JPEG copies of CIFAR-10’s test images, on which these weights lose about ten points.",
         "As in the authors’ program, soft-max and entropy of an exit take no time, and an unused exit saves none.",
     )
@@ -794,7 +798,8 @@ def render_page(results: Sequence[NetworkResult]) -> str:
     title = "Planning on samples, judged on held-out samples"
     sections = []
     for index, result in enumerate(results):
-        figures = (drawn(f"gains{index}", plot_gains(result)), drawn(f"curves{index}", plot_curves(result)), "")
+        both = drawn(f"curves{index}", plot_curves(result)) + drawn(f"gains{index}", plot_gains(result))
+        figures = (both, "", "")
         sections += [
             f"<section><h2>{escape(table.title)}</h2><p class='note'>{escape(table.note)}</p>{figure}"
             f"<div class='scroll'>{reproduce._html_table(table)}</div></section>"
@@ -804,7 +809,7 @@ def render_page(results: Sequence[NetworkResult]) -> str:
     header = (
         f"<header><h1>{title}</h1><p class='problem'>The authors’ ResNet-20 weights scored on {results[0].samples:,} "
         f"CIFAR-10 images, with the authors’ measured times; planned on one random half and judged on the other, "
-        f"{len(results[0].halvings)} times. {escape(ways)}.</p></header><section>"
+        f"in {len(results[0].halvings)} halving(s). {escape(ways)}.</p></header><section>"
         + "".join(f"<p class='lead'>{escape(headline(result))}</p>" for result in results)
         + f"<ul>{_READING}</ul></section>"
     )
