@@ -487,7 +487,7 @@ class SweepPoint:
     reason: str = ""
 
     @property
-    def status(self) -> Literal["optimal", "infeasible", "no plan"]:
+    def status(self) -> Literal["optimal", "feasible", "infeasible", "no plan"]:
         return self.solution.status if self.solution else "no plan"
 
     @property

@@ -22,7 +22,6 @@ Axes: T thresholds, M tiers, N+1 cuts, n labels.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, overload
@@ -30,17 +29,12 @@ from typing import Final, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import SearchError
-from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
-from portend.planner.goals import BestGoal, FrontGoal, Goal, repeats
-from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, choose
+from portend.planner.goals import BestGoal, Found, FrontGoal, Goal, repeats
 from portend.planner.space import PlanSpace
 
-__all__ = ["FRONT_LIMIT", "Found", "Front", "fastest", "most_accurate", "solve_dynamic", "whole_front"]
+__all__ = ["Front", "best", "front"]
 
-FRONT_LIMIT: Final = 200_000_000
-"""Plans up to which the answer carries the whole front."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -54,15 +48,6 @@ _DUAL_STEPS: Final = 6
 _PRICE_RANGE: Final = 4.0
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2
 _NEVER: Final = 1e17  # more quanta than any plan takes: forbidden, yet finite
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A plan with its mean latency and right answers in the counts of ``PlanSpace``."""
-
-    latency: float
-    right: float
-    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +140,9 @@ class _Search:
         least = move.min(axis=-1)
         if self.most_on_tier > 1:
             least = np.minimum(least, alone[0])
-        nearer = bool((least < 0).any())  # a hop that brings the sample nearer to where its result goes
-        gain = np.maximum(later - space.right, -_NEVER)
-        return gain, np.full(least.shape, -_NEVER) if nearer else np.minimum(least, _NEVER)
+        if (least < 0).any():  # a hop can bring the sample nearer to where its result goes, once or more often
+            least = np.broadcast_to(space.result.min() - space.result, least.shape)
+        return np.maximum(later - space.right, -_NEVER), np.minimum(least, _NEVER)
 
     # -- the run -------------------------------------------------------------------------------
 
@@ -500,58 +485,7 @@ class Front(Sequence[Found]):
         return self._search.found(self._plans, range(len(self))[index])
 
 
-def solve_dynamic(problem: Problem, model: PerformanceModel) -> Solution:
-    """Return the proven best plan of the problem's space; with the Pareto front where the space is not huge.
-
-    Raises:
-        SearchError: the space holds no plan, or the model replays samples (then plans have no states).
-        InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
-    """
-    begin = time.perf_counter()
-    if model.estimator != "marginal":
-        raise SearchError(
-            "dynamic programming needs the marginal estimator; solve_exhaustive and others replay samples"
-        )
-    space = PlanSpace(problem.space, model)
-    plans = space.count()
-    if not plans:
-        raise space.empty()
-    front: tuple[FrontPoint, ...] = ()
-    if plans <= FRONT_LIMIT:
-        front = tuple(_point(space, found) for found in whole_front(space))
-        if not front:
-            raise space.empty()
-        chosen, met = choose(problem, front)
-    else:
-        chosen, met = _chosen(problem, space)
-    return Solution(
-        problem=problem,
-        status="optimal" if met else "infeasible",
-        estimate=model.estimate(model.complete(chosen.plan, problem.space.codecs)),
-        front=front,
-        stats=SearchStats(plans=plans, seconds=time.perf_counter() - begin, solver="dynamic programming"),
-    )
-
-
-def _point(space: PlanSpace, found: Found) -> FrontPoint:
-    return FrontPoint(
-        latency_s=float(space.seconds(found.latency)), accuracy=float(space.accuracy(found.right)), plan=found.plan
-    )
-
-
-def _chosen(problem: Problem, space: PlanSpace) -> tuple[FrontPoint, bool]:
-    """The answer without the front; the nearest plan, and False, where no plan meets the constraints."""
-    need, budget = space.counts(problem.min_accuracy), space.quanta(problem.max_latency_s)
-    found = _one(space, need=need, budget=budget, fastest=problem.minimize is not None)
-    if found is None:
-        nearest = _one(space, need=need, budget=math.inf, fastest=True) or most_accurate(space, math.inf)
-        if nearest is None:
-            raise space.empty()
-        return _point(space, nearest), False
-    return _point(space, found), True
-
-
-def whole_front(space: PlanSpace) -> Front:
+def front(space: PlanSpace) -> Front:
     """Return the Pareto front of latency and accuracy, by latency; of equal plans the canonical first."""
     search = _Search(space)
     goal = FrontGoal(_no_plans(), search.best_first, space.certain)
@@ -559,17 +493,11 @@ def whole_front(space: PlanSpace) -> Front:
     return Front(search, goal.best)
 
 
-def fastest(space: PlanSpace, need: float) -> Found | None:
-    """Return the fastest plan with at least ``need`` right answers (the most accurate of equals), if any."""
-    return _one(space, need=need, budget=math.inf, fastest=True)
+def best(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Found | None:
+    """Return the fastest (or the most accurate) plan with ``need`` right answers within a latency ``budget``, if any.
 
-
-def most_accurate(space: PlanSpace, budget: float) -> Found | None:
-    """Return the most accurate plan within a latency ``budget`` (the fastest of equals), if any."""
-    return _one(space, need=-math.inf, budget=budget, fastest=False)
-
-
-def _one(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Found | None:
+    Of plans that are equally fast the most accurate, of equally accurate ones the fastest.
+    """
     search = _Search(space)
     goal = BestGoal(_no_plans(), search.best_first, need=need, budget=budget, fastest=fastest)
     prices = _Prices(search, goal) if fastest and math.isfinite(need) else None

@@ -6,17 +6,29 @@ Values are the counts of ``PlanSpace``: samples times quanta, and right answers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BestGoal", "FrontGoal", "Goal", "Plans", "repeats"]
+from portend.plan import Plan
+
+__all__ = ["BestGoal", "Found", "FrontGoal", "Goal", "Plans", "repeats"]
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 _BINS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A plan, with its mean latency and right answers."""
+
+    latency: float
+    right: float
+    plan: Plan
 
 
 class Plans(Protocol):

@@ -1,19 +1,99 @@
-"""Which search answers a problem: every one of them is exact."""
+"""The search for a plan: which algorithm answers a problem, and what its answer says.
+
+Every algorithm is exact. Dynamic programming where prefixes of plans have states (marginal estimator), a
+tree search where samples are replayed.
+"""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Sequence
+from typing import Final, Literal
+
 from portend.perfmodel.model import PerformanceModel
-from portend.planner.dynamic import solve_dynamic
+from portend.planner import dynamic, replay
 from portend.planner.exhaustive import solve_exhaustive
-from portend.planner.problem import Problem, Solution
+from portend.planner.goals import Found
+from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, choose
+from portend.planner.space import PlanSpace
 
-__all__ = ["search"]
+__all__ = ["FRONT_LIMIT", "search"]
+
+FRONT_LIMIT: Final = 20_000_000
+"""Plans up to which the whole front is searched, which holds the answer to every problem."""
 
 
-def search(problem: Problem, model: PerformanceModel) -> Solution:
-    """Return the proven best plan of ``problem`` on ``model``: dynamic programming where plans have states.
+def search(problem: Problem, model: PerformanceModel, *, seconds: float = math.inf) -> Solution:
+    """Return the best plan of ``problem`` on ``model``, proven unless ``seconds`` do not suffice.
+
+    Where the space is not huge the answer carries the whole Pareto front. Only the search for the fastest plan
+    by replaying samples can be cut short; its answer then states the gap to what a better plan could reach.
 
     Raises:
-        SearchError: the space is empty, or too large to cover by replaying samples.
+        SearchError: the space holds no plan.
+        InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
     """
-    return solve_dynamic(problem, model) if model.estimator == "marginal" else solve_exhaustive(problem, model)
+    if not problem.plain:
+        return solve_exhaustive(problem, model)
+    begin = time.perf_counter()
+    space = PlanSpace(problem.space, model)
+    plans = space.count()
+    if not plans:
+        raise space.empty()
+    front: tuple[FrontPoint, ...] = ()
+    status: Literal["optimal", "feasible", "infeasible"]
+    gap = 0.0
+    if plans <= FRONT_LIMIT:
+        found: Sequence[Found] = dynamic.front(space) if space.bits is None else replay.front(space)
+        if not found:
+            raise space.empty()
+        front = tuple(_point(space, one) for one in found)
+        chosen, met = choose(problem, front)
+        status = "optimal" if met else "infeasible"
+    else:
+        chosen, status, gap = _one(problem, space, seconds)
+    return Solution(
+        problem=problem,
+        status=status,
+        estimate=model.estimate(model.complete(chosen.plan, problem.space.codecs)),
+        front=front,
+        stats=SearchStats(
+            plans=plans,
+            seconds=time.perf_counter() - begin,
+            solver="dynamic programming" if space.bits is None else "tree search",
+        ),
+        gap=gap,
+    )
+
+
+def _point(space: PlanSpace, found: Found) -> FrontPoint:
+    return FrontPoint(
+        latency_s=float(space.seconds(found.latency)), accuracy=float(space.accuracy(found.right)), plan=found.plan
+    )
+
+
+def _one(
+    problem: Problem, space: PlanSpace, seconds: float
+) -> tuple[FrontPoint, Literal["optimal", "feasible", "infeasible"], float]:
+    """The answer without the front; where no plan meets the constraints, the plan that comes nearest."""
+    need, budget = space.counts(problem.min_accuracy), space.quanta(problem.max_latency_s)
+    found, gap = _best(space, need, budget, fastest=problem.minimize is not None, seconds=seconds)
+    if found is not None:
+        return _point(space, found), "feasible" if gap else "optimal", gap
+    nearest, gap = _best(space, need, math.inf, fastest=True, seconds=seconds)
+    if nearest is None:
+        nearest, gap = _best(space, -math.inf, math.inf, fastest=False, seconds=seconds)
+    if nearest is None:
+        raise space.empty()
+    return _point(space, nearest), "infeasible", gap
+
+
+def _best(space: PlanSpace, need: float, budget: float, *, fastest: bool, seconds: float) -> tuple[Found | None, float]:
+    """The best plan, and the share of its latency that a better one might save."""
+    if space.bits is None:
+        return dynamic.best(space, need=need, budget=budget, fastest=fastest), 0.0
+    found, bound = replay.best(space, need=need, budget=budget, fastest=fastest, seconds=seconds)
+    if found is None or not math.isfinite(bound):
+        return found, 0.0
+    return found, 1 - max(bound, 0.0) / found.latency if found.latency else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from portend.perfmodel.model import PerformanceModel
@@ -12,13 +13,15 @@ from portend.planner.search import search
 __all__ = ["solve"]
 
 
-def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True) -> Solution:
-    """Return the proven best plan of ``problem`` on ``model``, with the baselines it must beat.
+def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True, seconds: float = math.inf) -> Solution:
+    """Return the best plan of ``problem`` on ``model``, with the baselines it must beat.
 
-    An infeasible problem is an answer: ``status`` says so and the plan that comes nearest is given.
+    The plan is proven to be the best, unless ``seconds`` were set and do not suffice: then ``status`` is
+    ``feasible`` and ``gap`` states what a better plan might save. An infeasible problem is an answer, too: the
+    plan that comes nearest is given.
 
     Raises:
-        SearchError: the space is empty or too large to cover.
+        SearchError: the space is empty, or too large to compute metrics of every plan.
     """
-    solution = search(problem, model)
+    solution = search(problem, model, seconds=seconds)
     return replace(solution, baselines=solve_baselines(problem, model)) if baselines else solution

@@ -79,9 +79,7 @@ class PlanSpace:
         hop, _ = tables.hop_s(self.space.codecs)
         result = tables.result_parts_s.sum(axis=-1)
         compute = np.where(np.isnan(tables.compute_s), np.inf, tables.compute_s)
-        longest = (self.space.exits_per_tier * self.tiers) * (
-            max(_largest(hop), 0.0) + _largest(compute) + 2 * _largest(result)
-        )
+        longest = self.blocks * (_largest(hop) + _largest(compute) + 2 * _largest(result))  # of any plan
         bits = math.ceil(math.log2(max(longest, 1e-9))) + math.ceil(math.log2(self.samples)) + 1
         self.quantum_s = 2.0 ** (bits - _EXACT_BITS)
         self.hop: Floats = np.rint(hop / self.quantum_s)

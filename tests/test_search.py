@@ -1,10 +1,11 @@
-"""Dynamic programming against the exhaustive search, to the last bit, and against a mixed-integer program."""
+"""Both searches against the exhaustive one, to the last bit, and against a mixed-integer program."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,15 @@ import pytest
 
 import milp
 from portend.errors import SearchError
-from portend.perfmodel.model import PerformanceModel
-from portend.planner import dynamic
-from portend.planner.dynamic import Front, fastest, most_accurate, solve_dynamic, whole_front
+from portend.perfmodel.model import Estimator, PerformanceModel
+from portend.planner import dynamic, replay
+from portend.planner import search as search_module
 from portend.planner.exhaustive import solve_exhaustive
+from portend.planner.goals import Found
 from portend.planner.problem import FrontPoint, Problem, SearchSpace, accuracy, latency
+from portend.planner.search import search
 from portend.planner.space import PlanSpace
+from portend.topology import Link
 from problems import Case, random_case
 from reference import Reference
 from test_planner import FAST, random_space
@@ -26,11 +30,11 @@ from test_planner import FAST, random_space
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def a_case(seed: int) -> tuple[Case, SearchSpace]:
+def a_case(seed: int, estimator: Estimator = "marginal") -> tuple[Case, SearchSpace]:
     """Rates that need not grow, ties (every other case is exact), and any mixture of hints."""
     rng = np.random.default_rng([seed, 9])
     blocks, tiers = int(rng.integers(2, 7)), int(rng.integers(1, 5))
-    case = random_case(seed, exact=seed % 2 == 0, blocks=blocks, tiers=tiers, estimator="marginal")
+    case = random_case(seed, exact=seed % 2 == 0, blocks=blocks, tiers=tiers, estimator=estimator)
     return case, random_space(rng, blocks, tiers)
 
 
@@ -41,48 +45,96 @@ def exhaustive_front(space: SearchSpace, model: PerformanceModel) -> tuple[Front
         return ()
 
 
-def points(space: PlanSpace, front: Front) -> list[FrontPoint]:
+def points(space: PlanSpace, front: Sequence[Found]) -> list[FrontPoint]:
     return [
         FrontPoint(latency_s=float(space.seconds(f.latency)), accuracy=float(space.accuracy(f.right)), plan=f.plan)
         for f in front
     ]
 
 
+def fastest(space: PlanSpace, right: float) -> Found | None:
+    return dynamic.best(space, need=right, budget=math.inf, fastest=True)
+
+
 @pytest.mark.parametrize("block", range(26))
-def test_the_front_and_every_optimum_equal_the_exhaustive_search_to_the_last_bit(block: int) -> None:
+def test_on_marginals_the_front_and_every_optimum_equal_the_exhaustive_search_to_the_last_bit(block: int) -> None:
     """520 random instances, 20 a test."""
     for seed in range(20 * block, 20 * block + 20):
         case, hints = a_case(seed)
         model = case.model()
         space, expected = PlanSpace(hints, model), exhaustive_front(hints, model)
-        front = whole_front(space)
+        front = dynamic.front(space)
         assert points(space, front) == list(expected), seed
         for point in front:
-            for found in (fastest(space, point.right), most_accurate(space, point.latency)):
-                assert found == point, seed
+            most_accurate = dynamic.best(space, need=-math.inf, budget=point.latency, fastest=False)
+            assert fastest(space, point.right) == most_accurate == point, seed
+
+
+@pytest.mark.parametrize("block", range(15))
+def test_on_samples_the_front_and_every_optimum_equal_the_exhaustive_search_to_the_last_bit(block: int) -> None:
+    """300 random score tables, 20 a test."""
+    for seed in range(20 * block, 20 * block + 20):
+        case, hints = a_case(seed, "sample")
+        model = case.model()
+        space, expected = PlanSpace(hints, model), exhaustive_front(hints, model)
+        front = replay.front(space)
+        assert points(space, front) == list(expected), seed
+        for point in front:
+            found, bound = replay.best(space, need=point.right, budget=math.inf, fastest=True)
+            assert (found, bound) == (point, point.latency), seed
+            found, _ = replay.best(space, need=-math.inf, budget=point.latency, fastest=False)
+            assert found == point, seed
+
+
+def test_few_nodes_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    spaces = [PlanSpace(hints, case.model()) for case, hints in (a_case(seed, "sample") for seed in range(40))]
+    whole = [replay.front(space) for space in spaces]
+    monkeypatch.setattr(replay, "_NODES", 2)
+    monkeypatch.setattr(replay, "_WORDS", 8)
+    for space, expected in zip(spaces, whole, strict=True):
+        assert replay.front(space) == expected
+
+
+def test_a_search_that_is_cut_short_states_what_it_may_have_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "FRONT_LIMIT", 0)
+    case = random_case(11, blocks=9, tiers=3, estimator="sample")
+    links = tuple(Link(bandwidth_bps=1e6, propagation_delay_s=0.001) for _ in range(2))
+    case = replace(case, topology=replace(case.topology, source=0, destination=0, links=links))
+    hints = SearchSpace(thresholds=(0.0, 0.125, 0.25, 0.5), exits_per_tier=3, per_exit_thresholds=True)
+    bound = 0.9 * float(max(case.profile.exits.accuracies()))
+    problem = Problem(minimize=latency, subject_to=(accuracy >= bound,), space=hints)
+    whole, cut_short = search(problem, case.model()), search(problem, case.model(), seconds=0.0)
+    assert (whole.status, whole.gap, cut_short.status) == ("optimal", 0.0, "feasible")
+    assert 0 < cut_short.gap < 1
+    assert cut_short.estimate.accuracy >= bound
+    least = cut_short.estimate.mean_s * (1 - cut_short.gap)
+    assert least <= whole.estimate.mean_s * (1 + 1e-9) <= cut_short.estimate.mean_s * (1 + 2e-9)
 
 
 def test_few_labels_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [a_case(seed) for seed in range(40)]
     spaces = [PlanSpace(hints, case.model()) for case, hints in cases]
-    whole = [list(whole_front(space)) for space in spaces]
+    whole = [list(dynamic.front(space)) for space in spaces]
     monkeypatch.setattr(dynamic, "_CELLS", 1)
     monkeypatch.setattr(dynamic, "_LABELS", 1)
     monkeypatch.setattr(dynamic, "_BEAM", 1)
     for space, expected in zip(spaces, whole, strict=True):
-        assert list(whole_front(space)) == expected
+        assert list(dynamic.front(space)) == expected
         for point in expected:
             assert fastest(space, point.right) == point
 
 
+@pytest.mark.parametrize("estimator", ["marginal", "sample"])
 @pytest.mark.parametrize("seed", range(40))
-def test_answers_equal_those_of_the_exhaustive_search(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    case, hints = a_case(seed)
+def test_answers_equal_those_of_the_exhaustive_search(
+    seed: int, estimator: Estimator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, hints = a_case(seed, estimator)
     model = case.model()
     front = exhaustive_front(hints, model)
     if not front:
         with pytest.raises(SearchError, match="no plan satisfies the hints"):
-            solve_dynamic(replace(FAST, space=hints), model)
+            search(replace(FAST, space=hints), model)
         return
     best, quickest = front[-1].accuracy, front[0].latency_s
     middle = front[len(front) // 2]
@@ -96,28 +148,22 @@ def test_answers_equal_those_of_the_exhaustive_search(seed: int, monkeypatch: py
     ]
     for problem in (replace(problem, space=hints) for problem in problems):
         expected = solve_exhaustive(problem, model)
-        for limit in (dynamic.FRONT_LIMIT, 0):  # with the front, and by one search
-            monkeypatch.setattr(dynamic, "FRONT_LIMIT", limit)
-            found = solve_dynamic(problem, model)
+        for limit in (search_module.FRONT_LIMIT, 0):  # with the front, and by one search
+            monkeypatch.setattr(search_module, "FRONT_LIMIT", limit)
+            found = search(problem, model)
             assert (found.status, found.plan) == (expected.status, expected.plan), problem
             assert found.stats.plans == expected.stats.plans
             assert found.front == (expected.front if limit else ())
-
-
-def test_samples_have_no_states() -> None:
-    model = random_case(3, estimator="sample").model()
-    with pytest.raises(SearchError, match="marginal"):
-        solve_dynamic(FAST, model)
 
 
 def test_more_plans_than_anyone_could_enumerate() -> None:
     case = random_case(7, blocks=30, tiers=4, estimator="marginal")
     hints = SearchSpace(thresholds=(0.0, 0.25, 0.5), exits_per_tier=3, per_exit_thresholds=True)
     problem = Problem(minimize=latency, subject_to=(accuracy >= 0.4,), space=hints)
-    solution = solve_dynamic(problem, case.model())
+    solution = search(problem, case.model())
     assert solution.stats.plans > 1e12
     assert solution.front == ()
-    narrow = solve_dynamic(replace(problem, space=SearchSpace(thresholds=(0.0, 0.25, 0.5))), case.model())
+    narrow = search(replace(problem, space=SearchSpace(thresholds=(0.0, 0.25, 0.5))), case.model())
     assert solution.estimate.mean_s <= narrow.estimate.mean_s * (1 + 1e-9)
 
 
@@ -156,7 +202,7 @@ def compare_with_milp(
     for drop in drops:
         bound = max(model.profile.full_accuracy - drop, 0.0)
         expected = milp.fastest(plain, threshold, bound, increasing=increasing)
-        found = solve_dynamic(Problem(minimize=latency, subject_to=(accuracy >= bound,), space=hints), model)
+        found = search(Problem(minimize=latency, subject_to=(accuracy >= bound,), space=hints), model)
         assert (found.status == "optimal") == (expected is not None)
         if expected is not None:
             assert math.isclose(found.estimate.mean_s, expected, rel_tol=1e-7), (threshold, drop)

@@ -1,0 +1,419 @@
+"""Exact search on per-sample scores: sequences of exits, depth first, with bit sets and bounds.
+
+When samples are replayed, who leaves where depends on the exits alone (cuts and thresholds), and a prefix
+of a plan leaves behind a *set* of samples, so prefixes have no states that could be merged. But the
+placement changes nothing but the latency: a node of the search tree is a sequence of exits with the set of
+samples that stay, and for every state of the placement (tier, tiers visited, partitions on it) the least
+latency that leads there. As in ``dynamic``, latency and right answers are sums over partitions,
+
+    latency = Σ_k |stay_{k-1}| · ( hop_k + compute_k + x_k − x_{k-1} )      right = Σ_k |left_k ∩ right_k|
+
+A node is given up when no completion of it can be wanted: it takes at least the cheapest next step for all
+who stay, and gets at most those right whom some later branch gets right.
+
+Axes: n nodes, P placement states, T thresholds, N+1 cuts, W words of a bit set, k exits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portend.plan import Plan
+from portend.planner.goals import BestGoal, Found, FrontGoal, Goal, repeats
+from portend.planner.problem import SearchSpace
+from portend.planner.space import PlanSpace
+
+__all__ = ["best", "front"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+Words = NDArray[np.uint64]
+
+_NODES: Final = 1 << 14
+_WORDS: Final = 1 << 18
+_NEVER: Final = 1e17
+
+
+@dataclass(frozen=True, slots=True)
+class _Nodes:
+    """Sequences of k exits."""
+
+    cuts: Ints  # [n, k]
+    rows: Ints  # [n, k]
+    stay: Words  # [n, W]
+    count: Floats  # [n] samples that stay
+    latency: Floats  # [n, P]
+    right: Floats  # [n]
+    reach: Floats  # [n, N+1] at most so many of those who stay a branch classifies correctly
+    least: Floats  # [n] latency of any completion
+    most: Floats  # [n] right answers of any completion
+
+    def __len__(self) -> int:
+        return int(self.count.size)
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_] | slice) -> _Nodes:
+        return _Nodes(*(getattr(self, name)[index] for name in self.__slots__))
+
+    @staticmethod
+    def joined(parts: list[_Nodes]) -> _Nodes:
+        if len(parts) == 1:
+            return parts[0]
+        return _Nodes(*(np.concatenate([getattr(part, name) for part in parts]) for name in _Nodes.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """Complete plans but for the placement; cuts and rows are padded with -1."""
+
+    latency: Floats
+    right: Floats
+    length: Ints
+    cuts: Ints  # [n, L]
+    rows: Ints  # [n, L]
+
+    def __len__(self) -> int:
+        return int(self.length.size)
+
+    def take(self, index: NDArray[np.intp]) -> _Ends:
+        return _Ends(*(getattr(self, name)[index] for name in self.__slots__))
+
+    def and_then(self, other: _Ends) -> _Ends:
+        return _Ends(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in self.__slots__))
+
+
+def _canonical(ends: _Ends, keys: tuple[Floats, ...]) -> NDArray[np.intp]:
+    """Indices that sort by the keys; equals by length, thresholds, cuts."""
+    order = np.lexsort((ends.length, *keys[::-1]))
+    if repeats(*(key[order] for key in keys)).any():
+        columns = [*keys, ends.length, *ends.rows.T, *ends.cuts.T]
+        order = np.lexsort(columns[::-1])
+    return np.asarray(order)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A way to run the next partition: from a placement state to another, on a tier."""
+
+    before: int
+    after: int
+    sender: int
+    tier: int
+    woken: int
+
+
+class _Search:
+    def __init__(self, space: PlanSpace, *, deadline: float = math.inf) -> None:
+        assert space.bits is not None
+        self.space, self.bits, self.deadline = space, space.bits, deadline
+        hints = space.space
+        self.lengths = space.lengths()
+        self.size = space.blocks + 1
+        self.per_exit = hints.per_exit_thresholds
+        self.left_undone = math.inf  # least latency of what the deadline cut off
+        ends = space.last | space.inner
+        self.full: Floats = np.where(ends, space.compute[:, 1], np.inf)
+        self.bare: Floats = np.where(ends, space.compute[:, 0], np.inf)
+        self.first_unused: Ints = np.where(space.used.all(axis=0), -1, np.argmin(space.used, axis=0))
+        self.cover: Words = np.zeros_like(self.bits.right)
+        for cut in range(self.size - 2, -1, -1):
+            self.cover[cut] = self.cover[cut + 1] | (self.bits.right[cut + 1] if ends[cut + 1] else 0)
+        self.reach = self._reach()
+        self.tiers, self.first_steps, self.steps = _placement_states(space)
+        self._placements = lru_cache(lambda length: list(space.placements(length)))
+        self.least = self._least()
+        self.least_of_all = float(self.least.min())
+
+    def _reach(self) -> Floats:
+        """Of all who stay at a branch, how many each later branch classifies correctly, [T, N+1, N+1]."""
+        reach = np.zeros((*self.space.used.shape, self.size))
+        for cut in np.flatnonzero(self.space.inner):
+            stay = ~self.bits.leaves[:, cut, None]
+            reach[:, cut, cut + 1 :] = np.bitwise_count(stay & self.bits.right[cut + 1 :]).sum(axis=-1, dtype=np.int64)
+        return reach
+
+    def _least(self) -> Floats:
+        """The least that latency grows by for each who stays, from a cut and placement state, [N+1, P]."""
+        table = np.full((self.size, len(self.tiers)), np.inf)
+        for step in self.steps:
+            cost = self._moved(step.sender, step.tier, False)[:, None] + self.bare[step.woken, step.tier]
+            table[:, step.before] = np.minimum(table[:, step.before], cost.min(axis=-1))
+        if (table < 0).any():  # a hop can bring the sample nearer to where its result goes, once or more often
+            back = self.space.result.min() - self.space.result[self.tiers]
+            table = np.broadcast_to(back, table.shape)
+        return np.asarray(np.minimum(table, _NEVER))
+
+    @cache  # noqa: B019 (a search lives as long as its answer)
+    def _moved(self, sender: int, tier: int, first: bool) -> Floats:
+        """Hop and what it changes in the way back, by cut, [N+1]."""
+        space = self.space
+        if first:
+            return np.asarray(space.hop[:, sender, tier] + space.result[tier])
+        if sender == tier:
+            return np.zeros(self.size)
+        return np.asarray(space.hop[:, sender, tier] + space.result[tier] - space.result[sender])
+
+    # -- the run -------------------------------------------------------------------------------
+
+    def run(self, goal: Goal[_Ends]) -> None:
+        """Go through all nodes that the goal wants."""
+        none = np.empty((1, 0), dtype=np.intp)
+        start = np.zeros(1)
+        root = _Nodes(
+            cuts=none,
+            rows=none,
+            stay=self.bits.everyone[None],
+            count=start + self.space.samples,
+            latency=start[None],
+            right=start,
+            reach=self.space.right[None],
+            least=start,
+            most=start + _count(self.cover[:1]),
+        )
+        self._grow(root, goal, 1)
+
+    def _grow(self, nodes: _Nodes, goal: Goal[_Ends], length: int) -> None:
+        """Run partition ``length`` of the nodes: tell the goal the plans that end with it, and follow the rest."""
+        parts = []
+        last = nodes.cuts[:, -1] if length > 1 else np.zeros(1, dtype=np.intp)
+        known = nodes.latency.min(axis=0) < _NEVER
+        steps = self.first_steps if length == 1 else [step for step in self.steps if known[step.before]]
+        for cut in np.unique(last):
+            parts += self._continued(nodes.take(last == cut), int(cut), goal, length, steps)
+        if not parts:
+            return
+        children = _Nodes.joined(parts)
+        order = np.argsort(children.least, kind="stable")
+        while (order := order[goal.wants(children.least[order], children.most[order])]).size:
+            if time.perf_counter() > self.deadline:
+                self.left_undone = min(self.left_undone, float(children.least[order].min()))
+                return
+            self._grow(children.take(order[:_NODES]), goal, length + 1)
+            order = order[_NODES:]
+
+    def _continued(self, nodes: _Nodes, cut: int, goal: Goal[_Ends], length: int, steps: list[_Step]) -> list[_Nodes]:
+        """All nodes lie at one cut; the next partition may end at any later one."""
+        space, later = self.space, np.arange(cut + 1, self.size)
+        if not later.size:
+            return []
+        first = length == 1
+        if length >= self.lengths.start:
+            ended = self._soonest(nodes, cut, steps, first=first)
+            at_most = nodes.right[:, None] + np.minimum(nodes.reach[:, later], nodes.count[:, None])
+            node, end = np.nonzero(goal.wants(ended, at_most) & space.last[later] & (ended < _NEVER))
+            for chunk in self._chunks(node.size):
+                i, c = node[chunk], later[end[chunk]]
+                right = nodes.right[i] + _count(nodes.stay[i] & self.bits.right[c])
+                wanted = goal.wants(ended[i, end[chunk]], right)
+                if wanted.any():
+                    self._tell(goal, nodes, i[wanted], c[wanted], ended[i, end[chunk]][wanted], right[wanted], length)
+        if length + 1 == self.lengths.stop:
+            return []
+        if self.per_exit or first:
+            rows = np.arange(space.theta.size)
+            pick = np.ones((len(nodes), 1, rows.size), dtype=np.bool_)
+        else:
+            rows = np.unique(nodes.rows[:, -1])
+            pick = (nodes.rows[:, -1:] == rows)[:, None, :]
+        most = nodes.most[:, None]
+        full = self._latency(nodes, cut, self.full, steps, first=first)
+        used = space.used[np.ix_(rows, later)].T  # [later, rows]
+        bare = full if used.all() else self._latency(nodes, cut, self.bare, steps, first=first)
+        wanted_full, wanted_bare = (
+            goal.wants(soonest + min(self.least_of_all, 0.0) * nodes.count[:, None], most) & (soonest < _NEVER)
+            for soonest in (full.min(axis=1), bare.min(axis=1))
+        )
+        wanted = np.where(used, wanted_full[..., None], wanted_bare[..., None]) & pick
+        wanted &= space.inner[later][:, None]
+        if self.per_exit:
+            wanted &= used | (rows == self.first_unused[later][:, None])
+        node, end, which = np.nonzero(wanted)
+        parts = []
+        for chunk in self._chunks(node.size):
+            i, e, row = node[chunk], end[chunk], rows[which[chunk]]
+            parts += self._exited(nodes, i, later[e], row, np.where(
+                space.used[row, later[e]][:, None], full[i, :, e], bare[i, :, e]
+            ), goal, length)  # fmt: skip
+        return parts
+
+    def _reached(
+        self, nodes: _Nodes, cut: int, table: Floats, steps: list[_Step], *, first: bool
+    ) -> Iterator[tuple[int, Floats]]:
+        """Latency [n, later cuts] of running the next partition by each step, and the placement state it leads to."""
+        later = slice(cut + 1, self.size)
+        for step in steps:
+            cost = self._moved(step.sender, step.tier, first)[cut] + table[step.woken, step.tier, cut, later]
+            yield step.after, nodes.latency[:, step.before, None] + nodes.count[:, None] * np.minimum(cost, _NEVER)
+
+    def _soonest(self, nodes: _Nodes, cut: int, steps: list[_Step], *, first: bool) -> Floats:
+        """Latency [n, later cuts] of a plan that ends with the next partition."""
+        soonest = np.full((len(nodes), self.size - cut - 1), _NEVER)
+        for _, latency in self._reached(nodes, cut, self.full, steps, first=first):
+            np.minimum(soonest, latency, out=soonest)
+        return soonest
+
+    def _latency(self, nodes: _Nodes, cut: int, table: Floats, steps: list[_Step], *, first: bool) -> Floats:
+        """Latency [n, P, later cuts] of running the next partition, by the placement state that it leads to."""
+        by_state = np.full((len(nodes), len(self.tiers), self.size - cut - 1), _NEVER)
+        for after, latency in self._reached(nodes, cut, table, steps, first=first):
+            np.minimum(by_state[:, after], latency, out=by_state[:, after])
+        return by_state
+
+    def _exited(
+        self, nodes: _Nodes, i: Ints, cut: Ints, row: Ints, latency: Floats, goal: Goal[_Ends], length: int
+    ) -> list[_Nodes]:
+        """The nodes that follow when those who may leave have left."""
+        stay = nodes.stay[i]
+        gone = stay & self.bits.leaves[row, cut]
+        stay = stay ^ gone
+        count = _count(stay)
+        right = nodes.right[i] + _count(gone & self.bits.right[cut])
+        reach = np.minimum(nodes.reach[i], self.reach[row, cut])
+        if length + 2 == self.lengths.stop:  # one partition may follow
+            most = right + np.minimum(np.where(np.arange(self.size) > cut[:, None], reach, 0).max(axis=1), count)
+        else:
+            most = right + _count(stay & self.cover[cut])
+        least = (latency + count[:, None] * self.least[cut]).min(axis=1)
+        wanted = goal.wants(least, most) & (least < _NEVER)
+        if length >= self.lengths.start:
+            wanted &= count > 0  # where nobody stays, a longer plan is the same but longer
+        if not wanted.any():
+            return []
+        i = i[wanted]
+        return [
+            _Nodes(
+                cuts=np.column_stack([nodes.cuts[i], cut[wanted]]),
+                rows=np.column_stack([nodes.rows[i], row[wanted]]),
+                stay=stay[wanted],
+                count=count[wanted],
+                latency=latency[wanted],
+                right=right[wanted],
+                reach=reach[wanted],
+                least=least[wanted],
+                most=most[wanted],
+            )
+        ]
+
+    def _tell(
+        self, goal: Goal[_Ends], nodes: _Nodes, i: Ints, cut: Ints, latency: Floats, right: Floats, length: int
+    ) -> None:
+        width = self.lengths.stop - 1
+        cuts, rows = (np.full((i.size, width), -1, dtype=np.intp) for _ in range(2))
+        cuts[:, : length - 1], rows[:, : length - 1] = nodes.cuts[i], nodes.rows[i]
+        cuts[:, length - 1] = cut
+        goal.add(_Ends(latency, right, np.full(i.size, length), cuts, rows))
+
+    def _chunks(self, size: int) -> Iterator[slice]:
+        most = max(1, _WORDS // self.bits.everyone.size)
+        for start in range(0, size, most):
+            yield slice(start, start + most)
+
+    def none(self) -> _Ends:
+        """Return no plans."""
+        width = self.lengths.stop - 1
+        empty = np.empty((0, width), dtype=np.intp)
+        return _Ends(np.empty(0), np.empty(0), np.empty(0, dtype=np.intp), empty, empty)
+
+    def answer(self, ends: _Ends, index: int) -> Found:
+        """Return one plan by name, on the first placement that takes so long; an unused exit has threshold 0."""
+        space, length = self.space, int(ends.length[index])
+        cuts = tuple(int(c) for c in ends.cuts[index, :length])
+        inner = list(zip(ends.rows[index, : length - 1].tolist(), cuts[:-1], strict=True))
+        stay, counts = self.bits.everyone, [float(space.samples)]
+        for row, cut in inner:
+            stay = stay & ~self.bits.leaves[row, cut]
+            counts.append(float(_count(stay[None])[0]))
+        for placement in self._placements(length):
+            total, sender, start, paid = 0.0, space.model.topology.source, 0, 0.0
+            for k, (tier, end) in enumerate(zip(placement, cuts, strict=True)):
+                moves = k == 0 or tier != sender
+                run = k == length - 1 or bool(space.used[inner[k]])
+                cost = space.compute[int(moves), int(run), tier, start, end]
+                cost += (space.hop[start, sender, tier] if moves else 0.0) + space.result[tier] - paid
+                total += counts[k] * cost if np.isfinite(cost) else np.inf
+                sender, start, paid = tier, end, space.result[tier]
+            if total == ends.latency[index]:
+                break
+        else:
+            raise AssertionError(f"no placement takes as long as the search says for the cuts {cuts}")
+        thresholds = tuple(float(space.theta[r]) if space.used[r, c] else 0.0 for r, c in inner)
+        plan = Plan(cuts=cuts, placement=placement, thresholds=thresholds)
+        return Found(float(ends.latency[index]), float(ends.right[index]), plan)
+
+
+def _placement_states(space: PlanSpace) -> tuple[list[int], list[_Step], list[_Step]]:
+    """Tier of each placement state, the steps from the source, and those between states."""
+    hints = space.space
+    increasing = hints.tier_order == "increasing"
+    most = hints.exits_per_tier if hints.exits_per_tier < space.lengths().stop - 1 else 0  # 0: no limit to count
+    index: dict[tuple[int, int, int], int] = {}
+    open_states: list[tuple[int, int, int]] = []
+
+    def number(tier: int, visited: int, on_tier: int) -> int:
+        state = (tier, 0 if increasing else visited, on_tier if most else 0)
+        if state not in index:
+            index[state] = len(index)
+            open_states.append(state)
+        return index[state]
+
+    tiers = sorted(range(space.tiers) if hints.tiers is None else set(hints.tiers))
+    source = space.model.topology.source
+    first = [_Step(0, number(tier, 1 << tier, 1), source, tier, 1) for tier in tiers]
+    steps = []
+    while open_states:
+        state = tier, visited, on_tier = open_states.pop(0)
+        before = index[state]
+        if hints.exits_per_tier > 1 and (not most or on_tier < most):
+            steps.append(_Step(before, number(tier, visited, on_tier + 1), tier, tier, 0))
+        for then in tiers:
+            if then > tier if increasing else then != tier and not visited >> then & 1:
+                steps.append(_Step(before, number(then, visited | 1 << then, 1), tier, then, 1))
+    return [state[0] for state in index], first, steps
+
+
+def _count(words: Words) -> Floats:
+    """Samples in bit sets [n, W], [n]."""
+    return np.asarray(np.bitwise_count(words).sum(axis=-1, dtype=np.int64), dtype=np.float64)
+
+
+def front(space: PlanSpace) -> list[Found]:
+    """Return the Pareto front of latency and accuracy, by latency; of equal plans the canonical first."""
+    search = _Search(space)
+    goal = FrontGoal(search.none(), _canonical, space.certain)
+    search.run(goal)
+    return [search.answer(goal.best, k) for k in range(len(goal.best))]
+
+
+def best(
+    space: PlanSpace, *, need: float, budget: float, fastest: bool, seconds: float = math.inf
+) -> tuple[Found | None, float]:
+    """Return the best plan that has ``need`` right answers within a latency ``budget``, and a bound.
+
+    No such plan takes less than the bound (for the most accurate: -inf), which is the plan's own latency unless
+    ``seconds`` did not suffice. None if no such plan was found.
+    """
+    search = _Search(space, deadline=time.perf_counter() + seconds)
+    goal = BestGoal(search.none(), _canonical, need=need, budget=budget, fastest=fastest)
+    known: Found | None = None
+    smaller = _smaller(space.space)
+    if smaller != space.space:
+        known, _ = best(PlanSpace(smaller, space.model), need=need, budget=budget, fastest=fastest)
+        if known is not None:
+            goal.need, goal.budget = (need, known.latency) if fastest else (known.right, budget)
+    search.run(goal)
+    answer = search.answer(goal.best, 0) if len(goal.best) else known
+    if answer is None or not fastest:
+        return answer, search.left_undone if fastest else -math.inf
+    return answer, min(answer.latency, search.left_undone)
+
+
+def _smaller(hints: SearchSpace) -> SearchSpace:
+    """A part of the space that is searched quickly: one exit per tier, one threshold for all."""
+    return replace(hints, exits_per_tier=1, per_exit_thresholds=False)
