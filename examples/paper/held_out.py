@@ -774,6 +774,7 @@ _READING: Final = "".join(
     for line in (
         "Accuracy and latency are those of the held-out half, by replaying its samples; latency is the mean over "
         "samples, from the sample at tier 0 to its label at tier 0.",
+        "An approach none of whose plans is accurate enough runs the whole network on the best single tier.",
         "Lines: mean over the halvings; bands: least to greatest. The halves of different seeds overlap, so the spread "
         "says how much a halving matters, not how far other images would differ.",
         "joined: no partition takes longer than its measured parts. smoothed: each partition takes what its blocks and "
