@@ -18,7 +18,22 @@ from portend.measurement import Measurement
 from portend.perfmodel.estimate import Estimate, EstimateBatch
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan, PlanBatch, takes_exit
-from portend.planner.problem import Problem, SearchSpace, Solution, accuracy, latency
+from portend.planner.metrics import (
+    Batch,
+    Metric,
+    accuracy,
+    deadline_misses,
+    energy,
+    latency,
+    latency_quantile,
+    link_bytes,
+    load_metric,
+    metric,
+    price,
+    throughput,
+    utilization,
+)
+from portend.planner.problem import Problem, SearchSpace, Solution
 from portend.planner.solve import solve
 from portend.profile import (
     BackboneSpec,
@@ -36,12 +51,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackboneSpec",
+    "Batch",
     "CodecProfile",
     "DeviceProfile",
     "Estimate",
     "EstimateBatch",
     "Link",
     "Measurement",
+    "Metric",
     "PerformanceModel",
     "Plan",
     "PlanBatch",
@@ -56,11 +73,20 @@ __all__ = [
     "Tier",
     "Topology",
     "accuracy",
+    "deadline_misses",
+    "energy",
     "latency",
+    "latency_quantile",
+    "link_bytes",
     "load_measurement",
+    "load_metric",
     "load_profile",
     "load_topology",
+    "metric",
+    "price",
     "save",
     "solve",
     "takes_exit",
+    "throughput",
+    "utilization",
 ]

@@ -319,12 +319,22 @@ def _planning(command: Any) -> Any:
 @click.argument("profile", type=click.Path(dir_okay=False))
 @_topology
 @_planning
+@click.option(
+    "--minimize", multiple=True, metavar="METRIC", help="Such as p95, energy or module:function; again: front."
+)
+@click.option("--maximize", multiple=True, metavar="METRIC", help="Such as throughput.")
+@click.option("--subject-to", multiple=True, metavar="BOUND", help="Such as 'p95<=80 ms' or 'energy<=0.5 J'.")
+@click.option("--arrival-rate", type=float, help="Samples per second that no tier or link may be too slow for.")
+@click.option(
+    "--problem", "stated", type=click.Path(dir_okay=False), help="YAML: minimize, maximize, subject_to, arrival_rate."
+)
 @click.option("--front", "with_front", is_flag=True, help="Also give the whole Pareto front.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Also write the answer as JSON, for `portend run`.")
 @_json
 def plan(
     profile: str, topology: str, min_accuracy: float | None, max_latency: float | None, estimator: Any,
-    exits_per_tier: int | None, with_front: bool, out: str | None, as_json: bool, **hints: Any,
+    exits_per_tier: int | None, minimize: tuple[str, ...], maximize: tuple[str, ...], subject_to: tuple[str, ...],
+    arrival_rate: float | None, stated: str | None, with_front: bool, out: str | None, as_json: bool, **hints: Any,
 ) -> None:  # fmt: skip
     """Find the proven best plan for PROFILE on a topology, and what it beats.
 
@@ -336,11 +346,13 @@ def plan(
     from portend.planner.solve import solve
     from portend.storage import load_profile, write_json
 
-    if min_accuracy is None and max_latency is None:
-        raise click.UsageError("say what is asked for: --min-accuracy, --max-latency, or both")
+    goals, bounds = _asked(stated, minimize, maximize, subject_to, arrival_rate)
+    if min_accuracy is None and max_latency is None and not goals:
+        raise click.UsageError("say what is asked for: --min-accuracy, --max-latency, or both; or --minimize a metric")
     places = load_topology(topology)
     model = PerformanceModel(load_profile(profile), places, estimator=estimator)
     problem = _problem(model, min_accuracy, max_latency, exits_per_tier, **hints)
+    problem = replace(problem, subject_to=(*problem.subject_to, *bounds), **goals)
     solution = solve(problem, model)
     answer = solution.to_dict()
     if not with_front:
@@ -353,7 +365,39 @@ def plan(
         click.echo("  Pareto front:")
         for point in solution.front:
             name = point.plan.describe(names)
-            click.echo(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {name}")
+            values = "".join(
+                f"{m.name} {m.format(point.values[m.name])}  " for m in problem.metrics if m.name in point.values
+            )
+            click.echo(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {values}{name}")
+
+
+def _asked(
+    stated: str | None, minimize: tuple[str, ...], maximize: tuple[str, ...], subject_to: tuple[str, ...],
+    arrival_rate: float | None,
+) -> tuple[dict[str, Any], list[Any]]:  # fmt: skip
+    """The objectives (nothing: those of the other options) and bounds that a YAML file and options state."""
+    from portend.config import read_yaml
+    from portend.planner.metrics import load_metric, parse_constraint, utilization
+
+    texts = {"minimize": minimize, "maximize": maximize, "subject_to": subject_to}
+    if stated:
+        root = read_yaml(stated)
+        for key, given in texts.items():
+            value = root.get(key, object, [])
+            items = value if isinstance(value, list) else [value]
+            if not all(isinstance(item, str) for item in items):
+                raise ConfigError(f"{root.at(key)}: a text or a list of texts is needed here, but got {value!r:.60}")
+            texts[key] = (*items, *given)
+        if root.has("arrival_rate") and arrival_rate is None:
+            arrival_rate = root.get("arrival_rate", float)
+        root.done()
+    if any(":" in text for given in texts.values() for text in given):
+        sys.path.insert(0, str(Path.cwd()))  # where the user's own modules are
+    bounds = [parse_constraint(text) for text in texts["subject_to"]]
+    bounds += [] if arrival_rate is None else [utilization(arrival_rate) <= 1]
+    if not (texts["minimize"] or texts["maximize"]):
+        return {}, bounds
+    return {key: tuple(map(load_metric, texts[key])) for key in ("minimize", "maximize")}, bounds
 
 
 def _problem(

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
+from portend.planner.metrics import Batch
 from portend.planner.pareto import front_indices
 from portend.planner.problem import FrontPoint, Problem, SearchSpace, SearchStats, Solution, choose
 from portend.planner.space import PlanSpace
@@ -32,7 +34,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
 _PLAN_LIMIT = 200_000_000
+_METRIC_LIMIT = 20_000_000
 _BLOCK_CELLS = 1 << 16
+_BATCH_CELLS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,10 @@ class _BlockFront:
 def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
     """Return the proven best plan of the problem's space, and the Pareto front.
 
+    A problem that is not plain has the values of its metrics computed for every plan.
+
     Raises:
-        SearchError: the space holds no plan, or more than 200 million.
+        SearchError: the space holds no plan, or more than 200 million, 20 million where the problem is not plain.
         InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
     """
     begin = time.perf_counter()
@@ -65,11 +71,15 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
     total = search.count()
     if total == 0:
         raise search.empty()
-    if total > _PLAN_LIMIT:
+    limit = _PLAN_LIMIT if problem.plain else _METRIC_LIMIT
+    if total > limit:
         raise SearchError(
-            f"an exhaustive search covers at most {_PLAN_LIMIT:,} plans, but this space has {total:,}; restrict "
+            f"an exhaustive search covers at most {limit:,} plans{'' if problem.plain else ' for such metrics'}, but "
+            f"this space has {total:,}; restrict "
             "the cuts, thresholds, exits_per_tier or max_partitions, or use one global threshold"
         )
+    if not problem.plain:
+        return _solve_metrics(problem, search, begin)
     fronts = list(chain.from_iterable(search.block_fronts(length) for length in search.lengths()))
     front = _merge(fronts, search)
     if not front:
@@ -84,6 +94,126 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
         front=tuple(front),
         stats=stats,
     )
+
+
+def _solve_metrics(problem: Problem, search: _Search, begin: float) -> Solution:
+    """The best plan, and the front, of a problem whose metrics are computed for every plan."""
+    best, nearest = _NonDominated(), _NonDominated()
+    for length in search.lengths():
+        rows = search.rows(length)
+        for cuts in search.columns(length, _BATCH_CELLS):
+            for batch in search.batches(cuts, rows):
+                goals = [sense * metric.of(batch) for metric, sense in problem.objectives]
+                missed = np.zeros(len(batch))
+                for constraint in problem.subject_to:
+                    missed += constraint.missed_by(constraint.metric.of(batch))
+                met = np.flatnonzero(missed == 0)
+                if met.size:
+                    best.add(batch, rows, met, goals, [])
+                elif not best.found:
+                    nearest.add(batch, rows, np.arange(len(batch)), [missed], goals)
+    found = sorted((best if best.found else nearest).found.values())
+    if not found:
+        raise search.empty()
+    front = tuple(
+        FrontPoint(
+            latency_s=one.latency_s,
+            accuracy=one.accuracy,
+            plan=one.plan,
+            values={m.name: sense * goal for (m, sense), goal in zip(problem.objectives, one.goals, strict=True)},
+        )
+        for one in (found if best.found else ())
+    )
+    model = search.model
+    estimate = model.estimate(model.complete(found[0].plan, problem.space.codecs))
+    values, _ = problem.judge(estimate.plan, model)
+    return Solution(
+        problem=problem,
+        status="optimal" if best.found else "infeasible",
+        estimate=estimate,
+        front=front,
+        stats=SearchStats(plans=search.count(), seconds=time.perf_counter() - begin, solver="exhaustive"),
+        values=values,
+    )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Found:
+    """A plan that none dominated when it was found; sorts by ``rank``, the canonical order."""
+
+    rank: tuple[Any, ...]
+    goals: tuple[float, ...] = field(compare=False)
+    latency_s: float = field(compare=False)
+    accuracy: float = field(compare=False)
+    plan: Plan = field(compare=False)
+
+
+class _NonDominated:
+    """The plans that no other beats in all goals; of equals the first by ties, latency, accuracy and the plan itself.
+
+    Values equal up to rounding (``_rounded``) are equal. ``found``: by the values of the goals.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[float, ...], _Found] = {}
+
+    def add(
+        self, batch: Batch, rows: list[tuple[int, ...]], among: Ints, goals: list[Floats], ties: list[Floats]
+    ) -> None:
+        """Add the plans ``among`` a batch; in goals and ties, each [C], less is better."""
+        values = np.stack([_rounded(goal[among]) for goal in goals])
+        before = np.array(list(self.found)).reshape(-1, len(goals)).T
+        kept = _non_dominated(np.concatenate([before, values], axis=1))
+        new = kept[before.shape[1] :]
+        if not new.any():
+            return
+        among, values = among[new], values[:, new]
+        seconds, right = batch.mean_s[among], batch.accuracy[among]
+        keys = np.stack([*values, *(_rounded(tie[among]) for tie in ties), _rounded(seconds), -_rounded(right)])
+        order = np.lexsort((among, *keys[::-1]))
+        first = np.append(True, (values[:, order[1:]] != values[:, order[:-1]]).any(axis=0))
+        for vector in [v for v, old in zip(list(self.found), kept, strict=False) if not old]:
+            del self.found[vector]
+        for i in order[first]:
+            cell = int(among[i])
+            cuts = tuple(batch.cuts[cell].tolist())
+            plan = Plan(cuts=cuts, placement=batch.placement, thresholds=tuple(batch.thresholds[cell].tolist()))
+            row = rows[cell // (len(batch) // len(rows))]
+            one = _Found(
+                (*keys[:, i].tolist(), len(cuts), row, cuts, batch.placement),
+                tuple(float(goal[cell]) for goal in goals),
+                float(seconds[i]),
+                float(right[i]),
+                plan,
+            )
+            vector = tuple(values[:, i].tolist())
+            self.found[vector] = min(one, self.found.get(vector, one))
+
+
+def _rounded(values: Floats) -> Floats:
+    """Values to 40 bits (12 digits), so that sums that differ by their order only are equal."""
+    bits = np.ascontiguousarray(values).view(np.int64)
+    return np.asarray(((bits + (1 << 11)) & ~np.int64((1 << 12) - 1)).view(np.float64))
+
+
+def _non_dominated(values: Floats) -> NDArray[np.bool_]:
+    """Which of n points [d, n] no other dominates (less is better); equal points do not dominate each other."""
+    kept = np.zeros(values.shape[1], dtype=np.bool_)
+    if len(values) == 1:
+        return np.asarray(values[0] == values[0].min())
+    most = 2 * np.max(np.abs(values), axis=1, where=np.isfinite(values), initial=0.0, keepdims=True)
+    bounded = np.clip(values, -most, most)
+    low, high = bounded.min(axis=1, keepdims=True), bounded.max(axis=1, keepdims=True)
+    score = ((bounded - low) / np.where(high > low, high - low, 1.0)).sum(axis=0)
+    alive = np.arange(values.shape[1])
+    while alive.size:
+        # Whatever dominates a point has at most its score, so of the points of least score the first is kept.
+        least = np.flatnonzero(score == score.min())
+        pivot = values[:, alive[least[np.lexsort(values[::-1, alive[least]])[0]]], None]
+        worse = (values[:, alive] >= pivot).all(axis=0)
+        kept[alive[worse]] = (values[:, alive[worse]] == pivot).all(axis=0)
+        alive, score = alive[~worse], score[~worse]
+    return kept
 
 
 def count_plans(space: SearchSpace, model: PerformanceModel) -> int:
@@ -206,6 +336,57 @@ class _Search(PlanSpace):
         )
         np.subtract(self.samples, np.cumsum(share, axis=1)[:, :-1].T, out=reach[1:-1])
         np.sum(correct, axis=1, out=right)
+
+    def batches(self, cuts: Ints, rows: list[tuple[int, ...]]) -> Iterator[Batch]:
+        """Every placement's plans, row after row, without the cuts that a hint or a codec forbids there."""
+        columns, length = cuts.shape
+        share, correct = self._shares(cuts, rows)
+        theta = np.zeros((length - 1, len(rows), columns))
+        for index, row in enumerate(rows):
+            for k, t in enumerate(row):
+                theta[k, index] = np.where(self.used[t, cuts[:, k]], self.theta[t], 0.0)
+        start = np.concatenate([np.zeros((columns, 1), dtype=np.intp), cuts[:, :-1]], axis=1)
+        _, best = self.model.tables.hop_s(self.space.codecs)
+        for placement in self.placements(length):
+            seconds = np.zeros(columns)
+            codecs = np.empty((length, columns), dtype=np.intp)
+            sender = self.model.topology.source
+            for k, tier in enumerate(placement):
+                woken = int(k == 0 or tier != sender)
+                seconds += self.hop[start[:, k], sender, tier] + self.compute[woken, 1, tier, start[:, k], cuts[:, k]]
+                codecs[k] = best[start[:, k], sender, tier]
+                sender = tier
+            allowed = np.isfinite(seconds)
+            if not allowed.any():
+                continue
+            kept = slice(None) if allowed.all() else allowed
+            yield Batch(
+                model=self.model,
+                placement=placement,
+                cuts=np.tile(cuts[kept].T, len(rows)).T,
+                thresholds=theta[:, :, kept].reshape(length - 1, len(rows) * int(allowed.sum())).T,
+                codecs=np.tile(codecs[:, kept], len(rows)).T,
+                share=share[:, :, kept].reshape(length, -1).T,
+                correct=correct[:, :, kept].reshape(length, -1).T,
+            )
+
+    def _shares(self, cuts: Ints, rows: list[tuple[int, ...]]) -> tuple[Floats, Floats]:
+        """Shares [L, R, C] that leave at each partition, and that leave there and are right."""
+        columns, length = cuts.shape
+        share, correct = np.empty((2, length, len(rows), columns))
+        for index, row in enumerate(rows):
+            if self.bits is not None:
+                each = np.broadcast_to(np.asarray(row, dtype=np.intp), (columns, len(row)))
+                left, right = self.bits.outcomes(cuts, each)
+                share[:, index], correct[:, index] = left.T, right.T
+                continue
+            reach = np.full(columns, float(self.samples))
+            for k in range(length):
+                after = np.minimum(reach, self.stays[row[k], cuts[:, k]]) if k < len(row) else np.zeros(columns)
+                share[k, index] = reach - after
+                correct[k, index] = share[k, index] * self.right[cuts[:, k]] / self.samples
+                reach = after
+        return share / self.samples, correct / self.samples
 
     def latency(self, cuts: Ints, rows: list[tuple[int, ...]], reach: Floats, placement: tuple[int, ...]) -> Floats:
         """Mean latency of one placement in samples times quanta, [R, C]; +inf where a hint or a codec forbids it."""

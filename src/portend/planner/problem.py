@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+import numpy as np
+
 from portend.errors import law
 from portend.perfmodel.estimate import Estimate
+from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
-from portend.units import format_time
+from portend.planner.metrics import ACCURACY_SLACK, LATENCY_SLACK, Batch, Constraint, Metric, accuracy, latency
 
 __all__ = [
+    "ACCURACY_SLACK",
     "DEFAULT_THRESHOLDS",
+    "LATENCY_SLACK",
     "Constraint",
     "FrontPoint",
     "Metric",
@@ -28,45 +33,6 @@ __all__ = [
 
 DEFAULT_THRESHOLDS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Ten thresholds; 0 means no early exit. 1 would send everyone out at the first exit, which is a shorter plan."""
-
-
-ACCURACY_SLACK: Final = 1e-12
-LATENCY_SLACK: Final = 1e-9
-"""A bound that a plan meets on paper is not missed by a rounding error: absolute for accuracy, a share of
-the bound for latency (solvers round every term to a quantum, ``PlanSpace``)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A quantity of a plan; ``metric <= x`` and ``metric >= x`` make constraints."""
-
-    name: str
-    unit: str
-
-    def __le__(self, bound: float) -> Constraint:
-        return Constraint(self, "<=", float(bound))
-
-    def __ge__(self, bound: float) -> Constraint:
-        return Constraint(self, ">=", float(bound))
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """A bound on a metric, in the metric's unit."""
-
-    metric: Metric
-    sense: Literal["<=", ">="]
-    bound: float
-
-    def __str__(self) -> str:
-        bound = format_time(self.bound) if self.metric.unit == "s" else f"{self.bound:g}"
-        return f"{self.metric.name} {'≤' if self.sense == '<=' else '≥'} {bound}"
-
-
-latency: Final = Metric("latency", "s")
-"""Mean latency in seconds."""
-accuracy: Final = Metric("accuracy", "")
-"""Share of right answers, 0–1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,36 +91,69 @@ class SearchSpace:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """Minimize or maximize one metric under bounds on others.
+    """Minimize or maximize a metric under bounds on others.
 
     ``Problem(minimize=latency, subject_to=(accuracy >= 0.88,))`` is the paper's P_lat,
-    ``Problem(maximize=accuracy, subject_to=(latency <= 0.060,))`` its P_acc.
+    ``Problem(maximize=accuracy, subject_to=(latency <= 0.060,))`` its P_acc. Several objectives,
+    ``minimize=(latency, energy)``, ask for the front; the first one chooses the plan, minimized ones first.
     """
 
-    minimize: Metric | None = None
-    maximize: Metric | None = None
+    minimize: Metric | tuple[Metric, ...] | None = None
+    maximize: Metric | tuple[Metric, ...] | None = None
     subject_to: tuple[Constraint, ...] = ()
     space: SearchSpace = field(default_factory=SearchSpace)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "subject_to", tuple(self.subject_to))
-        goals = (self.minimize, self.maximize)
+        for side in ("minimize", "maximize"):
+            goals = _tuple(getattr(self, side))
+            law(all(isinstance(m, Metric) for m in goals), f"{side} takes metrics, but got {getattr(self, side)!r}")
+            object.__setattr__(self, side, (goals[0] if len(goals) == 1 else goals) if goals else None)
         law(
-            goals in ((latency, None), (None, accuracy)),
-            "a problem minimizes latency or maximizes accuracy, but got "
-            f"minimize={self.minimize and self.minimize.name}, maximize={self.maximize and self.maximize.name}",
+            bool(self.objectives),
+            "a problem minimizes latency or maximizes accuracy, or has another metric as its objective, but got none",
+        )
+        goals = tuple(goal for goal, _ in self.objectives)
+        law(len(set(goals)) == len(goals), f"objectives differ, but got {', '.join(m.name for m in goals)}")
+        law(
+            len({m.name for m in self.metrics}) == len(self.metrics),
+            f"different metrics have different names, but got {', '.join(m.name for m in self.metrics)}",
         )
         for constraint in self.subject_to:
-            law(
-                (constraint.metric, constraint.sense) in ((accuracy, ">="), (latency, "<=")),
-                f"constraints are accuracy >= x or latency <= x, but got {constraint}",
-            )
             law(not math.isnan(constraint.bound), f"a bound is a number, but got {constraint}")
             if constraint.metric == accuracy:
                 law(
                     0 <= constraint.bound <= 1,
                     f"accuracy is a share within 0–1, but got {constraint}; write 0.9 for 90 %",
                 )
+
+    @property
+    def objectives(self) -> tuple[tuple[Metric, int], ...]:
+        """The metrics to be optimized, with 1 where they are minimized and -1 where they are maximized."""
+        return (*((m, 1) for m in _tuple(self.minimize)), *((m, -1) for m in _tuple(self.maximize)))
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Every metric that occurs, objectives first."""
+        every = (*(m for m, _ in self.objectives), *(c.metric for c in self.subject_to))
+        return tuple(dict.fromkeys(every))
+
+    @property
+    def plain(self) -> bool:
+        """Whether least mean latency or most accuracy is asked for, with bounds on nothing else.
+
+        The front of latency and accuracy answers such a problem; any other goes to ``solve_exhaustive``.
+        """
+        return self.objectives in (((latency, 1),), ((accuracy, -1),)) and all(
+            (c.metric, c.sense) in ((accuracy, ">="), (latency, "<=")) for c in self.subject_to
+        )
+
+    def judge(self, plan: Plan, model: PerformanceModel) -> tuple[dict[str, float], bool]:
+        """Return the values of a plan's metrics by name, and whether they meet the constraints."""
+        batch = Batch.of(plan, model)
+        values = {m.name: float(m.of(batch)[0]) for m in self.metrics}
+        met = all(not c.missed_by(np.asarray(values[c.metric.name])).any() for c in self.subject_to)
+        return values, met
 
     @property
     def min_accuracy(self) -> float:
@@ -175,17 +174,25 @@ class Problem:
         return latency_s <= self.max_latency_s * (1 + LATENCY_SLACK)
 
     def __str__(self) -> str:
-        goal = "minimize latency" if self.minimize else "maximize accuracy"
+        goal = " and ".join(f"{'minimize' if sense > 0 else 'maximize'} {m.name}" for m, sense in self.objectives)
         return goal + (" subject to " + ", ".join(map(str, self.subject_to)) if self.subject_to else "")
+
+
+def _tuple(goals: Metric | Sequence[Metric] | None) -> tuple[Metric, ...]:
+    return () if goals is None else (goals,) if isinstance(goals, Metric) else tuple(goals)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontPoint:
-    """A plan that no other beats in both mean latency (s) and accuracy."""
+    """A plan that no other beats in both mean latency (s) and accuracy, or in all objectives of a problem.
+
+    ``values``: those of the objectives by name, where the problem is not plain.
+    """
 
     latency_s: float
     accuracy: float
     plan: Plan
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,22 +209,34 @@ class Solution:
     """The answer to a problem.
 
     Attributes:
-        status: ``optimal`` (proven: every plan of the space was covered) or ``infeasible``.
+        status: ``optimal`` (proven over every plan of the space), ``feasible`` (the search was cut short),
+            or ``infeasible``.
         estimate: the best plan's estimate; when infeasible, that of the plan that comes nearest.
-        front: Pareto front of mean latency and accuracy over the whole space, by latency.
+        front: Pareto front of mean latency and accuracy over the whole space, by latency. Where the problem is
+            not plain: of its objectives, over the plans that meet the constraints, by the first objective.
         baselines: restricted spaces solved under the same constraints, by name.
+        values: the plan's metrics by name, where the problem is not plain.
+        gap: share of the latency that a better plan might save; 0 if proven.
     """
 
     problem: Problem
-    status: Literal["optimal", "infeasible"]
+    status: Literal["optimal", "feasible", "infeasible"]
     estimate: Estimate
     front: tuple[FrontPoint, ...]
     stats: SearchStats
     baselines: Mapping[str, Solution] = field(default_factory=dict)
+    gap: float = 0.0
+    values: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
         return self.estimate.plan
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The plan's values of the metrics that occur in the problem, in their units."""
+        known = {latency.name: self.estimate.mean_s, accuracy.name: self.estimate.accuracy, **self.values}
+        return {m.name: known[m.name] for m in self.problem.metrics}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the solution as JSON values."""
@@ -226,12 +245,19 @@ class Solution:
             "problem": str(self.problem),
             "plan": self.plan.to_dict(),
             "estimate": self.estimate.to_dict(),
+            "metrics": self.metrics,
             "baselines": {
-                name: {"status": s.status, "plan": s.plan.to_dict(), "estimate": s.estimate.to_dict()}
+                name: {
+                    "status": s.status,
+                    "plan": s.plan.to_dict(),
+                    "estimate": s.estimate.to_dict(),
+                    "metrics": s.metrics,
+                }
                 for name, s in self.baselines.items()
             },
             "front": [
                 {"latency_ms": 1e3 * point.latency_s, "accuracy": point.accuracy, "plan": point.plan.to_dict()}
+                | ({"metrics": dict(point.values)} if point.values else {})
                 for point in self.front
             ],
             "stats": {"plans": self.stats.plans, "seconds": self.stats.seconds, "solver": self.stats.solver},
@@ -240,11 +266,16 @@ class Solution:
     def __str__(self) -> str:
         return self.describe()
 
-    def _better(self, other: Estimate) -> bool:
-        """Whether another feasible estimate beats the plan's, which only a plan outside the space can."""
-        if self.problem.minimize:
-            return other.mean_s < self.estimate.mean_s * (1 - 1e-9)
-        return other.accuracy > self.estimate.accuracy + 1e-9
+    def _better(self, other: Solution) -> bool:
+        """Whether another feasible plan beats this one, which only a plan outside the space can."""
+        goal, sense = self.problem.objectives[0]
+        mine, its = sense * self.metrics[goal.name], sense * other.metrics[goal.name]
+        return its < mine - 1e-9 * (1.0 if goal == accuracy else abs(mine))
+
+    def _others(self) -> str:
+        """The values of metrics that the table has no column for."""
+        named = ((m, self.metrics[m.name]) for m in self.problem.metrics if m not in (latency, accuracy))
+        return "".join(f"{m.name} {m.format(value)}  " for m, value in named)
 
     def describe(self, tier_names: Sequence[str] | None = None) -> str:
         """Return the answer as a small table: the plan, what it is measured against, and how it was found."""
@@ -255,12 +286,12 @@ class Solution:
         width = max(map(len, rows))
         for name, solution in rows.items():
             estimate = solution.estimate
-            note = "" if solution.status == "optimal" else "  (misses the constraint)"
-            if solution.status == self.status == "optimal" and self._better(estimate):
+            note = "  (misses the constraint)" if solution.status == "infeasible" else ""
+            if solution.status == self.status == "optimal" and self._better(solution):
                 note = "  (better, but outside the hints: allow it, such as more exits per tier)"
             lines.append(
                 f"  {name:<{width}}  {1e3 * estimate.mean_s:8.2f} ms  {100 * estimate.accuracy:6.2f} %  "
-                f"{solution.plan.describe(tier_names)}{note}"
+                f"{solution._others()}{solution.plan.describe(tier_names)}{note}"
             )
         lines.append(f"  {self.stats.plans:,} plans in {1e3 * self.stats.seconds:.1f} ms ({self.stats.solver})")
         return "\n".join(lines)

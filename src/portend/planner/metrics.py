@@ -1,0 +1,581 @@
+"""Quantities of plans that may be minimized, maximized or bounded: the built-in ones, and the user's own.
+
+A metric is computed for a whole ``Batch`` of plans at once. Definitions and limits: ``docs/metrics.md``.
+
+Axes: C plans of one batch, L partitions, M tiers, N+1 cuts, K codecs, P latency parts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portend.errors import ConfigError, InvalidValue, MismatchError, law
+from portend.perfmodel.estimate import PARTS, Estimate, EstimateBatch
+from portend.perfmodel.model import PerformanceModel
+from portend.plan import Plan, PlanBatch
+from portend.profile import DeviceProfile
+from portend.units import format_bytes, format_time, parse
+
+__all__ = [
+    "ACCURACY_SLACK",
+    "LATENCY_SLACK",
+    "Batch",
+    "Constraint",
+    "Metric",
+    "accuracy",
+    "deadline_misses",
+    "energy",
+    "latency",
+    "latency_quantile",
+    "link_bytes",
+    "load_metric",
+    "metric",
+    "parse_constraint",
+    "price",
+    "throughput",
+    "utilization",
+]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+
+ACCURACY_SLACK: Final = 1e-12
+LATENCY_SLACK: Final = 1e-9
+"""A bound that a plan meets on paper is not missed by a rounding error: absolute for accuracy and what else has no
+unit, otherwise a share of the bound (solvers round every term to a quantum, ``PlanSpace``)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """C plans with one placement, and what the model says of them.
+
+    The arrays may be views with any memory order, and must not be written to.
+
+    Attributes:
+        model: profile, topology and lookup tables; placement: the tier of each partition.
+        cuts: int [C, L]; thresholds: float [C, L-1], 0 where an exit is not used; codecs: int [C, L], index into
+            ``model.tables.codecs``, -1 where nothing is sent.
+        share: [C, L], of the samples that leave at each partition; correct: [C, L], that leave there and are right.
+    """
+
+    model: PerformanceModel
+    placement: tuple[int, ...]
+    cuts: Ints
+    thresholds: Floats
+    codecs: Ints
+    share: Floats
+    correct: Floats
+
+    @classmethod
+    def of(cls, plan: Plan, model: PerformanceModel) -> Self:
+        """Return the batch of a single plan."""
+        estimate = model.estimate(plan)
+        names = {name: k for k, name in enumerate(model.tables.codecs)}
+        return cls(
+            model=model,
+            placement=plan.placement,
+            cuts=np.array([plan.cuts], dtype=np.intp),
+            thresholds=np.array([plan.thresholds], dtype=np.float64).reshape(1, -1),
+            codecs=np.array([[-1 if c is None else names[c] for c in estimate.plan.codecs]], dtype=np.intp),
+            share=estimate.share[None],
+            correct=estimate.correct[None],
+        )
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    @property
+    def senders(self) -> tuple[int, ...]:
+        """The tier from which each partition gets its input."""
+        return (self.model.topology.source, *self.placement[:-1])
+
+    @cached_property
+    def starts(self) -> Ints:
+        """The cut at which each partition begins, [C, L]."""
+        starts = np.zeros(self.cuts.shape[::-1], dtype=np.intp)
+        starts[1:] = self.cuts.T[:-1]
+        return starts.T
+
+    @cached_property
+    def reach(self) -> Floats:
+        """Share of the samples that reach each partition, [C, L]."""
+        reach = np.array(self.share.T, order="C")
+        for k in range(len(reach) - 2, -1, -1):
+            reach[k] += reach[k + 1]
+        return reach.T
+
+    @cached_property
+    def accuracy(self) -> Floats:
+        """Share of right answers, [C]."""
+        return np.asarray(self.correct.sum(axis=1))
+
+    @cached_property
+    def latency_s(self) -> Floats:
+        """Seconds for a sample that leaves at each partition, ℓ_k, [C, L]."""
+        result = self.model.tables.result_parts_s.sum(axis=-1)
+        seconds = np.empty(self.cuts.shape[::-1])
+        before: Floats | float = 0.0
+        for k, tier in enumerate(self.placement):
+            step = self.compute_s(k)
+            if self.sent(k):
+                step += self.hop_s(k)
+            before = step + before
+            np.add(before, result[tier], out=seconds[k])
+        return seconds.T
+
+    @cached_property
+    def mean_s(self) -> Floats:
+        """Mean latency in seconds, [C]."""
+        return _dot(self.share, self.latency_s)
+
+    def sent(self, k: int) -> bool:
+        """Whether a message goes into partition k; on the source's own tier that is the topology's ``ingest``."""
+        return self.senders[k] != self.placement[k] or (k == 0 and self.model.topology.ingest == "message")
+
+    def hop_s(self, k: int, part: str | None = None) -> Floats:
+        """Seconds [C] of the hop into partition k, or of one of its parts (``PARTS``)."""
+        table = self.model.tables.hop_parts_s[:, :, self.senders[k], self.placement[k]]
+        return self._at_hop(k, table.sum(axis=-1) if part is None else table[..., PARTS.index(part)])
+
+    def hop_bytes(self, k: int) -> Floats:
+        """Bytes [C] of the message into partition k, without the headers of packets."""
+        codecs = _device(self.model, self.senders[k]).codecs
+        never = np.full(self.model.profile.num_blocks + 1, np.nan)
+        sizes = [codecs[c].message_bytes if c in codecs else never for c in self.model.tables.codecs]
+        return self._at_hop(k, np.stack(sizes))
+
+    def compute_s(self, k: int) -> Floats:
+        """Seconds [C] that partition k computes."""
+        size = self.model.profile.num_blocks + 1
+        woken = int(k == 0 or self.senders[k] != self.placement[k])
+        used: Any = self.thresholds[:, k] > 0 if k < len(self.placement) - 1 else 1
+        row = (used * size + self.starts[:, k]) * size + self.cuts[:, k]
+        return np.asarray(self.model.tables.compute_s[woken, :, self.placement[k]].ravel().take(row))
+
+    def _at_hop(self, k: int, table: Floats) -> Floats:
+        """A table [K, N+1] at the codec and cut of each message into partition k; 0 where nothing is sent."""
+        size = table.shape[1]
+        padded = np.append(table.ravel(), np.zeros(size))  # codec -1 finds the zeros at the end
+        return np.asarray(padded.take(self.codecs[:, k] * size + self.starts[:, k]))
+
+    @cached_property
+    def busy_s(self) -> dict[int, Floats]:
+        """Mean seconds [C] per sample that each tier computes, encodes and decodes; only tiers that do."""
+        busy: dict[int, Floats] = {}
+
+        def add(tier: int, seconds: Floats) -> None:
+            busy[tier] = busy[tier] + seconds if tier in busy else seconds
+
+        tables, to = self.model.tables, self.model.topology.destination
+        encode, decode = PARTS.index("encode"), PARTS.index("decode")
+        for k, (sender, tier) in enumerate(zip(self.senders, self.placement, strict=True)):
+            reach = self.reach[:, k]
+            work = self.compute_s(k)
+            if self.sent(k):
+                add(sender, reach * self.hop_s(k, "encode"))
+                work += self.hop_s(k, "decode")
+            add(tier, reach * work)
+            if tier != to:
+                add(tier, self.share[:, k] * tables.result_parts_s[tier, encode])
+                add(to, self.share[:, k] * tables.result_parts_s[tier, decode])
+        return busy
+
+    def messages(self) -> list[tuple[int, int, Floats, Floats]]:
+        """Messages between tiers: sender, receiver, mean number per sample [C] and bytes each [C]."""
+        found = []
+        to = self.model.topology.destination
+        for k, (sender, tier) in enumerate(zip(self.senders, self.placement, strict=True)):
+            if sender != tier:
+                found.append((sender, tier, self.reach[:, k], self.hop_bytes(k)))
+            if tier != to:
+                size = np.full(len(self), _device(self.model, tier).result.message_bytes)
+                found.append((tier, to, self.share[:, k], size))
+        return found
+
+    @cached_property
+    def link_s(self) -> dict[tuple[int, int], Floats]:
+        """Mean seconds [C] per sample that each link (j, direction ±1) is sending, packet headers included."""
+        busy: dict[tuple[int, int], Floats] = {}
+        for sender, receiver, count, size in self.messages():
+            path = self.model.topology.path(sender, receiver)
+            header = max(link.header_bytes for link in path)
+            room = min(link.mtu_bytes for link in path) - header
+            bits = 8 * (size + header * np.maximum(np.ceil(size / room), 1.0))
+            way = 1 if receiver > sender else -1
+            for j in range(min(sender, receiver), max(sender, receiver)):
+                seconds = count * bits / self.model.topology.links[j].bandwidth_bps
+                busy[j, way] = busy[j, way] + seconds if (j, way) in busy else seconds
+        return busy
+
+    @cached_property
+    def busiest_s(self) -> Floats:
+        """Seconds [C] per sample of the tier or link direction that is busy longest."""
+        return np.asarray(np.maximum.reduce([*self.busy_s.values(), *self.link_s.values()]))
+
+    @cached_property
+    def plans(self) -> PlanBatch:
+        """The plans as columns."""
+        placement = np.broadcast_to(np.asarray(self.placement, dtype=np.intp), self.cuts.shape)
+        return PlanBatch(cuts=self.cuts, placement=placement, thresholds=self.thresholds, codecs=self.codecs)
+
+    @cached_property
+    def estimates(self) -> EstimateBatch:
+        """The estimates part by part; slower than the other fields, which add the parts up at once."""
+        parts = np.zeros((*self.cuts.shape, len(PARTS)))
+        for k in range(len(self.placement)):
+            if self.sent(k):
+                for index, part in enumerate(PARTS):
+                    parts[:, k, index] = self.hop_s(k, part)
+            parts[:, k, PARTS.index("compute")] = self.compute_s(k)
+        back = self.model.tables.result_parts_s[np.asarray(self.placement)]
+        return EstimateBatch(
+            share=self.share,
+            correct=self.correct,
+            step_parts_s=parts,
+            result_parts_s=np.broadcast_to(back, parts.shape),
+        )
+
+    def __iter__(self) -> Any:
+        """The estimates one by one, as ``Estimate``."""
+        names = (*self.model.tables.codecs, None)
+        for i in range(len(self)):
+            yield Estimate(
+                plan=Plan(
+                    cuts=tuple(self.cuts[i].tolist()),
+                    placement=self.placement,
+                    thresholds=tuple(self.thresholds[i].tolist()),
+                    codecs=tuple(names[k] for k in self.codecs[i]),
+                ),
+                estimator=self.model.estimator,
+                share=self.share[i],
+                correct=self.correct[i],
+                step_parts_s=self.estimates.step_parts_s[i],
+                result_parts_s=self.estimates.result_parts_s[i],
+                samples=self.model.samples,
+            )
+
+
+def _dot(a: Floats, b: Floats) -> Floats:
+    """Sum over the partitions of the products of [C, L] and [C, L], in the order of the partitions."""
+    total = a[:, 0] * b[:, 0]
+    for k in range(1, a.shape[1]):
+        total += a[:, k] * b[:, k]
+    return total
+
+
+def _device(model: PerformanceModel, tier: int) -> DeviceProfile:
+    return model.profile.devices[model.topology.tiers[tier].device]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A quantity of a plan; ``metric <= x`` and ``metric >= x`` make constraints.
+
+    Attributes:
+        name: unique in a problem; unit: of the values, an SI one without prefix, empty for a plain number.
+        compute: gives the values [C] of a ``Batch``.
+    """
+
+    name: str
+    unit: str
+    compute: Callable[[Batch], Any] = field(repr=False)
+
+    def of(self, batch: Batch) -> Floats:
+        """Return the values of a batch, [C].
+
+        Raises:
+            InvalidValue: the function did not give one number for each plan.
+        """
+        values = np.asarray(self.compute(batch), dtype=np.float64)
+        if values.shape != (len(batch),):
+            raise InvalidValue(
+                f"the metric {self.name!r} gives one number a plan, but got {values.shape} for {len(batch)} plans"
+            )
+        if np.isnan(values).any():
+            i = int(np.flatnonzero(np.isnan(values))[0])
+            raise InvalidValue(
+                f"the metric {self.name!r} is not a number for cuts {batch.cuts[i].tolist()}, "
+                f"placement {list(batch.placement)}, thresholds {batch.thresholds[i].tolist()}"
+            )
+        return values
+
+    def format(self, value: float) -> str:
+        """Return a value with its unit as text."""
+        if self.unit == "s":
+            return format_time(value)
+        if self.unit == "B":
+            return format_bytes(value)
+        return f"{value:.4g} {self.unit}".rstrip()
+
+    def __le__(self, bound: float) -> Constraint:
+        return Constraint(self, "<=", float(bound))
+
+    def __ge__(self, bound: float) -> Constraint:
+        return Constraint(self, ">=", float(bound))
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A bound on a metric, in the metric's unit."""
+
+    metric: Metric
+    sense: Literal["<=", ">="]
+    bound: float
+
+    def missed_by(self, values: Floats) -> Floats:
+        """By how much values miss the bound, as a share of it (0 where met, up to rounding)."""
+        over = values - self.bound if self.sense == "<=" else self.bound - values
+        slack = LATENCY_SLACK * abs(self.bound) if self.metric.unit else ACCURACY_SLACK
+        return np.asarray(np.where(over <= slack, 0.0, over / (abs(self.bound) or 1.0)))
+
+    def __str__(self) -> str:
+        shown = f"{self.bound:g}" if not self.metric.unit else self.metric.format(self.bound)
+        return f"{self.metric.name} {'≤' if self.sense == '<=' else '≥'} {shown}"
+
+
+# -- the built-in metrics --------------------------------------------------------------------------
+
+
+def _latency(batch: Batch) -> Floats:
+    return batch.mean_s
+
+
+def _accuracy(batch: Batch) -> Floats:
+    return batch.accuracy
+
+
+latency: Final = Metric("latency", "s", _latency)
+"""Mean latency in seconds."""
+accuracy: Final = Metric("accuracy", "", _accuracy)
+"""Share of right answers, 0–1."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Quantile:
+    q: float
+
+    def __call__(self, batch: Batch) -> Floats:
+        """As ``perfmodel.estimate.quantile_s``, without sorting: few partitions, many plans."""
+        share, seconds = batch.share.T, batch.latency_s.T
+        total = share.sum(axis=0) * self.q - 1e-12
+        best = np.full(len(batch), np.inf)
+        for at in seconds:
+            covered = np.zeros(len(batch))
+            for part, other in zip(share, seconds, strict=True):
+                covered += part * (other <= at)
+            np.minimum(best, at, out=best, where=covered >= total)
+        return best
+
+
+def latency_quantile(q: float) -> Metric:
+    """The latency that a share ``q`` of the samples does not exceed, in seconds; ``latency_quantile(0.95)`` is p95."""
+    law(0 < q <= 1, f"a quantile lies within 0–1 and above 0, but got {q}")
+    return Metric(f"p{100 * q:.10g}", "s", _Quantile(float(q)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Misses:
+    deadline_s: float
+
+    def __call__(self, batch: Batch) -> Floats:
+        late = batch.latency_s > self.deadline_s * (1 + ACCURACY_SLACK)
+        return _dot(batch.share, late.astype(np.float64))
+
+
+def deadline_misses(deadline_s: float) -> Metric:
+    """Share of the samples that take longer than ``deadline_s`` seconds, 0–1."""
+    law(deadline_s > 0, f"a deadline is a positive time, but got {deadline_s} s")
+    return Metric(f"deadline_misses({1e3 * deadline_s:.10g} ms)", "", _Misses(float(deadline_s)))
+
+
+def _weighted(batch: Batch, what: str, attribute: str, example: str) -> Floats:
+    total = np.zeros(len(batch))
+    for tier, seconds in batch.busy_s.items():
+        place = batch.model.topology.tiers[tier]
+        weight = getattr(place, attribute)
+        if weight is None:
+            raise MismatchError(
+                f"{what} needs the {attribute} of every tier that works, but tier {place.name!r} has none; give it "
+                f"one (in YAML {example!r}), or keep plans off it with the hint tiers"
+            )
+        total += weight * seconds
+    return total
+
+
+def _energy(batch: Batch) -> Floats:
+    return _weighted(batch, "energy", "power_w", "power: 5 W")
+
+
+def _price(batch: Batch) -> Floats:
+    return _weighted(batch, "price", "price_usd_per_hour", "price: 0.10 USD/h") / 3600
+
+
+def _throughput(batch: Batch) -> Floats:
+    with np.errstate(divide="ignore"):
+        return np.asarray(1.0 / batch.busiest_s)
+
+
+energy: Final = Metric("energy", "J", _energy)
+"""Joules per sample: each tier's busy seconds times its power."""
+price: Final = Metric("price", "USD", _price)
+"""US dollars per sample: each tier's busy seconds times its price per hour."""
+throughput: Final = Metric("throughput", "/s", _throughput)
+"""Samples per second that the busiest tier or link direction can just sustain."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Utilization:
+    rate: float
+
+    def __call__(self, batch: Batch) -> Floats:
+        return np.asarray(self.rate * batch.busiest_s)
+
+
+def utilization(rate: float) -> Metric:
+    """Share of time that the busiest tier or link direction works at ``rate`` samples/s; overloaded from 1 on."""
+    law(math.isfinite(rate) and rate > 0, f"an arrival rate is a positive number of samples/s, but got {rate}")
+    return Metric(f"utilization({rate:.10g})", "", _Utilization(float(rate)))
+
+
+@dataclass(frozen=True, slots=True)
+class _LinkBytes:
+    link: int
+
+    def __call__(self, batch: Batch) -> Floats:
+        links = len(batch.model.topology.links)
+        if self.link >= links:
+            raise MismatchError(f"the topology has {links} links, counted from 0, but link {self.link} is asked for")
+        total = np.zeros(len(batch))
+        for sender, receiver, count, size in batch.messages():
+            if min(sender, receiver) <= self.link < max(sender, receiver):
+                total += count * size
+        return total
+
+
+def link_bytes(link: int) -> Metric:
+    """Mean bytes per sample that cross link j (between tiers j and j+1), both ways, results included."""
+    law(link >= 0, f"links count from 0, but got {link}")
+    return Metric(f"link_bytes({link})", "B", _LinkBytes(link))
+
+
+# -- own metrics, and metrics as text --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Each:
+    """A function of one ``Estimate``, asked plan by plan."""
+
+    function: Callable[[Estimate], float]
+
+    def __call__(self, batch: Batch) -> Floats:
+        return np.array([self.function(estimate) for estimate in batch], dtype=np.float64)
+
+
+def metric(unit: str = "", *, each: bool = False, name: str | None = None) -> Callable[[Callable[..., Any]], Metric]:
+    """Make a metric of a function of a ``Batch`` (fast), or with ``each`` of one ``Estimate`` (slow)::
+
+    @metric("s")
+    def slowest(batch):
+        return batch.latency_s.max(axis=1)
+    """
+
+    def made(function: Callable[..., Any]) -> Metric:
+        compute = _Each(function) if each else function
+        return Metric(name or str(getattr(function, "__name__", "metric")), unit, compute)
+
+    return made
+
+
+_PLAIN: Final = {m.name: m for m in (latency, accuracy, energy, price, throughput)}
+_CALL: Final = re.compile(r"(\w+)\((.*)\)")
+_NAMES: Final = (
+    f"{', '.join(_PLAIN)}, p50, p95, p99, deadline_misses(80 ms), utilization(20), link_bytes(0), module:function"
+)
+
+
+def load_metric(text: str) -> Metric:
+    """Return the metric that a text names: a built-in one, or ``package.module:function``, which is imported.
+
+    The function is a ``Metric``, or takes one ``Estimate``. Importing runs code: the text has to come from
+    the user's own command line or file, never from the network.
+
+    Raises:
+        ConfigError: there is no such metric, module or function.
+    """
+    text = text.strip()
+    if ":" in text:
+        return _imported(text)
+    try:
+        if text in _PLAIN:
+            return _PLAIN[text]
+        if match := re.fullmatch(r"p(\d+(?:\.\d+)?)", text):
+            return latency_quantile(float(f"{match[1]}e-2"))
+        if match := _CALL.fullmatch(text):
+            makers: dict[str, Callable[[str], Metric]] = {
+                "deadline_misses": lambda at: deadline_misses(parse(at, "time")),
+                "utilization": lambda rate: utilization(float(rate)),
+                "link_bytes": lambda link: link_bytes(int(link)),
+            }
+            if match[1] in makers:
+                return makers[match[1]](match[2])
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is not a metric: {error}") from None
+    raise ConfigError(f"{text!r} is not a metric; there are {_NAMES}")
+
+
+def _imported(text: str) -> Metric:
+    module, _, name = text.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"the metric {text!r} cannot be imported: {error}; write package.module:function") from None
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"the metric {text!r} does not exist: {module} has no {name!r}")
+        found = getattr(found, part)
+    if isinstance(found, Metric):
+        return found
+    if not callable(found):
+        raise ConfigError(f"the metric {text!r} is neither a Metric nor a function, but {type(found).__name__}")
+    return Metric(name, "", _Each(found))
+
+
+_CONSTRAINT: Final = re.compile(r"(.+?)\s*(<=|>=)\s*(.+)")
+
+
+def parse_constraint(text: str) -> Constraint:
+    """Return a constraint such as ``p95<=80 ms``, ``energy<=0.5 J`` or ``accuracy>=0.9``.
+
+    Raises:
+        ConfigError: the text is no constraint, or the bound lacks the metric's unit.
+    """
+    match = _CONSTRAINT.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is not a constraint; write it like 'p95<=80 ms' or 'accuracy>=0.9'")
+    asked = load_metric(match[1])
+    try:
+        bound = _bound(match[3], asked)
+    except ValueError as error:
+        raise ConfigError(f"{text!r}: {error}") from None
+    return asked <= bound if match[2] == "<=" else asked >= bound
+
+
+def _bound(text: str, asked: Metric) -> float:
+    if asked.unit in ("s", "B"):
+        return parse(text, "time" if asked.unit == "s" else "size")
+    number, unit = text.removesuffix(asked.unit).strip(), asked.unit
+    if not text.endswith(unit):
+        raise InvalidValue(f"the bound of {asked.name} needs its unit; write it like '0.5 {unit}'")
+    try:
+        return float(number)
+    except ValueError:
+        raise InvalidValue(f"a bound is a number{f' and {unit}' if unit else ''}, but got {text!r}") from None
