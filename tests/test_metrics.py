@@ -297,7 +297,9 @@ def test_the_best_plan_for_any_metric_equals_the_brute_force(seed: int, monkeypa
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_front_of_several_objectives_equals_the_brute_force(seed: int) -> None:
+def test_the_front_of_several_objectives_equals_the_brute_force(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exhaustive, "_PAIRS", (0, 5, 512)[seed % 3])
+    monkeypatch.setattr(exhaustive, "_BATCH_CELLS", (1, 1 << 14)[seed % 2])
     case = powered(small_case(seed + 500))
     space = SearchSpace(thresholds=(0.0, 0.5), exits_per_tier=1 + seed % 2)
     goals: tuple[Metric, ...] = (latency_quantile(0.95), energy) if seed % 2 else (energy, utilization(20.0), latency)
@@ -317,6 +319,20 @@ def test_the_front_of_several_objectives_equals_the_brute_force(seed: int) -> No
     np.testing.assert_allclose(got, expected, rtol=1e-10)
     assert solution.plan.cuts == solution.front[0].plan.cuts
     assert solution.to_dict()["front"][0]["metrics"] == dict(solution.front[0].values)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_non_dominated_against_the_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(exhaustive, "_PAIRS", int(rng.choice([0, 3, 512])))
+    points = rng.integers(-2, 4, (1 + seed % 4, 60)) * (1.0 if seed % 2 else 1e-9)
+    points[rng.random(points.shape) < 0.2] = math.inf
+    points[rng.random(points.shape) < 0.1] += 1e6
+    expected = [
+        not any((points[:, j] <= p).all() and (points[:, j] < p).any() for j in range(points.shape[1]))
+        for p in points.T
+    ]
+    assert exhaustive._non_dominated(points).tolist() == expected
 
 
 def test_infeasible_is_an_answer_with_the_smallest_violation() -> None:

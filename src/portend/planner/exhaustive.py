@@ -37,6 +37,7 @@ _PLAN_LIMIT = 200_000_000
 _METRIC_LIMIT = 20_000_000
 _BLOCK_CELLS = 1 << 16
 _BATCH_CELLS = 1 << 14
+_PAIRS = 1 << 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +205,19 @@ def _non_dominated(values: Floats) -> NDArray[np.bool_]:
     most = 2 * np.max(np.abs(values), axis=1, where=np.isfinite(values), initial=0.0, keepdims=True)
     bounded = np.clip(values, -most, most)
     low, high = bounded.min(axis=1, keepdims=True), bounded.max(axis=1, keepdims=True)
-    score = ((bounded - low) / np.where(high > low, high - low, 1.0)).sum(axis=0)
-    alive = np.arange(values.shape[1])
-    while alive.size:
+    score = np.add.reduce((bounded - low) / np.where(high > low, high - low, 1.0))
+    rest, alive = values, np.arange(values.shape[1])
+    while alive.size > _PAIRS:
         # Whatever dominates a point has at most its score, so of the points of least score the first is kept.
         least = np.flatnonzero(score == score.min())
-        pivot = values[:, alive[least[np.lexsort(values[::-1, alive[least]])[0]]], None]
-        worse = (values[:, alive] >= pivot).all(axis=0)
-        kept[alive[worse]] = (values[:, alive[worse]] == pivot).all(axis=0)
-        alive, score = alive[~worse], score[~worse]
+        pivot = rest[:, least[np.lexsort(rest[::-1, least])[0]], None]
+        worse = np.logical_and.reduce(rest >= pivot)
+        kept[alive[worse]] = np.logical_and.reduce(rest[:, worse] == pivot)
+        alive, rest, score = alive[~worse], rest[:, ~worse], score[~worse]
+    no_worse = np.ones((alive.size, alive.size), dtype=np.bool_)
+    for row in rest:
+        no_worse &= row[:, None] <= row
+    kept[alive] = ~(no_worse & ~no_worse.T).any(axis=0)
     return kept
 
 
