@@ -7,7 +7,7 @@ import math
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from portend.planner.problem import Problem, SearchSpace
 from portend.planner.search import search
 from portend.profile import Profile, SampleExits
 from portend.topology import Link, Tier, Topology
-from problems import Case, backbone, codec, device, random_case, random_plan, result_profile
+from problems import Case, Floats, backbone, codec, device, random_case, random_plan, result_profile
 from reference import Reference, enumerate_plans
 from test_planner import random_space, small_case
 
@@ -325,7 +325,7 @@ def test_the_front_of_several_objectives_equals_the_brute_force(seed: int, monke
 def test_non_dominated_against_the_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(exhaustive, "_PAIRS", int(rng.choice([0, 3, 512])))
-    points = rng.integers(-2, 4, (1 + seed % 4, 60)) * (1.0 if seed % 2 else 1e-9)
+    points: Floats = rng.integers(-2, 4, (1 + seed % 4, 60)) * np.float64(1.0 if seed % 2 else 1e-9)
     points[rng.random(points.shape) < 0.2] = math.inf
     points[rng.random(points.shape) < 0.1] += 1e6
     expected = [
@@ -333,6 +333,28 @@ def test_non_dominated_against_the_definition(seed: int, monkeypatch: pytest.Mon
         for p in points.T
     ]
     assert exhaustive._non_dominated(points).tolist() == expected
+
+
+def test_a_difference_below_the_scale_of_a_front_still_dominates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exhaustive, "_PAIRS", 0)
+    points = np.array([[1e-20, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    assert exhaustive._non_dominated(points).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_missed_bounds_add_up_as_shares_of_them(seed: int) -> None:
+    case = powered(small_case(seed + 50))
+    space = SearchSpace(thresholds=(0.0, 0.5))
+    plans = everything(case, space)
+    p95, joules = (min(v[name] for v, _ in plans) for name in ("p95", "energy"))
+    bounds = (latency_quantile(0.95) <= p95 / 2, energy <= joules / 3)
+    solution = solve_exhaustive(Problem(maximize=accuracy, subject_to=bounds, space=space), case.model())
+
+    def violation(values: Mapping[str, float]) -> float:
+        return (values["p95"] / (p95 / 2) - 1) + (values["energy"] / (joules / 3) - 1)
+
+    assert solution.status == "infeasible"
+    assert violation(solution.metrics) == pytest.approx(min(violation(v) for v, _ in plans), rel=1e-9)
 
 
 def test_infeasible_is_an_answer_with_the_smallest_violation() -> None:
@@ -365,6 +387,10 @@ def test_both_searches_agree_on_latency(estimator: Any) -> None:
     other = replace(plain, subject_to=(accuracy >= 0.4, latency_quantile(1.0) <= 1e9))
     assert plain.plain
     assert search(other, model).plan == search(plain, model).plan
+
+
+def test_an_infinite_bound_forbids_nothing() -> None:
+    assert not (throughput <= math.inf).missed_by(np.array([1.0, math.inf])).any()
 
 
 def test_too_many_plans_for_any_metric() -> None:

@@ -76,8 +76,8 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
     if total > limit:
         raise SearchError(
             f"an exhaustive search covers at most {limit:,} plans{'' if problem.plain else ' for such metrics'}, but "
-            f"this space has {total:,}; restrict "
-            "the cuts, thresholds, exits_per_tier or max_partitions, or use one global threshold"
+            f"this space has {total:,}; restrict the cuts, thresholds, exits_per_tier or max_partitions, or use one "
+            "global threshold"
         )
     if not problem.plain:
         return _solve_metrics(problem, search, begin)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal, Self
@@ -244,7 +244,7 @@ class Batch:
             result_parts_s=np.broadcast_to(back, parts.shape),
         )
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Estimate]:
         """The estimates one by one, as ``Estimate``."""
         names = (*self.model.tables.codecs, None)
         for i in range(len(self)):
@@ -333,9 +333,10 @@ class Constraint:
 
     def missed_by(self, values: Floats) -> Floats:
         """By how much values miss the bound, as a share of it (0 where met, up to rounding)."""
-        over = values - self.bound if self.sense == "<=" else self.bound - values
         slack = LATENCY_SLACK * abs(self.bound) if self.metric.unit else ACCURACY_SLACK
-        return np.asarray(np.where(over <= slack, 0.0, over / (abs(self.bound) or 1.0)))
+        with np.errstate(invalid="ignore"):  # inf is within inf
+            over = values - self.bound if self.sense == "<=" else self.bound - values
+            return np.asarray(np.where(over > slack, over / (abs(self.bound) or 1.0), 0.0))
 
     def __str__(self) -> str:
         shown = f"{self.bound:g}" if not self.metric.unit else self.metric.format(self.bound)
