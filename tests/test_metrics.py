@@ -346,12 +346,12 @@ def test_missed_bounds_add_up_as_shares_of_them(seed: int) -> None:
     case = powered(small_case(seed + 50))
     space = SearchSpace(thresholds=(0.0, 0.5))
     plans = everything(case, space)
-    p95, joules = (min(v[name] for v, _ in plans) for name in ("p95", "energy"))
-    bounds = (latency_quantile(0.95) <= p95 / 2, energy <= joules / 3)
-    solution = solve_exhaustive(Problem(maximize=accuracy, subject_to=bounds, space=space), case.model())
+    joules = min(v["energy"] for v, _ in plans)
+    bounds = (accuracy >= 1, energy <= joules / 2)
+    solution = solve_exhaustive(Problem(minimize=latency, subject_to=bounds, space=space), case.model())
 
     def violation(values: Mapping[str, float]) -> float:
-        return (values["p95"] / (p95 / 2) - 1) + (values["energy"] / (joules / 3) - 1)
+        return (1 - values["accuracy"]) + (values["energy"] / (joules / 2) - 1)
 
     assert solution.status == "infeasible"
     assert violation(solution.metrics) == pytest.approx(min(violation(v) for v, _ in plans), rel=1e-9)
@@ -387,6 +387,16 @@ def test_both_searches_agree_on_latency(estimator: Any) -> None:
     other = replace(plain, subject_to=(accuracy >= 0.4, latency_quantile(1.0) <= 1e9))
     assert plain.plain
     assert search(other, model).plan == search(plain, model).plan
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_a_bound_is_met_up_to_rounding(seed: int) -> None:
+    case = powered(small_case(seed, exact=False))
+    space = SearchSpace(thresholds=(0.0, 0.5))
+    for asked in (energy, latency_quantile(0.95)):
+        least = min(v[asked.name] for v, _ in everything(case, space))  # added up in another order
+        problem = Problem(maximize=accuracy, subject_to=(asked <= least,), space=space)
+        assert solve_exhaustive(problem, case.model()).status == "optimal"
 
 
 def test_an_infinite_bound_forbids_nothing() -> None:
