@@ -1,8 +1,7 @@
-"""How long the exact search takes on the paper's largest space: 55 blocks, 3 tiers, 10 thresholds.
+"""How long the planner takes, and how that compares with the paper's method on the same machine.
 
-The comparison is the paper's method, one plan at a time: a lean plain-Python function with every
-table looked up beforehand, measured in the same run on plans spread evenly over the space and
-extrapolated to all of them.
+The paper's method is the plain brute force of ``tests/reference.py``: every plan by itself, term by term. It is
+timed in the same run on plans spread evenly over the space and extrapolated to all of them.
 
     python benchmarks/planner.py --json planner.json
 """
@@ -17,83 +16,119 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUM
 
 import argparse
 import json
-import math
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from itertools import combinations, islice, permutations
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from portend.perfmodel.model import Estimator, PerformanceModel
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
+from portend.planner import dynamic, replay
 from portend.planner.exhaustive import solve_exhaustive
-from portend.planner.problem import DEFAULT_THRESHOLDS, Problem, SearchSpace, accuracy, latency
-from portend.profile import BackboneSpec, CodecProfile, DeviceProfile, Profile, ResultProfile, SampleExits
+from portend.planner.problem import Problem, SearchSpace, latency
+from portend.planner.space import PlanSpace
+from portend.profile import (
+    BackboneSpec,
+    CodecProfile,
+    DeviceProfile,
+    Profile,
+    ResultProfile,
+    SampleExits,
+    TabulatedExits,
+)
+from portend.storage import save
 from portend.topology import Link, Tier, Topology
+from reference import Reference, enumerate_plans  # type: ignore[import-not-found, unused-ignore]
 
-BLOCKS, SAMPLES, RUNS = 55, 5000, 7
-PLANS = 1_663_365
-Values = tuple[float, float]
+SAMPLES = 5000
+Floats = NDArray[np.float64]
 
 
-def make_profile(seed: int = 0) -> Profile:
-    """A deep residual network in numbers: random, but with the trends of the real ones."""
-    rng = np.random.default_rng(seed)
-    depth = np.arange(1, BLOCKS + 1) / BLOCKS
-    hard = rng.beta(0.7, 1.6, (SAMPLES, 1))  # how hard each sample is: scores of one sample go together
-    score = np.clip(hard + 0.6 * (1 - depth) ** 1.5 + rng.normal(0, 0.12, (SAMPLES, BLOCKS)) - 0.15, 0.0, 1.0)
-    right = rng.random((SAMPLES, BLOCKS)) < np.clip(1.02 - 0.75 * score**1.5, 0.05, 0.995)
-    shapes = [(3, 32, 32)] + [(16, 32, 32)] * 19 + [(32, 16, 16)] * 18 + [(64, 8, 8)] * 17 + [(10,)]
-    size = np.array([4.0 * np.prod(shape) + 200 for shape in shapes])
+# -- instances -----------------------------------------------------------------------------------------
 
-    def one_device(name: str, block_s: float) -> DeviceProfile:
-        blocks = np.concatenate(([0.0], np.cumsum(block_s * rng.uniform(0.8, 1.3, BLOCKS))))
-        compute = blocks[None, :] - blocks[:, None] + 0.4 * block_s
-        compute[np.tril_indices(BLOCKS + 1)] = np.nan
-        per_byte = block_s * 2e-6
-        cost = np.stack([per_byte * size + 2e-5] * 3)
-        codec = CodecProfile(
-            message_bytes=size,
-            encode_repeats_s=cost,
-            encode_busy_repeats_s=0.8 * cost,
-            decode_repeats_s=cost,
-            decode_busy_repeats_s=0.6 * cost,
-            dispatch_repeats_s=np.full_like(cost, 3e-4),
-        )
-        return DeviceProfile(
-            device=name,
-            executor="random",
-            compute_repeats_s=compute[None],
-            idle_repeats_s=1.15 * compute[None, None],
-            branch_repeats_s=np.full((1, BLOCKS + 1), 0.2 * block_s),
-            codecs={"float32": codec},
-            result=ResultProfile(
-                message_bytes=120.0,
-                encode_repeats_s=np.array([2e-5]),
-                decode_repeats_s=np.array([3e-5]),
-                decode_busy_repeats_s=np.array([2e-5]),
-                dispatch_repeats_s=np.array([3e-4]),
-            ),
-        )
 
-    return Profile(
-        backbone=BackboneSpec(
-            name="random55",
-            block_names=tuple(f"block{i}" for i in range(1, BLOCKS + 1)),
-            num_classes=10,
-            cut_shapes=tuple(shapes),
+def make_device(
+    name: str, block_s: Floats, *, overhead_s: float, message_bytes: Floats, handling_s: Floats
+) -> DeviceProfile:
+    """A device from the seconds of its blocks [N]; each partition costs ``overhead_s`` more."""
+    cuts = np.concatenate(([0.0], np.cumsum(block_s)))
+    compute = cuts[None, :] - cuts[:, None] + overhead_s
+    compute[np.tril_indices(cuts.size)] = np.nan
+    handling = handling_s[None]
+    return DeviceProfile(
+        device=name,
+        executor="random",
+        compute_repeats_s=compute[None],
+        idle_repeats_s=1.15 * compute[None, None],
+        branch_repeats_s=np.full((1, cuts.size), overhead_s / 2),
+        codecs={
+            "float32": CodecProfile(
+                message_bytes=message_bytes,
+                encode_repeats_s=handling,
+                encode_busy_repeats_s=0.8 * handling,
+                decode_repeats_s=handling,
+                decode_busy_repeats_s=0.6 * handling,
+                dispatch_repeats_s=np.full_like(handling, 3e-4),
+            )
+        },
+        result=ResultProfile(
+            message_bytes=120.0,
+            encode_repeats_s=np.array([2e-5]),
+            decode_repeats_s=np.array([3e-5]),
+            decode_busy_repeats_s=np.array([2e-5]),
+            dispatch_repeats_s=np.array([3e-4]),
         ),
-        exits=SampleExits(score=score, correct=right),
-        devices={"edge": one_device("edge", 4e-3), "fog": one_device("fog", 1e-3), "cloud": one_device("cloud", 3e-4)},
     )
 
 
-def make_topology() -> Topology:
+def backbone(blocks: int) -> BackboneSpec:
+    return BackboneSpec(
+        name=f"chain of {blocks}",
+        block_names=tuple(f"block{i}" for i in range(1, blocks + 1)),
+        num_classes=10,
+        cut_shapes=((1,),) * (blocks + 1),
+    )
+
+
+def resnet_like(blocks: int, *, block_s: float = 4e-3, seed: int = 0) -> Profile:
+    """A residual network in numbers: random, but with the trends of the real ones; scores of one sample go together."""
+    rng = np.random.default_rng(seed)
+    depth = np.arange(1, blocks + 1) / blocks
+    hard = rng.beta(0.7, 1.6, (SAMPLES, 1))
+    noise = rng.normal(0, 0.12, (SAMPLES, blocks))
+    score = np.clip(hard + 0.6 * (1 - depth) ** 1.5 + noise - 0.15, 0.0, 1.0)
+    right = rng.random((SAMPLES, blocks)) < np.clip(1.02 - 0.75 * score**1.5, 0.05, 0.995)
+    thirds = np.array_split(np.arange(blocks), 3)
+    values = np.concatenate(([3072], *(np.full(part.size, 16384 >> i) for i, part in enumerate(thirds))))
+    size = 4.0 * values + 200
+    devices = {}
+    for name, speed in (("edge", 1.0), ("fog", 0.25), ("cloud", 0.075)):
+        own_s = block_s * speed
+        devices[name] = make_device(
+            name,
+            own_s * rng.uniform(0.8, 1.3, blocks),
+            overhead_s=0.4 * own_s,
+            message_bytes=size,
+            handling_s=own_s * 2e-6 * size + 2e-5,
+        )
+    return Profile(backbone=backbone(blocks), exits=SampleExits(score=score, correct=right), devices=devices)
+
+
+def three_tiers() -> Topology:
     return Topology(
         name="three tiers",
         tiers=tuple(Tier(name=name, device=name) for name in ("edge", "fog", "cloud")),
@@ -104,136 +139,297 @@ def make_topology() -> Topology:
     )
 
 
-def plans() -> Iterator[tuple[float, tuple[int, ...], tuple[int, ...]]]:
-    """Every (threshold, cuts, placement) of the space; one partition asks no threshold."""
-    for length in (1, 2, 3):
-        placements = list(permutations(range(3), length))
-        for threshold in DEFAULT_THRESHOLDS if length > 1 else (0.0,):
-            for cuts in combinations(range(1, BLOCKS + 1), length):
-                for placement in placements:
-                    yield threshold, cuts, placement
+def hard(blocks: int, tiers: int, thresholds: int, seed: int = 0) -> tuple[PerformanceModel, SearchSpace]:
+    """Cheap links, and blocks each of which a quarter of the tiers run five times as fast: many tiers pay."""
+    rng = np.random.default_rng(seed)
+    depth = np.arange(1, blocks + 1) / blocks
+    theta = np.linspace(0, 0.9, thresholds)
+    rates = theta[:, None] ** 0.8 * (0.15 + 0.85 * depth**1.2) + rng.normal(0, 0.004, (thresholds, blocks))
+    rates = np.maximum.accumulate(rates, axis=1).clip(0, 1)
+    rates[0] = 0
+    right = 0.3 + 0.6 * (1 - np.exp(-4 * depth)) + rng.normal(0, 0.004, blocks)
+    exits = TabulatedExits(
+        thresholds=theta,
+        exited=np.rint(rates * SAMPLES).astype(np.int64),
+        correct=np.rint(right * SAMPLES).astype(np.int64),
+        samples=SAMPLES,
+    )
+    devices = {}
+    for tier in range(tiers):
+        block_s = rng.uniform(0.8e-3, 1.2e-3, blocks) * np.where(rng.random(blocks) < 0.25, 0.2, 1.0)
+        devices[f"device {tier}"] = make_device(
+            f"device {tier}",
+            block_s,
+            overhead_s=2e-4,
+            message_bytes=np.full(blocks + 1, 2000.0),
+            handling_s=np.full(blocks + 1, 2e-5),
+        )
+    topology = Topology(
+        name="hard",
+        tiers=tuple(Tier(name=f"tier {tier}", device=f"device {tier}") for tier in range(tiers)),
+        links=(Link(bandwidth_bps=1e9, propagation_delay_s=1e-4),) * (tiers - 1),
+    )
+    profile = Profile(backbone=backbone(blocks), exits=exits, devices=devices)
+    return PerformanceModel(profile, topology), SearchSpace(thresholds=tuple(theta.tolist()))
 
 
-def evaluator(model: PerformanceModel) -> Callable[[float, tuple[int, ...], tuple[int, ...]], Values]:
-    """A plain function of one plan: mean latency and accuracy, from lists and whole-number bit sets."""
-    exits = model.profile.exits
-    assert isinstance(exits, SampleExits)
-    compute: Any = model.tables.compute_s.tolist()
-    hop: Any = model.tables.hop_s()[0].tolist()
-    result: list[float] = model.tables.result_parts_s.sum(axis=-1).tolist()
-    rates = {
-        t: [0.0, *row] for t, row in zip(DEFAULT_THRESHOLDS, exits.rates(DEFAULT_THRESHOLDS).tolist(), strict=True)
-    }
-    share_right = [0.0, *exits.accuracies().tolist()]
-
-    def bits(flags: Any) -> int:
-        return int.from_bytes(np.packbits(flags).tobytes(), "big")
-
-    replay = model.estimator == "sample"
-    everyone = bits(np.ones(exits.samples, dtype=np.bool_))
-    leaves = {t: [0] + [bits(exits.score[:, i] < t) for i in range(BLOCKS)] for t in DEFAULT_THRESHOLDS if replay}
-    right = [0] + [bits(exits.correct[:, i]) for i in range(BLOCKS)]
-    samples, source = exits.samples, model.topology.source
-
-    def evaluate(threshold: float, cuts: tuple[int, ...], placement: tuple[int, ...]) -> Values:
-        so_far, mean, correct = 0.0, 0.0, 0.0
-        stay, reach, start, here, last = everyone, 1.0, 0, source, len(cuts) - 1
-        for k, end in enumerate(cuts):
-            tier = placement[k]
-            run = 1 if k == last or threshold > 0 else 0
-            so_far += hop[start][here][tier] + compute[1][run][tier][start][end]
-            if replay:
-                gone = stay if k == last else stay & leaves[threshold][end]
-                share = gone.bit_count() / samples
-                correct += (gone & right[end]).bit_count() / samples
-                stay &= ~gone
-            else:
-                share = reach if k == last else max(rates[threshold][end] - (1.0 - reach), 0.0)
-                correct += share * share_right[end]
-                reach -= share
-            mean += share * (so_far + result[tier])
-            start, here = end, tier
-        return mean, correct
-
-    return evaluate
+# -- measuring -----------------------------------------------------------------------------------------
 
 
-def measure(estimator: Estimator, slice_plans: int) -> dict[str, Any]:
-    model = PerformanceModel(make_profile(), make_topology(), estimator=estimator)
-    problem = Problem(minimize=latency, subject_to=(accuracy >= 0.85,), space=SearchSpace())
-    solution = solve_exhaustive(problem, model)  # warms the caches; not timed
-    assert solution.stats.plans == PLANS
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    plans: float
+    seconds: tuple[float, ...]
+    target_s: float
+    peak_mib: float | None = None
+    target_mib: float | None = None
+    brute_force_s: float | None = None
+    facts: str = ""
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.brute_force_s is None else self.brute_force_s / self.median_s
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "plans": self.plans,
+            "seconds_median": self.median_s,
+            "seconds_best": min(self.seconds),
+            "runs": len(self.seconds),
+            "target_seconds": self.target_s,
+            "peak_mib": self.peak_mib,
+            "target_mib": self.target_mib,
+            "brute_force_seconds_extrapolated": self.brute_force_s,
+            "ratio": self.ratio,
+            "facts": self.facts,
+        }
+
+    def __str__(self) -> str:
+        memory = "" if self.peak_mib is None else f"{self.peak_mib:.0f} MiB"
+        ratio = "" if self.ratio is None else f"{self.ratio:,.0f}x"
+        return (
+            f"{self.name:<58}{self.plans:>9.2g}{_time(self.median_s):>10}{_time(self.target_s):>9}"
+            f"{memory:>9}{ratio:>11}  {self.facts}"
+        )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"
+
+
+def timed(work: Callable[[], Any], runs: int) -> tuple[float, ...]:
+    """Seconds of each run, after one that is not counted."""
+    work()
     seconds = []
-    for _ in range(RUNS):
+    for _ in range(runs):
         begin = time.perf_counter()
-        solution = solve_exhaustive(problem, model)
+        work()
         seconds.append(time.perf_counter() - begin)
-    tracemalloc.start()
-    solve_exhaustive(problem, model)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    return tuple(seconds)
 
-    evaluate = evaluator(model)
-    stride = max(1, PLANS // slice_plans)
-    while math.gcd(stride, 60) > 1:  # or the slice would keep to some placements and thresholds
-        stride += 1
-    chosen = list(islice(plans(), 0, None, stride))
+
+def peak(work: Callable[[], Any]) -> float:
+    """Most memory in MiB that the work held beyond what was there."""
+    tracemalloc.start()
+    work()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most / 2**20
+
+
+def spread(space: SearchSpace, model: PerformanceModel, plans: int, some: int) -> list[Plan]:
+    """About ``some`` plans of a space, evenly spread over it."""
+    tiers = len(model.topology.tiers)
+    every = enumerate_plans(replace(space, max_partitions=tiers), model.profile.num_blocks, tiers)
+    return [
+        Plan(cuts=cuts, placement=placement, thresholds=thresholds)
+        for _, thresholds, cuts, placement in islice(every, 0, None, max(plans // some, 1))
+    ]
+
+
+def brute_force_s(model: PerformanceModel, plans: int, some: list[Plan]) -> float:
+    """Seconds in which the brute force would evaluate every plan; its tables of hops are filled before."""
+    plain = Reference(model.profile, model.topology, model.estimator)
+    for plan in some:
+        plain.latency_parts(plan)
     begin = time.perf_counter()
-    values = [evaluate(*plan) for plan in chosen]
-    brute = time.perf_counter() - begin
-    front = solution.front
-    for (threshold, cuts, placement), (mean, right) in list(zip(chosen, values, strict=True))[:: len(values) // 50]:
-        estimate = model.estimate(Plan(cuts=cuts, placement=placement, thresholds=(threshold,) * (len(cuts) - 1)))
-        assert abs(estimate.mean_s - mean) < 1e-9 * mean, "the brute force computes something else"
-        assert abs(estimate.accuracy - right) < 1e-9, "the brute force computes something else"
-    assert all(any(p.latency_s <= m * (1 + 1e-9) and p.accuracy >= a - 1e-9 for p in front) for m, a in values[::97])
-    extrapolated = brute / len(values) * PLANS
-    return {
-        "estimator": estimator,
-        "plans": PLANS,
-        "status": solution.status,
-        "front_points": len(front),
-        "seconds_best": min(seconds),
-        "seconds_median": statistics.median(seconds),
-        "peak_mib": peak / 2**20,
-        "brute_force_plans_measured": len(values),
-        "brute_force_plans_per_s": len(values) / brute,
-        "brute_force_seconds_extrapolated": extrapolated,
-        "ratio_to_best": extrapolated / min(seconds),
-        "ratio_to_median": extrapolated / statistics.median(seconds),
-    }
+    for plan in some:
+        outcome = plain.estimate(plan)
+        assert outcome is not None
+        assert outcome.mean > 0
+    return (time.perf_counter() - begin) / len(some) * plans
+
+
+def tabulated(profile: Profile, thresholds: tuple[float, ...]) -> Profile:
+    """The profile with exit rates and accuracies only, which is all that the paper's method looks at."""
+    exits = profile.exits
+    assert isinstance(exits, SampleExits)
+    tables = TabulatedExits(
+        thresholds=np.array(thresholds),
+        exited=np.rint(exits.rates(thresholds) * exits.samples).astype(np.int64),
+        correct=np.rint(exits.accuracies() * exits.samples).astype(np.int64),
+        samples=exits.samples,
+    )
+    return replace(profile, exits=tables)
+
+
+def resnet110_rows(some: int) -> list[Row]:
+    """The paper's largest space: 55 blocks, 3 tiers, 10 thresholds, one exit per tier."""
+    profile, space = resnet_like(55), SearchSpace()
+    marginal = PerformanceModel(tabulated(profile, space.thresholds), three_tiers())
+    sample = PerformanceModel(profile, three_tiers())
+    plans = PlanSpace(space, marginal).count()
+    chosen = spread(space, marginal, plans, some)
+    slow = brute_force_s(marginal, plans, chosen)
+
+    def every() -> Any:
+        return solve_exhaustive(Problem(minimize=latency, space=space), marginal)
+
+    rows = [
+        _front_row("marginal", dynamic.front, marginal, space, slow, target_s=2e-3),
+        Row(
+            name="same, every plan's latency and accuracy (exhaustive)",
+            plans=plans,
+            seconds=timed(every, 7),
+            target_s=25e-3,
+            peak_mib=peak(every),
+            target_mib=32,
+            brute_force_s=slow,
+        ),
+    ]
+    slow = brute_force_s(sample, plans, chosen[:: max(len(chosen) // 100, 1)])
+    return [*rows, _front_row("sample", replay.front, sample, space, slow, target_s=60e-3)]
+
+
+def _front_row(
+    name: str,
+    front: Callable[[PlanSpace], Any],
+    model: PerformanceModel,
+    space: SearchSpace,
+    slow: float,
+    *,
+    target_s: float,
+) -> Row:
+    tables = PlanSpace(space, model)
+    expected = solve_exhaustive(Problem(minimize=latency, space=space), model).front
+    assert [found.plan for found in front(tables)] == [point.plan for point in expected]
+    return Row(
+        name=f"ResNet-110, 3 tiers, 10 thresholds: whole front, {name}",
+        plans=tables.count(),
+        seconds=timed(lambda: front(tables), 20),
+        target_s=target_s,
+        brute_force_s=slow,
+        facts=f"{len(expected)} plans on the front",
+    )
+
+
+def hard_rows(
+    blocks: int, tiers: int, thresholds: int, target_s: float, target_mib: float | None, runs: int
+) -> list[Row]:
+    model, space = hard(blocks, tiers, thresholds)
+    tables = PlanSpace(space, model)
+    rows = []
+    for drop in (0.02, 0.05, 0.10):
+        need = tables.counts(model.profile.full_accuracy - drop)
+
+        def solve(need: float = need) -> Any:
+            return dynamic.best(tables, need=need, budget=np.inf, fastest=True)
+
+        found = solve()
+        assert found is not None
+        rows.append(
+            Row(
+                name=f"N={blocks}, M={tiers}, {thresholds} thresholds, hard: fastest at -{100 * drop:.0f} points",
+                plans=float(tables.count()),
+                seconds=timed(solve, runs),
+                target_s=target_s,
+                peak_mib=peak(solve) if target_mib else None,
+                target_mib=target_mib,
+                facts=f"{len(found.plan)} partitions, {1e3 * float(tables.seconds(found.latency)):.2f} ms, proven",
+            )
+        )
+    return rows
+
+
+def per_exit_rows() -> list[Row]:
+    """A network of ResNet-20's size with up to four early exits, each with its own threshold."""
+    rows = []
+    for heaviness, block_s in (("light", 2e-3), ("heavy for the edge", 20e-3)):
+        model = PerformanceModel(resnet_like(10, block_s=block_s), three_tiers())
+        space = SearchSpace(per_exit_thresholds=True, exits_per_tier=4, max_partitions=5)
+        tables = PlanSpace(space, model)
+        need = tables.counts(model.profile.full_accuracy - 0.01)
+
+        def solve(tables: PlanSpace = tables, need: float = need) -> Any:
+            return replay.best(tables, need=need, budget=np.inf, fastest=True)
+
+        found, bound = solve()
+        assert found is not None
+        assert bound == found.latency
+        rows.append(
+            Row(
+                name=f"10 blocks, up to 4 exits, own thresholds, {heaviness}: fastest",
+                plans=float(tables.count()),
+                seconds=timed(solve, 5),
+                target_s=2.0,
+                peak_mib=peak(solve),
+                facts=f"{len(found.plan)} partitions, {1e3 * float(tables.seconds(found.latency)):.2f} ms, proven",
+            )
+        )
+    return rows
+
+
+def process_row() -> Row:
+    """``portend plan`` from the shell: imports, reading, planning, baselines, printing."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "profile.zip"
+        save(replace(resnet_like(10), devices={"local": resnet_like(10).devices["edge"]}), path)
+        topology = ROOT / "configs" / "topologies" / "three_tier.yaml"
+        command = [sys.executable, "-m", "portend.cli", "plan", str(path), "--topology", str(topology)]
+        command += ["--min-accuracy", "0.8", "--json"]
+        seconds = timed(lambda: subprocess.run(command, check=True, capture_output=True), 5)
+    return Row(name="portend plan from the shell, whole process", plans=np.nan, seconds=seconds, target_s=0.5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers to this file")
-    parser.add_argument("--slice", type=int, default=60_000, help="plans that the brute force evaluates")
+    parser.add_argument("--plans", type=int, default=2_000, help="plans that the brute force evaluates")
+    parser.add_argument("--quick", action="store_true", help="leave out the largest instance")
     arguments = parser.parse_args()
-    kinds: tuple[Estimator, ...] = ("marginal", "sample")
-    rows = [measure(kind, arguments.slice) for kind in kinds]
-    print(f"{BLOCKS} blocks, 3 tiers, 10 thresholds, {SAMPLES:,} samples: {PLANS:,} plans, one thread, {RUNS} runs")
-    print(f"{'':<10}{'best':>10}{'median':>10}{'peak':>11}{'one by one*':>14}{'ratio':>9}")
-    for row in rows:
-        print(
-            f"{row['estimator']:<10}{1e3 * row['seconds_best']:>7.1f} ms{1e3 * row['seconds_median']:>7.1f} ms"
-            f"{row['peak_mib']:>7.1f} MiB{row['brute_force_seconds_extrapolated']:>12.1f} s"
-            f"{row['ratio_to_median']:>8.0f}x"
-        )
-    measured = rows[0]["brute_force_plans_measured"]
-    print(f"* the evaluation alone, extrapolated from {measured:,} plans spread over the space; ratio to the median")
+    print(f"{'':<58}{'plans':>9}{'median':>10}{'target':>9}{'peak':>9}{'ratio*':>11}")
+    rows: list[Row] = []
+    parts: list[Callable[[], list[Row]]] = [
+        lambda: resnet110_rows(arguments.plans),
+        lambda: hard_rows(55, 8, 10, 0.1, None, 5),
+        per_exit_rows,
+        lambda: [process_row()],
+    ]
+    if not arguments.quick:
+        parts.append(lambda: hard_rows(200, 8, 100, 8.0, 256, 1))
+    for part in parts:
+        for row in part():
+            rows.append(row)
+            print(row, flush=True)
+    print("* the brute force of tests/reference.py, extrapolated from plans spread over the space; to the median")
     if arguments.json:
         document = {
-            "blocks": BLOCKS,
-            "tiers": 3,
-            "thresholds": len(DEFAULT_THRESHOLDS),
             "samples": SAMPLES,
-            "runs": RUNS,
             "python": platform.python_version(),
             "numpy": np.__version__,
             "machine": platform.machine(),
             "cpus": os.cpu_count(),
-            "results": rows,
+            "results": [row.to_dict() for row in rows],
         }
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

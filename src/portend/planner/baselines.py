@@ -68,9 +68,9 @@ def _paper(problem: Problem, model: PerformanceModel) -> Solution:
     space = SearchSpace(thresholds=problem.space.thresholds, codecs=_raw(model))
     marginal = PerformanceModel(model.profile, model.topology, estimator="marginal")
     chosen = search(replace(problem, space=space), marginal)
+    values, met = problem.judge(chosen.plan, model)
     estimate = model.estimate(chosen.plan)
-    met = problem.accurate_enough(estimate.accuracy) and problem.fast_enough(estimate.mean_s)
-    return replace(chosen, estimate=estimate, status="optimal" if met else "infeasible")
+    return replace(chosen, estimate=estimate, values=values, status="optimal" if met else "infeasible")
 
 
 def _raw(model: PerformanceModel) -> tuple[str, ...] | None:
