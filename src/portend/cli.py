@@ -288,6 +288,11 @@ def _dataset(checkpoint: str, data: str | None, seed: int | None) -> tuple[Datas
 
 _PLANNING = (
     click.option("--min-accuracy", type=click.FloatRange(0, 1), help="Least accuracy, 0–1; minimizes latency."),
+    click.option(
+        "--robust",
+        type=click.FloatRange(0.5, 1, max_open=True),
+        help="Confidence, such as 0.95, with which new samples shall reach --min-accuracy.",
+    ),
     click.option("--max-latency", type=_Time(), help="Largest mean latency, such as '60 ms'; maximizes accuracy."),
     click.option("--estimator", type=click.Choice(["sample", "marginal"]), help="Default: sample where scores exist."),
     click.option("--thresholds", type=_Numbers(float), help="Exit thresholds to try, such as 0,0.2,0.4."),
@@ -401,8 +406,9 @@ def _asked(
 
 
 def _problem(
-    model: Any, min_accuracy: float | None, max_latency: float | None, exits_per_tier: int | None, **hints: Any
-) -> Any:
+    model: Any, min_accuracy: float | None, max_latency: float | None, exits_per_tier: int | None,
+    robust: float | None, **hints: Any,
+) -> Any:  # fmt: skip
     """The problem that the planning options state: least latency where an accuracy is asked for, else most accuracy."""
     from portend.planner.exhaustive import count_plans
     from portend.planner.problem import Problem, accuracy, latency
@@ -416,7 +422,7 @@ def _problem(
         space = wider if count_plans(wider, model) <= _MANY_PLANS else space
     else:
         space = replace(space, exits_per_tier=exits_per_tier)
-    return Problem(**goal, subject_to=tuple(bounds), space=space)
+    return Problem(**goal, subject_to=tuple(bounds), space=space, robust=robust)
 
 
 def _space(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -68,6 +68,7 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
         InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
     """
     begin = time.perf_counter()
+    asked, problem = problem, problem.promised(model.samples)
     search = _Search(problem.space, model)
     total = search.count()
     if total == 0:
@@ -80,7 +81,7 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
             "global threshold"
         )
     if not problem.plain:
-        return _solve_metrics(problem, search, begin)
+        return replace(_solve_metrics(problem, search, begin), problem=asked)
     fronts = list(chain.from_iterable(search.block_fronts(length) for length in search.lengths()))
     front = _merge(fronts, search)
     if not front:
@@ -89,7 +90,7 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
     estimate = model.estimate(model.complete(chosen.plan, problem.space.codecs))
     stats = SearchStats(plans=total, seconds=time.perf_counter() - begin, solver="exhaustive")
     return Solution(
-        problem=problem,
+        problem=asked,
         status="optimal" if status else "infeasible",
         estimate=estimate,
         front=tuple(front),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -96,14 +97,21 @@ class Problem:
     ``Problem(minimize=latency, subject_to=(accuracy >= 0.88,))`` is the paper's P_lat,
     ``Problem(maximize=accuracy, subject_to=(latency <= 0.060,))`` its P_acc. Several objectives,
     ``minimize=(latency, energy)``, ask for the front; the first one chooses the plan, minimized ones first.
+    With ``robust``, a confidence such as 0.95, a lower bound on accuracy shall hold for new samples
+    (``promised``), not only for those of the profile.
     """
 
     minimize: Metric | tuple[Metric, ...] | None = None
     maximize: Metric | tuple[Metric, ...] | None = None
     subject_to: tuple[Constraint, ...] = ()
     space: SearchSpace = field(default_factory=SearchSpace)
+    robust: float | None = None
 
     def __post_init__(self) -> None:
+        law(
+            self.robust is None or 0.5 <= self.robust < 1,
+            f"robust is a confidence of at least 0.5 and below 1, but got {self.robust}",
+        )
         object.__setattr__(self, "subject_to", tuple(self.subject_to))
         for side in ("minimize", "maximize"):
             goals = _tuple(getattr(self, side))
@@ -123,7 +131,7 @@ class Problem:
             law(not math.isnan(constraint.bound), f"a bound is a number, but got {constraint}")
             if constraint.metric == accuracy:
                 law(
-                    0 <= constraint.bound <= 1,
+                    0 <= constraint.bound <= 1 or constraint.bound == math.inf,
                     f"accuracy is a share within 0–1, but got {constraint}; write 0.9 for 90 %",
                 )
 
@@ -137,6 +145,25 @@ class Problem:
         """Every metric that occurs, objectives first."""
         every = (*(m for m, _ in self.objectives), *(c.metric for c in self.subject_to))
         return tuple(dict.fromkeys(every))
+
+    def promised(self, samples: int) -> Problem:
+        """Return what to ask of so many profiling samples, for a promise that is ``robust`` on new ones.
+
+        An accuracy of at least ε holds with a confidence (of z standard deviations) where the share of right
+        answers in S samples is at least ε + z √(ε (1 - ε) / S), the score test (Wilson); +inf where even no wrong
+        answer at all would not do.
+        """
+        if self.robust is None:
+            return self
+        z = NormalDist().inv_cdf(self.robust)
+        bounds = []
+        for constraint in self.subject_to:
+            if constraint.metric == accuracy and constraint.sense == ">=":
+                e = constraint.bound
+                needed = e + z * math.sqrt(e * (1 - e) / samples)
+                constraint = replace(constraint, bound=needed if needed <= 1 else math.inf)
+            bounds.append(constraint)
+        return replace(self, subject_to=tuple(bounds), robust=None)
 
     @property
     def plain(self) -> bool:
@@ -152,7 +179,8 @@ class Problem:
         """Return the values of a plan's metrics by name, and whether they meet the constraints."""
         batch = Batch.of(plan, model)
         values = {m.name: float(m.of(batch)[0]) for m in self.metrics}
-        met = all(not c.missed_by(np.asarray(values[c.metric.name])).any() for c in self.subject_to)
+        bounds = self.promised(model.samples).subject_to
+        met = all(not c.missed_by(np.asarray(values[c.metric.name])).any() for c in bounds)
         return values, met
 
     @property
@@ -175,7 +203,8 @@ class Problem:
 
     def __str__(self) -> str:
         goal = " and ".join(f"{'minimize' if sense > 0 else 'maximize'} {m.name}" for m, sense in self.objectives)
-        return goal + (" subject to " + ", ".join(map(str, self.subject_to)) if self.subject_to else "")
+        bounds = " subject to " + ", ".join(map(str, self.subject_to)) if self.subject_to else ""
+        return goal + bounds + (f" with {100 * self.robust:g} % confidence" if self.robust and bounds else "")
 
 
 def _tuple(goals: Metric | Sequence[Metric] | None) -> tuple[Metric, ...]:
@@ -205,6 +234,72 @@ class SearchStats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Alternative:
+    """A plan that was not chosen: what it is, and how much slower (s) and less accurate it is than the choice."""
+
+    name: str
+    plan: Plan
+    slower_s: float
+    less_accurate: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Why:
+    """Why a plan is the answer.
+
+    Attributes:
+        steps: mean seconds per sample of each hop, partition and result, by name and latency part; they add up to
+            the mean latency.
+        binding: constraints without which a better plan would be the answer.
+        alternatives: the nearest plans that were not chosen.
+        advice: a warning where the plan hardly beats a simpler one, else empty.
+    """
+
+    steps: tuple[tuple[str, Mapping[str, float]], ...]
+    binding: tuple[Constraint, ...]
+    alternatives: tuple[Alternative, ...]
+    advice: str = ""
+
+    def describe(self, tier_names: Sequence[str] | None = None) -> list[str]:
+        """Return lines for a reader: the waterfall, what binds, the alternatives, the advice."""
+        lines = ["  where the time goes, per sample:"]
+        for name, parts in self.steps:
+            detail = ", ".join(f"{part} {1e3 * s:.2f}" for part, s in parts.items()) if len(parts) > 1 else ""
+            lines.append(f"    {1e3 * math.fsum(parts.values()):8.2f} ms  {name}{f' ({detail})' if detail else ''}")
+        if self.binding:
+            lines.append(f"  binding: {', '.join(map(str, self.binding))}")
+        if self.alternatives:
+            lines.append("  instead:")
+        for other in self.alternatives:
+            points = 0.0 - round(100 * other.less_accurate, 2)
+            lines.append(
+                f"    {1e3 * other.slower_s:+8.2f} ms  {points:+6.2f} points  {other.name}: "
+                f"{other.plan.describe(tier_names)}"
+            )
+        return [*lines, *([f"  {self.advice}"] if self.advice else [])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, latencies in ms."""
+        return {
+            "steps": [
+                {"name": name, "ms": {part: 1e3 * seconds for part, seconds in parts.items()}}
+                for name, parts in self.steps
+            ],
+            "binding": [str(constraint) for constraint in self.binding],
+            "alternatives": [
+                {
+                    "name": other.name,
+                    "plan": other.plan.to_dict(),
+                    "slower_ms": 1e3 * other.slower_s,
+                    "less_accurate": other.less_accurate,
+                }
+                for other in self.alternatives
+            ],
+            "advice": self.advice,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Solution:
     """The answer to a problem.
 
@@ -217,6 +312,7 @@ class Solution:
         baselines: restricted spaces solved under the same constraints, by name.
         values: the plan's metrics by name, where the problem is not plain.
         gap: share of the latency that a better plan might save; 0 if proven.
+        why: what the plan's latency is made of, what binds it, and what it was preferred to.
     """
 
     problem: Problem
@@ -227,6 +323,7 @@ class Solution:
     baselines: Mapping[str, Solution] = field(default_factory=dict)
     gap: float = 0.0
     values: Mapping[str, float] = field(default_factory=dict)
+    why: Why | None = None
 
     @property
     def plan(self) -> Plan:
@@ -246,6 +343,8 @@ class Solution:
             "plan": self.plan.to_dict(),
             "estimate": self.estimate.to_dict(),
             "metrics": self.metrics,
+            "gap": self.gap,
+            "why": self.why.to_dict() if self.why else None,
             "baselines": {
                 name: {
                     "status": s.status,
@@ -293,7 +392,10 @@ class Solution:
                 f"  {name:<{width}}  {1e3 * estimate.mean_s:8.2f} ms  {100 * estimate.accuracy:6.2f} %  "
                 f"{solution._others()}{solution.plan.describe(tier_names)}{note}"
             )
-        lines.append(f"  {self.stats.plans:,} plans in {1e3 * self.stats.seconds:.1f} ms ({self.stats.solver})")
+        if self.why is not None:
+            lines += self.why.describe(tier_names)
+        proof = f", at most {100 * self.gap:.2g} % from the best" if self.gap else ""
+        lines.append(f"  {self.stats.plans:,} plans in {1e3 * self.stats.seconds:.1f} ms ({self.stats.solver}{proof})")
         return "\n".join(lines)
 
 

@@ -37,6 +37,7 @@ def search(problem: Problem, model: PerformanceModel, *, seconds: float = math.i
     if not problem.plain:
         return solve_exhaustive(problem, model)
     begin = time.perf_counter()
+    asked, problem = problem, problem.promised(model.samples)
     space = PlanSpace(problem.space, model)
     plans = space.count()
     if not plans:
@@ -54,7 +55,7 @@ def search(problem: Problem, model: PerformanceModel, *, seconds: float = math.i
     else:
         chosen, status, gap = _one(problem, space, seconds)
     return Solution(
-        problem=problem,
+        problem=asked,
         status=status,
         estimate=model.estimate(model.complete(chosen.plan, problem.space.codecs)),
         front=front,

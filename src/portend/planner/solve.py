@@ -9,12 +9,13 @@ from portend.perfmodel.model import PerformanceModel
 from portend.planner.baselines import solve_baselines
 from portend.planner.problem import Problem, Solution
 from portend.planner.search import search
+from portend.planner.why import explain
 
 __all__ = ["solve"]
 
 
 def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True, seconds: float = math.inf) -> Solution:
-    """Return the best plan of ``problem`` on ``model``, with the baselines it must beat.
+    """Return the best plan of ``problem`` on ``model``, with the baselines it must beat and why it is the answer.
 
     The plan is proven to be the best, unless ``seconds`` were set and do not suffice: then ``status`` is
     ``feasible`` and ``gap`` states what a better plan might save. An infeasible problem is an answer, too: the
@@ -24,4 +25,7 @@ def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True, 
         SearchError: the space is empty, or too large to compute metrics of every plan.
     """
     solution = search(problem, model, seconds=seconds)
-    return replace(solution, baselines=solve_baselines(problem, model)) if baselines else solution
+    if not baselines:
+        return solution
+    why = explain(solution, model) if problem.plain else None
+    return replace(solution, baselines=solve_baselines(problem, model), why=why)

@@ -106,7 +106,7 @@ class PlanSpace:
 
     def counts(self, accuracy: float) -> float:
         """The least count of right answers that is an accuracy of at least ``accuracy``, up to rounding."""
-        return -math.inf if math.isinf(accuracy) else math.ceil((accuracy - ACCURACY_SLACK) * self.certain)
+        return accuracy if math.isinf(accuracy) else math.ceil((accuracy - ACCURACY_SLACK) * self.certain)
 
     def accuracy(self, counts: ArrayLike) -> Floats:
         """Accuracy 0–1 of a count of right answers (times S where the estimator is marginal)."""

@@ -1,0 +1,130 @@
+"""Promises that hold on new samples, and what an answer says of itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from portend.errors import InvalidValue
+from portend.perfmodel.model import PerformanceModel
+from portend.planner.exhaustive import solve_exhaustive
+from portend.planner.problem import Problem, SearchSpace, accuracy, latency
+from portend.planner.search import search
+from portend.planner.solve import solve
+from portend.profile import Profile, SampleExits
+from problems import Case, random_case
+
+
+SPACE = SearchSpace(thresholds=(0.0, 0.125, 0.25, 0.5))
+
+
+def a_case(seed: int) -> Case:
+    return random_case(seed, blocks=5, tiers=3, estimator="sample" if seed % 2 else "marginal")
+
+
+# -- robust ----------------------------------------------------------------------------------------
+
+
+def test_a_promise_asks_for_more_by_hand() -> None:
+    problem = Problem(minimize=latency, subject_to=(accuracy >= 0.9, latency <= 1.0), robust=0.95)
+    asked = problem.promised(100)
+    assert asked.min_accuracy == pytest.approx(0.9 + 1.6448536 * math.sqrt(0.9 * 0.1 / 100))
+    assert (asked.max_latency_s, asked.robust) == (1.0, None)
+    assert problem.promised(10).min_accuracy == math.inf, "ten right answers of ten prove less than 90 %"
+    assert replace(problem, robust=0.5).promised(100).min_accuracy == 0.9
+    assert replace(problem, robust=None).promised(100).min_accuracy == 0.9
+    assert str(problem).endswith("with 95 % confidence")
+    for wrong in (0.2, 1.0):
+        with pytest.raises(InvalidValue, match="confidence"):
+            Problem(minimize=latency, robust=wrong)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_search_heeds_the_promise(seed: int) -> None:
+    case = a_case(seed)
+    model = case.model()
+    bound = float(np.median([p.accuracy for p in search(Problem(minimize=latency, space=SPACE), model).front]))
+    problem = Problem(minimize=latency, subject_to=(accuracy >= bound,), space=SPACE, robust=0.9)
+    tighter = problem.promised(model.samples)
+    expected = search(tighter, model)
+    for found in (search(problem, model), solve_exhaustive(problem, model)):
+        assert (found.status, found.plan) == (expected.status, expected.plan)
+        assert found.problem == problem, "the answer is to what was asked"
+
+
+def test_promises_are_kept_about_as_often_as_they_say() -> None:
+    """One fixed plan on new samples: what 90 % confidence allows to promise is kept about 90 times in 100."""
+    rng = np.random.default_rng(1)
+    samples, truth, kept = 400, 0.8, []
+    for _ in range(400):
+        measured = rng.binomial(samples, truth) / samples
+        promise = max(
+            (e for e in np.linspace(0.5, 0.95, 451) if Problem(
+                minimize=latency, subject_to=(accuracy >= float(e),), robust=0.9
+            ).promised(samples).min_accuracy <= measured),
+            default=0.0,
+        )  # fmt: skip
+        kept.append(truth >= promise)
+    assert 0.86 <= np.mean(kept) <= 0.94
+
+
+# -- why -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_the_waterfall_adds_up_and_alternatives_are_what_they_say(seed: int) -> None:
+    case = a_case(seed)
+    model = case.model()
+    front = search(Problem(minimize=latency, space=SPACE), model).front
+    middle = front[len(front) // 2]
+    problem = Problem(minimize=latency, subject_to=(accuracy >= middle.accuracy,), space=SPACE)
+    solution = solve(problem, model)
+    assert solution.why is not None
+    total = sum(seconds for _, parts in solution.why.steps for seconds in parts.values())
+    assert total == pytest.approx(solution.estimate.mean_s)
+    for other in solution.why.alternatives:
+        estimate = model.estimate(other.plan)
+        assert estimate.mean_s - solution.estimate.mean_s == pytest.approx(other.slower_s, abs=1e-9)
+        assert solution.estimate.accuracy - estimate.accuracy == pytest.approx(other.less_accurate, abs=1e-9)
+        assert (other.slower_s < 0) == (other.name == "next faster")
+    faster = front[0].latency_s < solution.estimate.mean_s * (1 - 1e-9)
+    assert solution.why.binding == (problem.subject_to if faster else ())
+    assert solution.to_dict()["why"]["steps"]
+    assert "where the time goes" in solution.describe()
+
+
+def test_distributing_that_hardly_pays_is_said_to() -> None:
+    """Two tiers, the same device, a link that costs next to nothing: the second tier changes nothing."""
+    case = random_case(4, blocks=4, tiers=2, estimator="sample")
+    device = next(iter(case.profile.devices.values()))
+    quick = np.full_like(device.compute_repeats_s, np.nan)
+    start, end = np.triu_indices(5, k=1)
+    quick[:, start, end] = 0.010 * (end - start) + np.where((start == 0) & (end == 4), 1e-4, 0.0)
+    profile = Profile(
+        backbone=case.profile.backbone,
+        exits=SampleExits(score=np.ones((10, 4)), correct=np.array([[0, 0, 0, 1]] * 10, dtype=bool)),
+        devices={
+            "d": replace(device, compute_repeats_s=quick, idle_repeats_s=np.empty((0, 1, 5, 5)),
+                         branch_repeats_s=np.zeros((1, 5)))
+        },
+    )  # fmt: skip
+    codec = {k: replace(v, encode_repeats_s=v.encode_repeats_s * 0, encode_busy_repeats_s=v.encode_busy_repeats_s * 0,
+                        decode_repeats_s=v.decode_repeats_s * 0, decode_busy_repeats_s=v.decode_busy_repeats_s * 0,
+                        dispatch_repeats_s=v.dispatch_repeats_s * 0) for k, v in device.codecs.items()}  # fmt: skip
+    result = replace(device.result, encode_repeats_s=np.zeros(1), decode_repeats_s=np.zeros(1),
+                     decode_busy_repeats_s=np.zeros(1), dispatch_repeats_s=np.zeros(1))  # fmt: skip
+    profile = replace(profile, devices={"d": replace(profile.devices["d"], codecs=codec, result=result)})
+    tiers = tuple(replace(tier, device="d", slowdown=1.0) for tier in case.topology.tiers)
+    links = tuple(replace(link, bandwidth_bps=1e12, propagation_delay_s=0.0) for link in case.topology.links)
+    topology = replace(case.topology, tiers=tiers, links=links, source=0, destination=0, ingest="in_process")
+    model = PerformanceModel(profile, topology)
+    problem = Problem(minimize=latency, subject_to=(accuracy >= 1.0,), space=SearchSpace(thresholds=(0.0,)))
+    solution = solve(problem, model)
+    assert len(set(solution.plan.placement)) == 2
+    assert solution.why is not None
+    assert "hardly pays" in solution.why.advice
+    slow = topology.with_tier(0, slowdown=10.0)
+    assert solve(problem, PerformanceModel(profile, slow)).why.advice == ""  # type: ignore[union-attr]
