@@ -17,7 +17,6 @@ from portend.planner.solve import solve
 from portend.profile import Profile, SampleExits
 from problems import Case, random_case
 
-
 SPACE = SearchSpace(thresholds=(0.0, 0.125, 0.25, 0.5))
 
 

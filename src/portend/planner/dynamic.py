@@ -125,6 +125,9 @@ class _Search:
         """[2 woken, M, N+1, N+1]; bare: the same without the branch."""
         self.bare: Floats = np.where(ends, space.compute[:, 0], np.inf)
         self.always_used = bool(space.used[:, space.inner].all())
+        inner = space.stays[:, space.inner]
+        self.stay_is_known = not self.per_exit and self.always_used and bool((np.diff(inner, axis=1) <= 0).all())
+        """Whether the threshold and the last cut alone say how many samples stay."""
         self.first_unused: NDArray[np.intp] = np.where(space.used.all(axis=0), -1, np.argmin(space.used, axis=0))
         self.gain, self.least = self._next_steps()
         self.bound: _Relaxed | None = None
@@ -305,8 +308,13 @@ class _Search:
             key = (key << self.space.tiers) | labels.visited
         if self.most_on_tier > 1:
             key = key * (self.most_on_tier + 1) + labels.on_tier
-        key = key * (self.space.samples + 1) + labels.stay.astype(np.int64)
-        order = np.lexsort((-labels.right, labels.latency, key))
+        if not self.stay_is_known:
+            key = key * (self.space.samples + 1) + labels.stay.astype(np.int64)
+        if (key.max(initial=0) >> 16) == 0:
+            key = key.astype(np.uint16)  # sorts faster
+        order = np.lexsort((labels.latency, key))
+        if repeats(key[order], labels.latency[order]).any():
+            order = np.lexsort((-labels.right, labels.latency, key))
         equal = repeats(key[order], labels.latency[order], labels.right[order])
         if equal.any():
             members = order[equal | np.append(equal[1:], False)]

@@ -320,20 +320,22 @@ class _Search(PlanSpace):
         columns, length = cuts.shape
         reach = np.empty((len(rows), length + 1, columns))
         reach[:, 0], reach[:, -1] = self.samples, 0.0
+        if self.bits is None:
+            return reach, self._marginal(cuts, np.array(rows, dtype=np.intp), reach)
         right = np.empty((len(rows), columns))
         for index, row in enumerate(rows):
-            if self.bits is not None:
-                self._replay(cuts, row, reach[index], right[index])
-            else:
-                self._marginal(cuts, row, reach[index], right[index])
+            self._replay(cuts, row, reach[index], right[index])
         return reach, right
 
-    def _marginal(self, cuts: Ints, row: tuple[int, ...], reach: Floats, right: Floats) -> None:
-        right[:] = 0.0
-        for k in range(cuts.shape[1]):
-            if k < len(row):
-                np.minimum(reach[k], self.stays[row[k], cuts[:, k]], out=reach[k + 1])
-            right += self.right[cuts[:, k]] * (reach[k] - reach[k + 1])
+    def _marginal(self, cuts: Ints, rows: Ints, reach: Floats) -> Floats:
+        """Fill in reach and return right answers [R, C]; ``rows`` [R, L-1] index the thresholds."""
+        for k in range(cuts.shape[1] - 1):
+            np.minimum(reach[:, k], self.stays[rows[:, k, None], cuts[:, k]], out=reach[:, k + 1])
+        first = self.right[cuts[:, 0]]
+        right = np.broadcast_to(self.samples * first, reach[:, 0].shape).copy()
+        for k in range(1, cuts.shape[1]):
+            right += reach[:, k] * (self.right[cuts[:, k]] - self.right[cuts[:, k - 1]])
+        return right
 
     def _replay(self, cuts: Ints, row: tuple[int, ...], reach: Floats, right: Floats) -> None:
         assert self.bits is not None
@@ -398,7 +400,7 @@ class _Search(PlanSpace):
         """Mean latency of one placement in samples times quanta, [R, C]; +inf where a hint or a codec forbids it."""
         length = len(placement)
         start, sender = np.zeros(len(cuts), dtype=np.intp), self.model.topology.source
-        latency, term = np.zeros(reach[:, 0].shape), np.empty(reach[:, 0].shape)
+        latency, term = np.empty(reach[:, 0].shape), np.empty(reach[:, 0].shape)
         forbidden = np.zeros(len(cuts), dtype=np.bool_)
         paid = 0.0  # result cost charged so far to samples that reach the partition
         for k, tier in enumerate(placement):
@@ -407,12 +409,18 @@ class _Search(PlanSpace):
             hop = self.hop[start, sender, tier]
             forbidden |= ~np.isfinite(hop + full)
             hop, full = np.where(forbidden, 0.0, hop) + (self.result[tier] - paid), np.where(forbidden, 0.0, full)
-            np.multiply(reach[:, k], hop + full, out=term)
+            if k == 0:  # everyone reaches the first partition
+                term[:] = self.samples * (hop + full)
+            else:
+                np.multiply(reach[:, k], hop + full, out=term)
             for index, row in enumerate(rows if k < length - 1 else ()):
                 if not self.always_used[row[k]]:
                     step = hop + np.where(self.used[row[k], end] | forbidden, full, bare)
                     np.multiply(reach[index, k], step, out=term[index])
-            latency += term
+            if k == 0:
+                latency, term = term, latency
+            else:
+                latency += term
             start, sender, paid = end, tier, self.result[tier]
         latency[:, forbidden] = np.inf
         return latency
