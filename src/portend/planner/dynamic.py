@@ -22,18 +22,18 @@ Axes: T thresholds, M tiers, N+1 cuts, n labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, overload
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portend.plan import Plan
-from portend.planner.goals import BestGoal, Found, FrontGoal, Goal, repeats
+from portend.planner.goals import BestGoal, Found, Front, FrontGoal, Goal, repeats
 from portend.planner.space import PlanSpace
 
-__all__ = ["Front", "best", "front"]
+__all__ = ["best", "front"]
 
 
 Floats = NDArray[np.float64]
@@ -470,35 +470,12 @@ def _spread(promise: Floats, cut: Ints, beam: int) -> NDArray[np.intp]:
     return np.asarray(order[np.argpartition(place, beam)[:beam]])
 
 
-class Front(Sequence[Found]):
-    """The plans that no other beats in both latency and accuracy, by latency; each is named when it is asked for.
-
-    ``latency`` [F], ``right`` [F]: their values in the counts of ``PlanSpace``.
-    """
-
-    def __init__(self, search: _Search, plans: _Plans) -> None:
-        self._search, self._plans = search, plans
-        self.latency, self.right = plans.latency, plans.right
-
-    def __len__(self) -> int:
-        return len(self._plans)
-
-    @overload
-    def __getitem__(self, index: int) -> Found: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Found]: ...
-    def __getitem__(self, index: int | slice) -> Found | list[Found]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._search.found(self._plans, range(len(self))[index])
-
-
-def front(space: PlanSpace) -> Front:
+def front(space: PlanSpace) -> Front[_Plans]:
     """Return the Pareto front of latency and accuracy, by latency; of equal plans the canonical first."""
     search = _Search(space)
     goal = FrontGoal(_no_plans(), search.best_first, space.certain)
     search.run(goal)
-    return Front(search, goal.best)
+    return Front(goal.best, search.found)
 
 
 def best(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Found | None:

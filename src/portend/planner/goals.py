@@ -5,16 +5,16 @@ Values are the counts of ``PlanSpace``: samples times quanta, and right answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, Protocol, Self, TypeVar
+from typing import Final, Generic, Protocol, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portend.plan import Plan
 
-__all__ = ["BestGoal", "Found", "FrontGoal", "Goal", "Plans", "repeats"]
+__all__ = ["BestGoal", "Found", "Front", "FrontGoal", "Goal", "Plans", "repeats"]
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -82,6 +82,25 @@ class FrontGoal(Generic[P]):
         fastest_in = np.full(_BINS + 1, np.inf)
         np.minimum.at(fastest_in, (self.best.right * self._scale).astype(np.intp), self.best.latency)
         self._limit[:-1] = np.minimum.accumulate(fastest_in[::-1])[::-1][1:]
+
+
+class Front(Sequence[Found], Generic[P]):
+    """The plans that no other beats in both latency and accuracy, by latency; each is named when it is asked for."""
+
+    def __init__(self, plans: P, name: Callable[[P, int], Found]) -> None:
+        self._plans, self._name = plans, name
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    @overload
+    def __getitem__(self, index: int) -> Found: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Found]: ...
+    def __getitem__(self, index: int | slice) -> Found | list[Found]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._name(self._plans, range(len(self))[index])
 
 
 class BestGoal(Generic[P]):

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.plan import Plan
-from portend.planner.goals import BestGoal, Found, FrontGoal, Goal, repeats
+from portend.planner.goals import BestGoal, Found, Front, FrontGoal, Goal, repeats
 from portend.planner.problem import SearchSpace
 from portend.planner.space import PlanSpace
 
@@ -383,12 +383,12 @@ def _count(words: Words) -> Floats:
     return np.asarray(np.bitwise_count(words).sum(axis=-1, dtype=np.int64), dtype=np.float64)
 
 
-def front(space: PlanSpace) -> list[Found]:
+def front(space: PlanSpace) -> Front[_Ends]:
     """Return the Pareto front of latency and accuracy, by latency; of equal plans the canonical first."""
     search = _Search(space)
     goal = FrontGoal(search.none(), _canonical, space.certain)
     search.run(goal)
-    return [search.answer(goal.best, k) for k in range(len(goal.best))]
+    return Front(goal.best, search.answer)
 
 
 def best(
