@@ -178,3 +178,31 @@ def test_a_training_section_that_is_wrong(tmp_path: Path, training: str, message
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_that_is_cut_short_says_so() -> None:
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "portend.cli", "plan", str(root / "profiles/resnet20-digits.zip")]
+    command += ["--topology", str(root / "configs/topologies/three_tier.yaml"), "--min-accuracy", "0.97", "--json"]
+    command += ["--per-exit-thresholds", "--exits-per-tier", "3"]
+    whole, cut_short = (
+        json.loads(subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout)
+        for more in ((), ("--seconds", "0"))
+    )
+    assert (whole["status"], whole["gap"], cut_short["status"]) == ("optimal", 0, "feasible")
+    mean_ms = {name: answer["estimate"]["latency_ms"]["mean"] for name, answer in (("w", whole), ("c", cut_short))}
+    assert mean_ms["c"] * (1 - cut_short["gap"]) <= mean_ms["w"] + 1e-9 <= mean_ms["c"] + 2e-9
+
+
+def test_exits_per_tier_and_robust_are_heeded() -> None:
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "portend.cli", "plan", str(root / "profiles/resnet20-digits.zip")]
+    command += ["--topology", str(root / "configs/topologies/three_tier.yaml"), "--min-accuracy", "0.96", "--json"]
+    one, two, sure = (
+        json.loads(subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout)
+        for more in (("--exits-per-tier", "1"), ("--exits-per-tier", "2"), ("--robust", "0.95"))
+    )
+    assert one["stats"]["plans"] < two["stats"]["plans"]
+    assert len(set(one["plan"]["placement"])) == len(one["plan"]["placement"])
+    assert sure["estimate"]["accuracy"] > two["estimate"]["accuracy"] >= 0.96
+    assert "95 % confidence" in sure["problem"]

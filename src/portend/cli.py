@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -333,13 +334,15 @@ def _planning(command: Any) -> Any:
 @click.option(
     "--problem", "stated", type=click.Path(dir_okay=False), help="YAML: minimize, maximize, subject_to, arrival_rate."
 )
+@click.option("--seconds", type=click.FloatRange(0), help="Stop a long search then, and state what it may miss.")
 @click.option("--front", "with_front", is_flag=True, help="Also give the whole Pareto front.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Also write the answer as JSON, for `portend run`.")
 @_json
 def plan(
     profile: str, topology: str, min_accuracy: float | None, max_latency: float | None, estimator: Any,
     exits_per_tier: int | None, minimize: tuple[str, ...], maximize: tuple[str, ...], subject_to: tuple[str, ...],
-    arrival_rate: float | None, stated: str | None, with_front: bool, out: str | None, as_json: bool, **hints: Any,
+    arrival_rate: float | None, stated: str | None, seconds: float | None, with_front: bool, out: str | None,
+    as_json: bool, **hints: Any,
 ) -> None:  # fmt: skip
     """Find the proven best plan for PROFILE on a topology, and what it beats.
 
@@ -358,7 +361,7 @@ def plan(
     model = PerformanceModel(load_profile(profile), places, estimator=estimator)
     problem = _problem(model, min_accuracy, max_latency, exits_per_tier, **hints)
     problem = replace(problem, subject_to=(*problem.subject_to, *bounds), **goals)
-    solution = solve(problem, model)
+    solution = solve(problem, model, seconds=math.inf if seconds is None else seconds)
     answer = solution.to_dict()
     if not with_front:
         del answer["front"]

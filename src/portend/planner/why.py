@@ -93,7 +93,7 @@ def _simpler(solution: Solution, model: PerformanceModel) -> list[Alternative]:
             other = search(replace(problem, space=smaller), model)
         except SearchError:
             continue
-        if other.status == "infeasible":
+        if other.status == "infeasible" or other.plan == solution.plan:
             continue
         found[name] = Alternative(
             name=name,
