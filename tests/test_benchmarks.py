@@ -1,0 +1,41 @@
+"""The benchmarks run; how fast they are is not a test's business."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from portend.planner.problem import SearchSpace
+
+
+@pytest.fixture(scope="module")
+def planner() -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "planner.py"
+    spec = importlib.util.spec_from_file_location("benchmark_planner", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_rows_of_the_planner_benchmark(planner: ModuleType) -> None:
+    rows = planner.hard_rows(10, 4, 4, 1.0, 64.0, 1)
+    assert [row.target_s for row in rows] == [1.0] * 3
+    assert all(row.peak_mib > 0 and "proven" in str(row) for row in rows)
+    assert all(row.to_dict()["seconds_median"] > 0 for row in rows)
+
+
+def test_the_brute_force_of_the_benchmark_covers_its_space(planner: ModuleType) -> None:
+    space = SearchSpace(thresholds=(0.0, 0.3))
+    profile = planner.resnet_like(5)
+    model = planner.PerformanceModel(planner.tabulated(profile, space.thresholds), planner.three_tiers())
+    plans = planner.PlanSpace(space, model).count()
+    chosen = planner.spread(space, model, plans, plans)
+    assert len(chosen) == plans
+    assert planner.brute_force_s(model, plans, chosen[:20]) > 0
