@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.planner import dynamic, replay
 from portend.planner import search as search_module
 from portend.planner.exhaustive import solve_exhaustive
-from portend.planner.goals import Found
+from portend.planner.goals import BestGoal, Found
 from portend.planner.problem import FrontPoint, Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
 from portend.planner.space import PlanSpace
@@ -154,6 +156,28 @@ def test_answers_equal_those_of_the_exhaustive_search(
             assert (found.status, found.plan) == (expected.status, expected.plan), problem
             assert found.stats.plans == expected.stats.plans
             assert found.front == (expected.front if limit else ())
+
+
+def test_prices_that_no_threshold_needs_are_not_looked_for() -> None:
+    case, hints = a_case(2)
+    space = PlanSpace(hints, case.model())
+    search_ = dynamic._Search(space)
+    goal = BestGoal(dynamic._no_plans(), search_.best_first, need=1.0, budget=math.inf, fastest=True)
+    prices = dynamic._Prices(search_, goal)
+    goal.budget = -math.inf  # every threshold is proven not to hold a better plan
+    prices.refine(beam=1)
+    assert not len(goal.best)
+
+
+def test_a_search_leaves_nothing_behind() -> None:
+    for front in (dynamic.front, replay.front):
+        case = random_case(1, blocks=5, tiers=3, estimator="sample" if front is replay.front else "marginal")
+        space = PlanSpace(SearchSpace(thresholds=(0.0, 0.25)), case.model())
+        gone = weakref.ref(space)
+        assert len(front(space))
+        del space
+        gc.collect()
+        assert gone() is None, f"{front.__module__} keeps what it searched"
 
 
 def test_more_plans_than_anyone_could_enumerate() -> None:

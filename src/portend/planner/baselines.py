@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
 
 from portend.errors import SearchError
@@ -46,8 +47,8 @@ def baseline_spaces(model: PerformanceModel, space: SearchSpace) -> dict[str, Se
     return spaces
 
 
-def solve_baselines(problem: Problem, model: PerformanceModel) -> dict[str, Solution]:
-    """Return each baseline's best plan under the problem's constraints.
+def solve_baselines(problem: Problem, model: PerformanceModel, *, seconds: float = math.inf) -> dict[str, Solution]:
+    """Return each baseline's best plan under the problem's constraints; ``seconds`` limits each search.
 
     ``the paper`` searches the paper's space (one exit per tier, one global threshold) with the
     paper's marginal estimator; its choice is then judged by the model's own estimator.
@@ -55,7 +56,7 @@ def solve_baselines(problem: Problem, model: PerformanceModel) -> dict[str, Solu
     solutions: dict[str, Solution] = {}
     for name, space in baseline_spaces(model, problem.space).items():
         try:
-            solutions[name] = search(replace(problem, space=space), model)
+            solutions[name] = search(replace(problem, space=space), model, seconds=seconds)
         except SearchError:
             continue  # such as cloud-only where the encoded input was not profiled
     if isinstance(model.profile.exits, SampleExits) and model.estimator == "sample":

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from portend.plan import Plan
 from portend.planner.goals import BestGoal, Found, Front, FrontGoal, Goal, repeats
-from portend.planner.space import PlanSpace
+from portend.planner.space import NEVER, PlanSpace
 
 __all__ = ["best", "front"]
 
@@ -47,7 +47,6 @@ _LABELS: Final = 20_000
 _DUAL_STEPS: Final = 6
 _PRICE_RANGE: Final = 4.0
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2
-_NEVER: Final = 1e17  # more quanta than any plan takes: forbidden, yet finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +115,12 @@ class _Search:
         self.size = space.blocks + 1
         self.cuts = np.arange(self.size)
         self.levels: list[_Labels] = []
-        self.step: Floats = space.hop + (space.result[None, :] - space.result[:, None])
-        """[N+1, M, M]: a hop, and what it changes in the way back; nothing on the same tier."""
-        tiers = np.arange(space.tiers)
-        self.step[:, tiers, tiers] = 0.0
-        ends = space.last | space.inner
-        self.full: Floats = np.where(ends, space.compute[:, 1], np.inf)
-        """[2 woken, M, N+1, N+1]; bare: the same without the branch."""
-        self.bare: Floats = np.where(ends, space.compute[:, 0], np.inf)
         self.always_used = bool(space.used[:, space.inner].all())
         inner = space.stays[:, space.inner]
         self.stay_is_known = not self.per_exit and self.always_used and bool((np.diff(inner, axis=1) <= 0).all())
         """Whether the threshold and the last cut alone say how many samples stay."""
-        self.first_unused: NDArray[np.intp] = np.where(space.used.all(axis=0), -1, np.argmin(space.used, axis=0))
+        self.backward: Flags = np.tri(space.tiers, dtype=bool) if self.increasing else np.eye(space.tiers, dtype=bool)
+        """[M, M]: from where to where no partition moves."""
         self.gain, self.least = self._next_steps()
         self.bound: _Relaxed | None = None
 
@@ -137,15 +129,15 @@ class _Search:
         space = self.space
         ends = np.where(space.last | space.inner, space.right, -np.inf)
         later = np.append(np.maximum.accumulate(ends[::-1])[::-1][1:], -np.inf)
-        alone = self.bare.min(axis=-1).transpose(0, 2, 1)  # [2, N+1, M]
-        move = self.step + alone[1][:, None, :]
-        move[:, np.tri(space.tiers, dtype=bool) if self.increasing else np.eye(space.tiers, dtype=bool)] = np.inf
+        alone = space.bare.min(axis=-1).transpose(0, 2, 1)  # [2, N+1, M]
+        move = space.step + alone[1][:, None, :]
+        move[:, self.backward] = np.inf
         least = move.min(axis=-1)
         if self.most_on_tier > 1:
             least = np.minimum(least, alone[0])
         if (least < 0).any():  # a hop can bring the sample nearer to where its result goes, once or more often
             least = np.broadcast_to(space.result.min() - space.result, least.shape)
-        return np.maximum(later - space.right, -_NEVER), np.minimum(least, _NEVER)
+        return np.maximum(later - space.right, -NEVER), np.minimum(least, NEVER)
 
     # -- the run -------------------------------------------------------------------------------
 
@@ -212,14 +204,14 @@ class _Search:
         at = labels.tier[:, None]
         if first:
             allowed = np.ones((1, tiers.size), dtype=np.bool_)
-            step = (self.space.hop[0, self.space.model.topology.source] + self.space.result)[None]
+            step = self.space.first[None]
             same = np.zeros_like(allowed)
         else:
             same = at == tiers
             allowed = tiers > at if self.increasing else (labels.visited[:, None] >> tiers) & 1 == 0
             if self.most_on_tier > 1:
                 allowed |= same & (labels.on_tier < self.most_on_tier)[:, None]
-            step = self.step[labels.cut[:, None], at, tiers]
+            step = self.space.step[labels.cut[:, None], at, tiers]
         index, tier = np.nonzero(allowed & np.isfinite(step))
         stays_here = same[index, tier]
         kept = labels.take(index)
@@ -245,7 +237,7 @@ class _Search:
         """Run the next partition to every later cut: tell the goal the plans that end there, return the prefixes."""
         space = self.space
         at = ((moved.on_tier == 1).astype(np.intp), moved.tier, moved.cut)
-        full, stay = self.full[at], moved.stay[:, None]
+        full, stay = space.full[at], moved.stay[:, None]
         possible = np.isfinite(full)
         latency = moved.latency[:, None] + stay * np.where(possible, full, 0.0)
         right = moved.right[:, None] + stay * (space.right - space.right[moved.cut][:, None])
@@ -270,7 +262,7 @@ class _Search:
         stay_then = np.minimum(stay, stays)
         onward = latency[None]
         if not self.always_used:
-            shorter = moved.latency[:, None] + stay * np.where(possible, self.bare[at], 0.0)
+            shorter = moved.latency[:, None] + stay * np.where(possible, space.bare[at], 0.0)
             onward = np.where(used, latency, shorter)
         wanted = (
             possible
@@ -280,7 +272,7 @@ class _Search:
         if length >= self.lengths.start:
             wanted &= stay_then > 0  # where nobody stays, a longer plan is the same but longer
         if self.per_exit:
-            wanted &= used | (row == self.first_unused)
+            wanted &= used | (row == space.first_unused)
         which, index, cut = np.nonzero(wanted)
         if not index.size:
             return []
@@ -369,7 +361,7 @@ class _Search:
         plan = Plan(
             cuts=(*(cut for _, cut in inner), int(plans.cut[index])),
             placement=(*(int(tier[0]) for tier in tiers), int(plans.tier[index])),
-            thresholds=tuple(float(self.space.theta[r]) if self.space.used[r, c] else 0.0 for r, c in inner),
+            thresholds=tuple(self.space.threshold(row, cut) for row, cut in inner),
         )
         return Found(float(plans.latency[index]), float(plans.right[index]), plan)
 
@@ -404,27 +396,22 @@ class _Search:
 
         worth = price[rows, None, None, None] * (space.right[None, :] - space.right[:, None])
         kinds = (1, 0) if self.most_on_tier > 1 else (1,)
-        full = {kind: paid(np.where(np.isfinite(self.full[kind]), self.full[kind] - worth, _NEVER)) for kind in kinds}
+        full = {kind: paid(np.where(np.isfinite(space.full[kind]), space.full[kind] - worth, NEVER)) for kind in kinds}
         bare = full
         if not self.always_used:
             bare = {
-                kind: paid(np.where(np.isfinite(self.bare[kind]), self.bare[kind] - worth, _NEVER)) for kind in kinds
+                kind: paid(np.where(np.isfinite(space.bare[kind]), space.bare[kind] - worth, NEVER)) for kind in kinds
             }
-        step = np.where(np.isfinite(self.step), self.step, _NEVER).transpose(1, 0, 2)  # [M, N+1, M]
-        step[
-            np.tri(space.tiers, dtype=bool)[:, None, :].repeat(self.size, 1)
-            if self.increasing
-            else np.eye(space.tiers, dtype=bool)[:, None, :].repeat(self.size, 1)
-        ] = _NEVER
-        step = paid(step)  # [rows, M, N+1, M]
-        first = space.hop[0, space.model.topology.source] + space.result
-        first = np.where(np.isfinite(first), first, _NEVER)
+        step = np.where(np.isfinite(space.step), space.step, NEVER)
+        step[:, self.backward] = NEVER
+        step = paid(step.transpose(1, 0, 2))  # [rows, M, N+1, M]
+        first = np.minimum(space.first, NEVER)
         used = space.used[rows][:, None, :]  # [rows, 1, N+1]
 
         levels = self.lengths.stop - 1
-        rest = np.full((levels, len(rows), self.size, space.tiers), _NEVER)
-        onward = np.full((2, len(rows), space.tiers, self.size), _NEVER)  # [branch run or not]
-        end = np.where(space.last, 0.0, _NEVER)
+        rest = np.full((levels, len(rows), self.size, space.tiers), NEVER)
+        onward = np.full((2, len(rows), space.tiers, self.size), NEVER)  # [branch run or not]
+        end = np.where(space.last, 0.0, NEVER)
         run: dict[int, Floats] = {}
         for k in range(levels):
             for kind in kinds:
@@ -436,9 +423,9 @@ class _Search:
             then = (step + run[1].transpose(0, 2, 1)[:, None]).min(axis=-1)  # [rows, M, N+1]
             if 0 in run:
                 then = np.minimum(then, run[0])
-            then = np.where(space.inner, then, _NEVER)
+            then = np.where(space.inner, then, NEVER)
             rest[k + 1] = then.transpose(0, 2, 1)
-            onward = np.stack([np.where(used, _NEVER, then), np.where(used, then, _NEVER)])
+            onward = np.stack([np.where(used, NEVER, then), np.where(used, then, NEVER)])
             if self.per_exit:
                 onward = np.broadcast_to(onward.min(axis=1, keepdims=True), onward.shape)
         return rest, (space.samples * first + run[1][:, :, 0]).min(axis=-1)
@@ -544,6 +531,8 @@ class _Prices:
         center = known.price.copy()
         for factor in (math.exp(self.stride), math.exp(-self.stride)):
             rows = np.flatnonzero(proven <= self.goal.budget)
+            if not rows.size:
+                break
             price = center * factor
             rest, whole = self.search.relaxed(price, rows)
             bound = whole + price[rows] * self.goal.need
@@ -551,7 +540,7 @@ class _Prices:
             chosen = rows[better]
             proven[chosen], known.price[chosen], known.whole[chosen] = bound[better], price[chosen], whole[better]
             known.rest[:, chosen] = rest[:, better]
-            there = np.full_like(known.rest, _NEVER)
+            there = np.full_like(known.rest, NEVER)
             there[:, rows] = rest
             self.search.run(self.goal, relaxed=_Relaxed(price, there, known.whole), beam=beam)
             self.goal.again()
@@ -561,8 +550,7 @@ class _Prices:
 def _usual_price(search: _Search, need: float) -> float:
     """Logarithm of what a right answer costs in latency around ``need``, among plans of a single partition."""
     space = search.space
-    first = space.hop[0, space.model.topology.source] + space.result
-    latency = (first[:, None] + search.full[1][:, 0]).min(axis=0) * space.samples
+    latency = (space.first[:, None] + space.full[1][:, 0]).min(axis=0) * space.samples
     ends = np.flatnonzero(np.isfinite(latency) & space.last)
     latency, right = latency[ends], space.right[ends] * (space.certain / space.samples)
     enough = right >= need

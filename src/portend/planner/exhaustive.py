@@ -312,7 +312,7 @@ class _Search(PlanSpace):
         """Return a point of a block front as a plan; an exit that may not be used has threshold 0."""
         cuts = tuple(int(c) for c in front.cuts[member])
         inner = zip(front.rows[member], cuts[:-1], strict=True)
-        thresholds = tuple(float(self.theta[t]) if self.used[t, c] else 0.0 for t, c in inner)
+        thresholds = tuple(self.threshold(row, cut) for row, cut in inner)
         return Plan(cuts=cuts, placement=front.placements[member], thresholds=thresholds)
 
     def outcomes(self, cuts: Ints, rows: list[tuple[int, ...]]) -> tuple[Floats, Floats]:

@@ -20,7 +20,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from portend.plan import Plan
 from portend.planner.goals import BestGoal, Found, Front, FrontGoal, Goal, repeats
 from portend.planner.problem import SearchSpace
-from portend.planner.space import PlanSpace
+from portend.planner.space import NEVER, PlanSpace
 
 __all__ = ["best", "front"]
 
@@ -39,7 +39,6 @@ Words = NDArray[np.uint64]
 
 _NODES: Final = 1 << 14
 _WORDS: Final = 1 << 18
-_NEVER: Final = 1e17
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +118,6 @@ class _Search:
         self.per_exit = hints.per_exit_thresholds
         self.left_undone = math.inf  # least latency of what the deadline cut off
         ends = space.last | space.inner
-        self.full: Floats = np.where(ends, space.compute[:, 1], np.inf)
-        self.bare: Floats = np.where(ends, space.compute[:, 0], np.inf)
-        self.first_unused: Ints = np.where(space.used.all(axis=0), -1, np.argmin(space.used, axis=0))
         self.cover: Words = np.zeros_like(self.bits.right)
         for cut in range(self.size - 2, -1, -1):
             self.cover[cut] = self.cover[cut + 1] | (self.bits.right[cut + 1] if ends[cut + 1] else 0)
@@ -143,22 +139,12 @@ class _Search:
         """The least that latency grows by for each who stays, from a cut and placement state, [N+1, P]."""
         table = np.full((self.size, len(self.tiers)), np.inf)
         for step in self.steps:
-            cost = self._moved(step.sender, step.tier, False)[:, None] + self.bare[step.woken, step.tier]
+            cost = self.space.step[:, step.sender, step.tier, None] + self.space.bare[step.woken, step.tier]
             table[:, step.before] = np.minimum(table[:, step.before], cost.min(axis=-1))
         if (table < 0).any():  # a hop can bring the sample nearer to where its result goes, once or more often
             back = self.space.result.min() - self.space.result[self.tiers]
             table = np.broadcast_to(back, table.shape)
-        return np.asarray(np.minimum(table, _NEVER))
-
-    @cache  # noqa: B019 (a search lives as long as its answer)
-    def _moved(self, sender: int, tier: int, first: bool) -> Floats:
-        """Hop and what it changes in the way back, by cut, [N+1]."""
-        space = self.space
-        if first:
-            return np.asarray(space.hop[:, sender, tier] + space.result[tier])
-        if sender == tier:
-            return np.zeros(self.size)
-        return np.asarray(space.hop[:, sender, tier] + space.result[tier] - space.result[sender])
+        return np.asarray(np.minimum(table, NEVER))
 
     # -- the run -------------------------------------------------------------------------------
 
@@ -183,7 +169,7 @@ class _Search:
         """Run partition ``length`` of the nodes: tell the goal the plans that end with it, and follow the rest."""
         parts = []
         last = nodes.cuts[:, -1] if length > 1 else np.zeros(1, dtype=np.intp)
-        known = nodes.latency.min(axis=0) < _NEVER
+        known = nodes.latency.min(axis=0) < NEVER
         steps = self.first_steps if length == 1 else [step for step in self.steps if known[step.before]]
         for cut in np.unique(last):
             parts += self._continued(nodes.take(last == cut), int(cut), goal, length, steps)
@@ -207,7 +193,7 @@ class _Search:
         if length >= self.lengths.start:
             ended = self._soonest(nodes, cut, steps, first=first)
             at_most = nodes.right[:, None] + np.minimum(nodes.reach[:, later], nodes.count[:, None])
-            node, end = np.nonzero(goal.wants(ended, at_most) & space.last[later] & (ended < _NEVER))
+            node, end = np.nonzero(goal.wants(ended, at_most) & space.last[later] & (ended < NEVER))
             for chunk in self._chunks(node.size):
                 i, c = node[chunk], later[end[chunk]]
                 right = nodes.right[i] + _count(nodes.stay[i] & self.bits.right[c])
@@ -223,17 +209,17 @@ class _Search:
             rows = np.unique(nodes.rows[:, -1])
             pick = (nodes.rows[:, -1:] == rows)[:, None, :]
         most = nodes.most[:, None]
-        full = self._latency(nodes, cut, self.full, steps, first=first)
+        full = self._latency(nodes, cut, self.space.full, steps, first=first)
         used = space.used[np.ix_(rows, later)].T  # [later, rows]
-        bare = full if used.all() else self._latency(nodes, cut, self.bare, steps, first=first)
+        bare = full if used.all() else self._latency(nodes, cut, self.space.bare, steps, first=first)
         wanted_full, wanted_bare = (
-            goal.wants(soonest + min(self.least_of_all, 0.0) * nodes.count[:, None], most) & (soonest < _NEVER)
+            goal.wants(soonest + min(self.least_of_all, 0.0) * nodes.count[:, None], most) & (soonest < NEVER)
             for soonest in (full.min(axis=1), bare.min(axis=1))
         )
         wanted = np.where(used, wanted_full[..., None], wanted_bare[..., None]) & pick
         wanted &= space.inner[later][:, None]
         if self.per_exit:
-            wanted &= used | (rows == self.first_unused[later][:, None])
+            wanted &= used | (rows == space.first_unused[later][:, None])
         node, end, which = np.nonzero(wanted)
         parts = []
         for chunk in self._chunks(node.size):
@@ -249,19 +235,20 @@ class _Search:
         """Latency [n, later cuts] of running the next partition by each step, and the placement state it leads to."""
         later = slice(cut + 1, self.size)
         for step in steps:
-            cost = self._moved(step.sender, step.tier, first)[cut] + table[step.woken, step.tier, cut, later]
-            yield step.after, nodes.latency[:, step.before, None] + nodes.count[:, None] * np.minimum(cost, _NEVER)
+            move = self.space.first[step.tier] if first else self.space.step[cut, step.sender, step.tier]
+            cost = move + table[step.woken, step.tier, cut, later]
+            yield step.after, nodes.latency[:, step.before, None] + nodes.count[:, None] * np.minimum(cost, NEVER)
 
     def _soonest(self, nodes: _Nodes, cut: int, steps: list[_Step], *, first: bool) -> Floats:
         """Latency [n, later cuts] of a plan that ends with the next partition."""
-        soonest = np.full((len(nodes), self.size - cut - 1), _NEVER)
-        for _, latency in self._reached(nodes, cut, self.full, steps, first=first):
+        soonest = np.full((len(nodes), self.size - cut - 1), NEVER)
+        for _, latency in self._reached(nodes, cut, self.space.full, steps, first=first):
             np.minimum(soonest, latency, out=soonest)
         return soonest
 
     def _latency(self, nodes: _Nodes, cut: int, table: Floats, steps: list[_Step], *, first: bool) -> Floats:
         """Latency [n, P, later cuts] of running the next partition, by the placement state that it leads to."""
-        by_state = np.full((len(nodes), len(self.tiers), self.size - cut - 1), _NEVER)
+        by_state = np.full((len(nodes), len(self.tiers), self.size - cut - 1), NEVER)
         for after, latency in self._reached(nodes, cut, table, steps, first=first):
             np.minimum(by_state[:, after], latency, out=by_state[:, after])
         return by_state
@@ -281,7 +268,7 @@ class _Search:
         else:
             most = right + _count(stay & self.cover[cut])
         least = (latency + count[:, None] * self.least[cut]).min(axis=1)
-        wanted = goal.wants(least, most) & (least < _NEVER)
+        wanted = goal.wants(least, most) & (least < NEVER)
         if length >= self.lengths.start:
             wanted &= count > 0  # where nobody stays, a longer plan is the same but longer
         if not wanted.any():
@@ -343,7 +330,7 @@ class _Search:
                 break
         else:
             raise AssertionError(f"no placement takes as long as the search says for the cuts {cuts}")
-        thresholds = tuple(float(space.theta[r]) if space.used[r, c] else 0.0 for r, c in inner)
+        thresholds = tuple(space.threshold(row, cut) for row, cut in inner)
         plan = Plan(cuts=cuts, placement=placement, thresholds=thresholds)
         return Found(float(ends.latency[index]), float(ends.right[index]), plan)
 

@@ -17,7 +17,7 @@ __all__ = ["solve"]
 def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True, seconds: float = math.inf) -> Solution:
     """Return the best plan of ``problem`` on ``model``, with the baselines it must beat and why it is the answer.
 
-    The plan is proven to be the best, unless ``seconds`` were set and do not suffice: then ``status`` is
+    The plan is proven to be the best, unless ``seconds``, the limit of each search, do not suffice: then ``status`` is
     ``feasible`` and ``gap`` states what a better plan might save. An infeasible problem is an answer, too: the
     plan that comes nearest is given.
 
@@ -27,5 +27,5 @@ def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True, 
     solution = search(problem, model, seconds=seconds)
     if not baselines:
         return solution
-    why = explain(solution, model) if problem.plain else None
-    return replace(solution, baselines=solve_baselines(problem, model), why=why)
+    why = explain(solution, model, seconds=seconds) if problem.plain else None
+    return replace(solution, baselines=solve_baselines(problem, model, seconds=seconds), why=why)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from itertools import chain, combinations, islice, permutations, product
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,11 +25,13 @@ from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import ACCURACY_SLACK, LATENCY_SLACK, SearchSpace
 from portend.profile import SampleExits
 
-__all__ = ["PlanSpace"]
+__all__ = ["NEVER", "PlanSpace"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
+NEVER: Final = 1e17
+"""More quanta than any plan takes: forbidden, yet finite."""
 _EXACT_BITS = 52
 
 
@@ -41,6 +44,10 @@ class PlanSpace:
             classifies correctly. bits: per-sample sets, where the estimator is ``sample``.
         hop: [N+1, M, M] to bring the tensor of a cut from tier to tier, compute: [2 woken, 2 branch
             run, M, N+1, N+1], result: [M], in quanta; +inf where a codec or a hint forbids it.
+        step: [N+1, M, M], a hop and what it changes in the way back, nothing on the same tier; first: [M],
+            the same from the source to the first partition. full, bare: [2 woken, M, N+1, N+1], compute with the
+            branch and without, +inf also where no partition may end.
+        first_unused: [N+1], the first threshold that is not asked at a cut, -1: there is none.
         quantum_s: seconds in one quantum; samples: S; certain: what accuracy 1 is in the solvers' counts.
         last: [N+1], whether a plan may end at a cut; inner: [N+1], whether another partition may follow.
     """
@@ -57,6 +64,7 @@ class PlanSpace:
         self.inner = np.isin(cuts, self._inner_cuts())
         self._look_up_exits()
         self._look_up_latency()
+        self._tabulate_steps()
 
     def _look_up_exits(self) -> None:
         exits, space = self.model.profile.exits, self.space
@@ -91,6 +99,19 @@ class PlanSpace:
             self.compute[:, :, tier, before[:, None] < before[None, :]] = np.inf
         if self.space.tiers is not None:
             self.compute[:, :, [t for t in tiers if t not in self.space.tiers]] = np.inf
+
+    def _tabulate_steps(self) -> None:
+        source = self.model.topology.source
+        self.step: Floats = self.hop + (self.result[None, :] - self.result[:, None])
+        self.step[:, range(self.tiers), range(self.tiers)] = 0.0
+        self.first: Floats = self.hop[0, source] + self.result
+        ends = self.last | self.inner
+        self.bare, self.full = (np.where(ends, self.compute[:, run], np.inf) for run in (0, 1))
+        self.first_unused: Ints = np.where(self.used.all(axis=0), -1, np.argmin(self.used, axis=0))
+
+    def threshold(self, row: int, cut: int) -> float:
+        """The threshold of a row at a cut as a plan states it: 0 where the exit is not used."""
+        return float(self.theta[row]) if self.used[row, cut] else 0.0
 
     def seconds(self, quanta: ArrayLike) -> Floats:
         """Mean latency in seconds of a sum of samples times quanta."""

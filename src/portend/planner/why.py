@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -19,12 +20,12 @@ __all__ = ["explain"]
 _WORTH_IT: Final = 0.02
 
 
-def explain(solution: Solution, model: PerformanceModel) -> Why:
-    """Return why the solution of a plain problem is what it is."""
-    alternatives = [*_neighbors(solution), *_simpler(solution, model)]
+def explain(solution: Solution, model: PerformanceModel, *, seconds: float = math.inf) -> Why:
+    """Return why the solution of a plain problem is what it is; ``seconds`` limits each search for an alternative."""
+    alternatives = [*_neighbors(solution), *_simpler(solution, model, seconds)]
     return Why(
         steps=_steps(solution.estimate, [tier.name for tier in model.topology.tiers]),
-        binding=tuple(c for i, c in enumerate(solution.problem.subject_to) if _binds(solution, i, model)),
+        binding=tuple(c for i, c in enumerate(solution.problem.subject_to) if _binds(solution, i, model, seconds)),
         alternatives=tuple(alternatives),
         advice=_advice(solution, alternatives),
     )
@@ -49,7 +50,7 @@ def _steps(estimate: Estimate, tiers: list[str]) -> tuple[tuple[str, Mapping[str
     return tuple(steps)
 
 
-def _binds(solution: Solution, index: int, model: PerformanceModel) -> bool:
+def _binds(solution: Solution, index: int, model: PerformanceModel, seconds: float) -> bool:
     """Whether the answer would be another and better one without a constraint."""
     bounds = solution.problem.subject_to
     without = replace(solution.problem, subject_to=(*bounds[:index], *bounds[index + 1 :]))
@@ -59,7 +60,7 @@ def _binds(solution: Solution, index: int, model: PerformanceModel) -> bool:
         point, _ = choose(without.promised(model.samples), solution.front)
         freed_s, freed_accuracy = point.latency_s, point.accuracy
     else:
-        freed = search(without, model).estimate
+        freed = search(without, model, seconds=seconds).estimate
         freed_s, freed_accuracy = freed.mean_s, freed.accuracy
     if solution.problem.minimize is not None:
         return freed_s < solution.estimate.mean_s * (1 - 1e-9)
@@ -80,7 +81,7 @@ def _neighbors(solution: Solution) -> list[Alternative]:
     return found
 
 
-def _simpler(solution: Solution, model: PerformanceModel) -> list[Alternative]:
+def _simpler(solution: Solution, model: PerformanceModel, seconds: float) -> list[Alternative]:
     """The best plan on a single tier, and the best without early exits, under the same constraints."""
     problem, space = solution.problem, solution.problem.space
     tiers = range(len(model.topology.tiers)) if space.tiers is None else space.tiers
@@ -90,7 +91,7 @@ def _simpler(solution: Solution, model: PerformanceModel) -> list[Alternative]:
     found: dict[str, Alternative] = {}
     for name, smaller in spaces:
         try:
-            other = search(replace(problem, space=smaller), model)
+            other = search(replace(problem, space=smaller), model, seconds=seconds)
         except SearchError:
             continue
         if other.status == "infeasible" or other.plan == solution.plan:
