@@ -22,12 +22,12 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import reproduce
 from authors import read_profile, read_thresholds, read_topology
 from numpy.typing import NDArray
-from reproduce import Table, paper_space, split_gain_s
+from reproduce import STYLE, Table, drawn, html_table, paper_space, plain, split_gain_s
 
 from portend.analysis import plots
+from portend.analysis.report import html_page
 from portend.errors import DataError, InvalidValue, PortendError, StorageError
 from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.plan import Plan
@@ -732,7 +732,7 @@ def plot_curves(result: NetworkResult) -> Figure:
             line={"color": color, "width": 2.5, "dash": "dot" if "+" in way.name else "solid"},
             hovertemplate="%{x:.1f} points: %{y:.2f} ms<extra>" + escape(way.name) + "</extra>",
         )
-    reproduce._plain(figure, 440)
+    plain(figure, 440)
     figure.update_layout(margin_t=72)
     figure.update_xaxes(title_text="held-out accuracy less that of the whole network, points")
     figure.update_yaxes(title_text="held-out mean latency, ms")
@@ -763,7 +763,7 @@ def plot_gains(result: NetworkResult) -> Figure:
             },
             hovertemplate="%{x}: %{y:.1f} %<extra>" + escape(timing.name) + "</extra>",
         )
-    reproduce._plain(figure, 380)
+    plain(figure, 380)
     figure.update_layout(barmode="group", margin_t=72)
     figure.update_yaxes(title_text="latency saved against the paper, %", rangemode="tozero")
     return figure
@@ -788,14 +788,6 @@ _READING: Final = "".join(
 
 def render_page(results: Sequence[NetworkResult]) -> str:
     """Return one HTML page with every table and figure; it loads nothing else."""
-    from plotly.io import to_html
-    from plotly.offline import get_plotlyjs
-
-    def drawn(name: str, figure: Figure) -> str:
-        config = {"responsive": True, "displayModeBar": False}
-        body = to_html(figure, include_plotlyjs=False, full_html=False, div_id=name, config=config)
-        return f"<div class='scroll'><div class='plot'>{body}</div></div>"
-
     title = "Planning on samples, judged on held-out samples"
     sections = []
     for index, result in enumerate(results):
@@ -803,7 +795,7 @@ def render_page(results: Sequence[NetworkResult]) -> str:
         figures = (both, "", "")
         sections += [
             f"<section><h2>{escape(table.title)}</h2><p class='note'>{escape(table.note)}</p>{figure}"
-            f"<div class='scroll'>{reproduce._html_table(table)}</div></section>"
+            f"<div class='scroll'>{html_table(table)}</div></section>"
             for table, figure in zip(all_tables(result), figures, strict=True)
         ]
     ways = "; ".join(f"{way.name}: {way.words}" for way in results[0].ways)
@@ -814,10 +806,7 @@ def render_page(results: Sequence[NetworkResult]) -> str:
         + "".join(f"<p class='lead'>{escape(headline(result))}</p>" for result in results)
         + f"<ul>{_READING}</ul></section>"
     )
-    page = reproduce._PAGE.format(
-        policy=reproduce._POLICY, style=reproduce._STYLE, plotly=get_plotlyjs(), body=header + "".join(sections)
-    )
-    return page.replace("<title>The paper’s evaluation, reproduced</title>", f"<title>{title}</title>", 1)
+    return html_page(title, header + "".join(sections), STYLE)
 
 
 # --- command line --------------------------------------------------------------------------

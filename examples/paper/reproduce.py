@@ -23,6 +23,7 @@ import numpy as np
 from authors import NETWORKS, device_networks, read_profile, read_thresholds, read_topology
 
 from portend.analysis import plots
+from portend.analysis.report import html_page
 from portend.errors import DataError, PortendError
 from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import PerformanceModel
@@ -660,7 +661,7 @@ _FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 
 _BARS: Final = {"edge-only": "#A3AFBB", "cloud-only": "#56B4E9", "Neurosurgeon": "#0072B2", "PORTEND": "#E69F00"}
 
 
-def _plain(figure: Figure, height: int) -> Figure:
+def plain(figure: Figure, height: int) -> Figure:
     figure.update_layout(
         template="none",
         height=height,
@@ -722,7 +723,7 @@ def plot_fig6(results: Results) -> Figure:
                 legendrank=2000,
                 hovertemplate="published: %{y:g}<extra></extra>",
             )
-    _plain(figure, 420)
+    plain(figure, 420)
     figure.update_layout(barmode="overlay", margin_t=76)
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names)
     figure.update_yaxes(title_text="speedup over edge-only", rangemode="tozero")
@@ -767,7 +768,7 @@ def plot_fig9(half: Comparison9, *, own: str, x: str, logarithmic: bool, publish
                 text=words.format(at),
                 font={"color": color},
             )
-    _plain(figure, 400)
+    plain(figure, 400)
     figure.update_layout(margin_t=84)
     figure.update_xaxes(title_text=x, type="log" if logarithmic else "linear")
     if logarithmic:
@@ -778,14 +779,6 @@ def plot_fig9(half: Comparison9, *, own: str, x: str, logarithmic: bool, publish
 
 def render_page(results: Results) -> str:
     """Return one HTML page with every table and figure; it loads nothing else."""
-    from plotly.io import to_html
-    from plotly.offline import get_plotlyjs
-
-    def drawn(name: str, figure: Figure) -> str:
-        config = {"responsive": True, "displayModeBar": False}
-        body = to_html(figure, include_plotlyjs=False, full_html=False, div_id=name, config=config)
-        return f"<div class='scroll'><div class='plot'>{body}</div></div>"
-
     figures = {2: drawn("fig6", plot_fig6(results))}
     halves = [
         (results.fig9a, "fig9a", "tier 0+2 split", "Mbit/s between tiers 0 and 1", False, PUBLISHED_9A),
@@ -800,7 +793,7 @@ def render_page(results: Results) -> str:
             at += 1
     sections = "".join(
         f"<section><h2>{escape(table.title)}</h2><p class='note'>{escape(table.note)}</p>"
-        f"{figures.get(index, '')}<div class='scroll'>{_html_table(table)}</div></section>"
+        f"{figures.get(index, '')}<div class='scroll'>{html_table(table)}</div></section>"
         for index, table in enumerate(tables)
     )
     devices = ", ".join(f"tier {i} {tier.device}" for i, tier in enumerate(results.topology.tiers))
@@ -822,10 +815,21 @@ def render_page(results: Results) -> str:
         "and the marginal estimator. Diamonds and brackets: as published.</p>"
         f"{notes}</header><section><p class='lead'>{escape(lead)}</p><ul>{_READING}</ul></section>"
     )
-    return _PAGE.format(policy=_POLICY, style=_STYLE, plotly=get_plotlyjs(), body=header + sections)
+    return html_page("The paper’s evaluation, reproduced", header + sections, STYLE)
 
 
-def _html_table(table: Table) -> str:
+def drawn(name: str, figure: Figure) -> str:
+    """Return a figure as a part of a page."""
+    from plotly.io import to_html
+
+    config = {"responsive": True, "displayModeBar": False}
+    body = to_html(figure, include_plotlyjs=False, full_html=False, div_id=name, config=config)
+    return f"<div class='scroll'><div class='plot'>{body}</div></div>"
+
+
+def html_table(table: Table) -> str:
+    """Return a table as a part of a page."""
+
     def row(cells: Sequence[str], tag: str, kind: str = "") -> str:
         body = "".join(
             f"<{tag}{' class=words' if table.words(i) else ''}>{escape(cell)}</{tag}>" for i, cell in enumerate(cells)
@@ -846,8 +850,7 @@ _READING: Final = "".join(
         "Exit rates never fall along a plan (a running maximum); the authors’ differences can turn negative.",
     )
 )
-_POLICY: Final = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-_STYLE: Final = """
+STYLE: Final = """
 :root { color-scheme: light; --ink: #1f2933; --quiet: #5b6773; --line: #e1e6eb; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #f6f7f9; color: var(--ink);
@@ -867,21 +870,6 @@ tbody tr { border-bottom: 1px solid var(--line); }
 .good td { color: #00765a; font-weight: 650; }
 ul { margin: 12px 0 0; padding-left: 1.2em; max-width: 52em; color: var(--quiet); }
 @media print { body { background: #fff; } section { break-inside: avoid; } }
-"""
-_PAGE: Final = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>The paper’s evaluation, reproduced</title>
-<style>{style}</style>
-<script>{plotly}</script>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
 """
 
 

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PART_COLORS",
+    "apply_style",
+    "axis_range",
     "branch_rows",
     "cdf_rows",
+    "log_axis",
     "mean_rows",
     "part_rows",
     "plot_branches",
@@ -139,12 +142,12 @@ def plot_tradeoff(rows: Sequence[Row]) -> Figure:
         point = _xy([row], "latency_ms", "accuracy")
         figure.add_scatter(**point, mode="markers", marker=marks, name=_text(row["name"]), showlegend=False)
     view = named + front or evaluated
-    x, logarithmic = _range([row["latency_ms"] for row in view], ratio=6)
-    y, _ = _range([row["accuracy"] for row in view], ratio=math.inf)
+    x, logarithmic = axis_range([row["latency_ms"] for row in view], ratio=6)
+    y, _ = axis_range([row["accuracy"] for row in view], ratio=math.inf)
     y[1] = min(y[1], 1.0)
-    _style(figure, height=520)
+    apply_style(figure, height=520)
     figure.update_layout(legend_itemsizing="constant")
-    figure.update_xaxes(**_log_axis(logarithmic, x), title_text="mean latency [ms], predicted")
+    figure.update_xaxes(**log_axis(logarithmic, x), title_text="mean latency [ms], predicted")
     figure.update_yaxes(range=y, tickformat=".0%", title_text="accuracy, predicted")
     _label(figure, named, ("latency_ms", "accuracy"), (x, y), logarithmic=(logarithmic, False), avoid=front)
     return figure
@@ -200,7 +203,7 @@ def plot_cdf(rows: Sequence[Row], chosen: str = "") -> Figure:
         title = {"text": f"<b>{_text(plan)}</b>", "font": {"color": color, "size": 13}, "showarrow": False}
         place = {"xref": "paper", "yref": f"y{index if index > 1 else ''} domain", "x": 0, "y": 1}
         figure.add_annotation(**title, **place, xanchor="left", yanchor="bottom")
-    _style(figure, height=90 + 112 * count)
+    apply_style(figure, height=90 + 112 * count)
     figure.update_yaxes(range=[-0.04, 1.06], tickvals=[0, 0.5, 1], tickformat=".0%")
     figure.update_xaxes(range=[0, 1.02 * highest])
     figure.update_xaxes(title_text="latency [ms]", row=count, col=1)
@@ -279,7 +282,7 @@ def plot_branches(rows: Sequence[Row]) -> Figure:
                 **_xy(left, "branch", "exit_rate"), marker={"color": color}, width=0.55, name=name, legendgroup=name,
                 showlegend=False, text=label, textposition="outside", cliponaxis=False, row=2, col=1,
             )  # fmt: skip
-    _style(figure, height=480 if with_rates else 340)
+    apply_style(figure, height=480 if with_rates else 340)
     figure.update_yaxes(tickformat=".0%", title_text="accuracy alone", row=1, col=1)
     if with_rates:
         top = max(row["exit_rate"] for row in rows if row["exit_rate"] is not None)
@@ -370,7 +373,7 @@ def plot_timeline(rows: Sequence[Row], topology: Topology) -> Figure:
             legendgroup=part, legendrank=rank, showlegend=part not in shown, row=index, col=1,
         )  # fmt: skip
         shown.add(part)
-    _style(figure, height=110 + len(sources) * (50 + 34 * len(lanes)))
+    apply_style(figure, height=110 + len(sources) * (50 + 34 * len(lanes)))
     figure.update_layout(barmode="overlay", margin_t=66)
     figure.update_annotations(x=0, xanchor="left", font={"size": 13, "color": INK})
     lane_order = [_text(lane) for lane in reversed(lanes)]
@@ -411,7 +414,7 @@ def plot_means(rows: Sequence[Row], chosen: str = "") -> Figure:
     from plotly import graph_objects as go
 
     values = [row[key] for row in rows for key in ("measured_ms", "predicted_ms")]
-    limits, logarithmic = _range(values, ratio=6)
+    limits, logarithmic = axis_range(values, ratio=6)
     ends = [10**x for x in limits] if logarithmic else [max(x, 0.0) for x in limits]
     figure = go.Figure()
     band = {"x": [*ends, *ends[::-1]], "y": [*(1.05 * x for x in ends), *(0.95 * x for x in ends[::-1])]}
@@ -425,9 +428,9 @@ def plot_means(rows: Sequence[Row], chosen: str = "") -> Figure:
             **_xy([row], "measured_ms", "predicted_ms"), mode="markers", marker={"color": color, "size": 9},
             error_x=spread, name=_text(row["plan"]), showlegend=False,
         )  # fmt: skip
-    _style(figure, height=520)
-    figure.update_xaxes(**_log_axis(logarithmic, limits), title_text="mean latency [ms], measured")
-    figure.update_yaxes(**_log_axis(logarithmic, limits), title_text="mean latency [ms], predicted")
+    apply_style(figure, height=520)
+    figure.update_xaxes(**log_axis(logarithmic, limits), title_text="mean latency [ms], measured")
+    figure.update_yaxes(**log_axis(logarithmic, limits), title_text="mean latency [ms], predicted")
     points = [row | {"name": row["plan"], "kind": "chosen" if row["plan"] == chosen else "plan"} for row in rows]
     both = (logarithmic, logarithmic)
     _label(figure, points, ("measured_ms", "predicted_ms"), (limits, limits), logarithmic=both, avoid=_diagonal(ends))
@@ -481,7 +484,7 @@ def plot_parts(rows: Sequence[Row]) -> Figure:
         text = f"{total:.1f}" + (f" <span style='color:{QUIET}'>{source}</span>" if paired else "")
         place_text = {"x": total, "y": y, "xshift": 6, "xanchor": "left", "yanchor": "middle"}
         figure.add_annotation(text=text, showarrow=False, font={"size": 11.5, "color": INK}, **place_text)
-    _style(figure, height=110 + (58 if paired else 34) * len(plans))
+    apply_style(figure, height=110 + (58 if paired else 34) * len(plans))
     figure.update_layout(barmode="stack", margin_t=62)
     figure.update_yaxes(tickvals=[-i for i in range(len(plans))], ticktext=[_text(plan) for plan in plans])
     figure.update_yaxes(showgrid=False, range=[-len(plans) + 0.5, 0.5])
@@ -534,7 +537,7 @@ def _part_name(part: str) -> str:
     return "transfer (measured)" if part == "transfer" else part
 
 
-def _style(figure: Figure, height: int) -> None:
+def apply_style(figure: Figure, height: int) -> None:
     figure.update_layout(
         template="none", height=height, font={"family": _FONT, "size": 13, "color": INK},
         margin={"l": 70, "r": 24, "t": 48, "b": 56}, paper_bgcolor="#FFFFFF", plot_bgcolor="#FFFFFF",
@@ -549,7 +552,7 @@ def _style(figure: Figure, height: int) -> None:
     figure.update_yaxes(**axis, title_font={"color": QUIET, "size": 13}, title_standoff=12)
 
 
-def _range(values: Sequence[float], ratio: float) -> tuple[list[float], bool]:
+def axis_range(values: Sequence[float], ratio: float) -> tuple[list[float], bool]:
     """Return axis limits with 10 % to spare, and whether the values span a factor beyond ``ratio`` (then in log10)."""
     low, high = min(values), max(values)
     logarithmic = low > 0 and high / low > ratio
@@ -559,7 +562,7 @@ def _range(values: Sequence[float], ratio: float) -> tuple[list[float], bool]:
     return [low - spare, high + spare], logarithmic
 
 
-def _log_axis(logarithmic: bool, limits: Sequence[float]) -> dict[str, Any]:
+def log_axis(logarithmic: bool, limits: Sequence[float]) -> dict[str, Any]:
     """Return the axis settings; plotly alone would write the 2 of 20 ms and of 200 ms alike."""
     if not logarithmic:
         return {"type": "linear", "range": list(limits)}

@@ -27,7 +27,16 @@ from portend.units import format_bandwidth, format_time
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["ReportData", "render_report", "write_report"]
+__all__ = [
+    "STYLE",
+    "ReportData",
+    "html_cells",
+    "html_page",
+    "html_section",
+    "html_table",
+    "render_report",
+    "write_report",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -89,27 +98,26 @@ def write_report(path: str | Path, data: ReportData) -> Path:
 
 def render_report(data: ReportData) -> str:
     """Return the report as HTML text."""
-    from plotly.offline import get_plotlyjs
-
     sections = [
         _headline(data),
-        _section(
+        html_section(
             "Where it runs", _topology(data), "The tiers and links, and what the chosen plan does on each (predicted)."
         ),
         _plans_section(data),
         *_figures(data),
         _terms_section(data),
         _provenance(data),
-        _section("How to read this", _reading(data)),
+        html_section("How to read this", _reading(data)),
     ]
     body = "\n".join(sections).replace(" %", "&nbsp;%")
-    return _PAGE.format(
-        title=escape(data.title),
-        style=_STYLE,
-        policy=_POLICY,
-        plotly=get_plotlyjs(),
-        body=body,
-    )
+    return html_page(data.title, body, STYLE)
+
+
+def html_page(title: str, body: str, style: str) -> str:
+    """Return a whole page of its own, with Plotly inside; it loads nothing else."""
+    from plotly.offline import get_plotlyjs
+
+    return _PAGE.format(title=escape(title), style=style, policy=_POLICY, plotly=get_plotlyjs(), body=body)
 
 
 # --- headline ------------------------------------------------------------------------------
@@ -307,7 +315,7 @@ def _plans_section(data: ReportData) -> str:
             f"✓ the measured value lies inside the interval that the prediction gives for a test of this size "
             f"({_level(data)}), ✗ it does not. {_agreement(data)}"
         )
-    return _section("Plans", _table(head, rows), note)
+    return html_section("Plans", html_table(head, rows), note)
 
 
 def _level(data: ReportData) -> str:
@@ -334,7 +342,7 @@ def _compared(data: ReportData, case: Comparison) -> str:
         f"<b>{format_rates(list(measurement.exit_rates()))}</b> {rates_mark}",
     ]
     name = f"<th rowspan='2' scope='rowgroup'>{_plan_name(data, case.name)}</th>"
-    return f"<tbody><tr class='pred'>{name}{_cells(predicted)}</tr><tr>{_cells(measured)}</tr></tbody>"
+    return f"<tbody><tr class='pred'>{name}{html_cells(predicted)}</tr><tr>{html_cells(measured)}</tr></tbody>"
 
 
 def _estimated(data: ReportData, name: str) -> str:
@@ -347,7 +355,7 @@ def _estimated(data: ReportData, name: str) -> str:
     ]
     if data.comparisons:
         cells = ["predicted", cells[0], "", *cells[1:]]
-    return f"<tbody><tr><th scope='row'>{_plan_name(data, name)}</th>{_cells(cells)}</tr></tbody>"
+    return f"<tbody><tr><th scope='row'>{_plan_name(data, name)}</th>{html_cells(cells)}</tr></tbody>"
 
 
 def _plan_name(data: ReportData, name: str) -> str:
@@ -373,17 +381,19 @@ def _agreement(data: ReportData) -> str:
 def _terms_section(data: ReportData) -> str:
     if not data.comparisons:
         rows = [
-            f"<tbody><tr><th scope='row'>{escape(name)}</th>{_cells(_part_cells(estimate))}</tr></tbody>"
+            f"<tbody><tr><th scope='row'>{escape(name)}</th>{html_cells(_part_cells(estimate))}</tr></tbody>"
             for name, estimate in data.plans.items()
         ]
-        return _section("Latency terms", _table(["Plan", *PARTS, "sum"], rows), "Mean ms per sample, predicted.")
+        return html_section(
+            "Latency terms", html_table(["Plan", *PARTS, "sum"], rows), "Mean ms per sample, predicted."
+        )
     rows = [_term_rows(data, case) for case in data.comparisons]
     note = (
         "Mean ms per sample. The largest error of each plan is marked. The last column predicts the mean latency with "
         "the exit rates that were measured: what is then left to the measured sum is the latency model's own error."
     )
     head = ["Plan", "", *TERMS, "sum", "at measured exit rates"]
-    return _section("Latency terms", _table(head, rows), note)
+    return html_section("Latency terms", html_table(head, rows), note)
 
 
 def _part_cells(estimate: Estimate) -> list[str]:
@@ -401,14 +411,14 @@ def _term_rows(data: ReportData, case: Comparison) -> str:
     second = ["measured", *measured, f"<b>{format_ms(case.measurement.mean_s)}</b>", ""]
     kind = " class='chosen'" if case.name == data.chosen else ""
     name = f"<th rowspan='2' scope='rowgroup'><span{kind}>{escape(case.name)}</span></th>"
-    return f"<tbody><tr class='pred'>{name}{_cells(first)}</tr><tr>{_cells(second)}</tr></tbody>"
+    return f"<tbody><tr class='pred'>{name}{html_cells(first)}</tr><tr>{html_cells(second)}</tr></tbody>"
 
 
-def _cells(cells: Iterable[str]) -> str:
+def html_cells(cells: Iterable[str]) -> str:
     return "".join(f"<td>{cell}</td>" for cell in cells)
 
 
-def _table(head: Sequence[str], bodies: Sequence[str]) -> str:
+def html_table(head: Sequence[str], bodies: Sequence[str]) -> str:
     columns = "".join(f"<th scope='col'>{escape(name)}</th>" for name in head)
     return f"<div class='scroll'><table><thead><tr>{columns}</tr></thead>{''.join(bodies)}</table></div>"
 
@@ -477,7 +487,7 @@ def _figure(name: str, title: str, figure: Figure) -> str:
         default_height=f"{figure.layout.height}px",
         config={"responsive": True, "displayModeBar": False},
     )
-    return _section(title, f"<div class='scroll'><div class='plot'>{drawn}</div></div>", _CAPTIONS[name])
+    return html_section(title, f"<div class='scroll'><div class='plot'>{drawn}</div></div>", _CAPTIONS[name])
 
 
 # --- provenance and reading ----------------------------------------------------------------
@@ -501,7 +511,7 @@ def _provenance(data: ReportData) -> str:
     if chosen is not None and chosen.measurement.provenance:
         groups["Measurement of the chosen plan"] = chosen.measurement.provenance
     body = "".join(f"<div><h3>{escape(title)}</h3>{_facts(facts)}</div>" for title, facts in groups.items() if facts)
-    return _section("Where the numbers come from", f"<div class='groups'>{body}</div>")
+    return html_section("Where the numbers come from", f"<div class='groups'>{body}</div>")
 
 
 def _reading(data: ReportData) -> str:
@@ -523,7 +533,7 @@ def _reading(data: ReportData) -> str:
     return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 
-def _section(title: str, body: str, note: str = "") -> str:
+def html_section(title: str, body: str, note: str = "") -> str:
     words = f"<p class='note'>{note}</p>" if note else ""
     return f"<section><h2>{escape(title)}</h2>{words}{body}</section>"
 
@@ -532,7 +542,7 @@ _POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
 
-_STYLE: Final = """
+STYLE: Final = """
 :root { color-scheme: light; --ink: #1f2933; --quiet: #5b6773; --line: #e1e6eb; --chosen: #c2500a; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #f6f7f9; color: var(--ink); line-height: 1.5;

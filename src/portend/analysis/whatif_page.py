@@ -241,13 +241,13 @@ def plot_sweep(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
         )  # fmt: skip
     _plan_lines(figure, found, scale, points, names)
     y_values = [y for trace in figure.data if trace.yaxis in (None, "y") for y in trace.y if y is not None]
-    limits, logarithmic = plots._range(y_values or [1.0], ratio=2.5)
-    plots._style(figure, height=640)
+    limits, logarithmic = plots.axis_range(y_values or [1.0], ratio=2.5)
+    plots.apply_style(figure, height=640)
     figure.update_layout(
         margin={"t": 56 if crossovers else 20, "b": 140, "l": 70, "r": 28}, hovermode="closest",
         legend={"y": 0.0, "yanchor": "bottom", "x": 0.5, "xanchor": "center"},
     )  # fmt: skip
-    figure.update_yaxes(**plots._log_axis(logarithmic, limits), title_text="latency [ms]", row=1, col=1)
+    figure.update_yaxes(**plots.log_axis(logarithmic, limits), title_text="latency [ms]", row=1, col=1)
     shares = [p.solution.estimate.accuracy for p in points if p.solution] or [1.0]
     spare = max(0.15 * (max(shares) - min(shares)), 0.004)
     range_ = [min(shares) - spare, max(shares) + spare]
@@ -351,7 +351,7 @@ def _x_axis(figure: Figure, found: Sweep, scale: _Scale, ends: tuple[float, floa
         labels = [" | ".join(found.field(i).format(v) for i, v in enumerate(point.values)) for point in found.points]
         figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, range=list(ends), showgrid=False)
         return
-    figure.update_xaxes(**plots._log_axis(scale.logarithmic, [scale.stretched(x) for x in ends]))
+    figure.update_xaxes(**plots.log_axis(scale.logarithmic, [scale.stretched(x) for x in ends]))
 
 
 def _letters_on(
@@ -462,7 +462,7 @@ def plot_grid(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
             marker={"color": plots.CHOSEN, "size": 5}, text=[", ".join(_places(found, c)) for c in crossovers],
             hovertemplate="%{text}<extra></extra>", row=1, col=1,
         )  # fmt: skip
-    plots._style(figure, height=150 + 2 * max(32 * len(rows), 130))
+    plots.apply_style(figure, height=150 + 2 * max(32 * len(rows), 130))
     figure.update_layout(margin={"t": 34, "r": 16})
     figure.update_annotations(x=0, xanchor="left", font={"size": 13, "color": plots.INK})
     for index, update in enumerate((figure.update_xaxes, figure.update_yaxes)):
@@ -513,30 +513,28 @@ def write_page(path: str | Path, found: Sweep, crossovers: Sequence[Crossover] |
 
 def render_page(found: Sweep, crossovers: Sequence[Crossover] | None = None) -> str:
     """Return the sweep as HTML text; ``crossovers`` None: they were not looked for."""
-    from plotly.offline import get_plotlyjs
-
     law(found.zipped or len(found.axes) <= 2, f"a figure shows one or two fields, but {len(found.axes)} were swept")
     flips = crossovers or ()
     names = _Names(found, flips)
     two = len(found.axes) == 2 and not found.zipped
     figure = plot_grid(found, flips) if two else plot_sweep(found, flips)
-    paths = escape(", ".join(axis.path for axis in found.axes))
+    paths = ", ".join(axis.path for axis in found.axes)
     sections = [
-        f"<header><h1>What if: {paths}</h1><p class='problem'>{escape(found.asked)}; "
+        f"<header><h1>What if: {escape(paths)}</h1><p class='problem'>{escape(found.asked)}; "
         f"{found.scenario.profile.backbone.name} on {escape(found.scenario.topology.name)}, planned anew at each of "
         f"{len(found.points)} points.</p></header>",
         _drawn(figure, two, crossovers is not None),
-        report._section(
+        report.html_section(
             "Plans", _plans(found, names, flips), "In the order of the letters; blocks are counted from 1."
         ),
     ]
     if crossovers is not None:
-        sections.append(report._section("Crossovers", _crossovers(found, names, flips), _CROSSOVER_NOTE))
-    sections.append(report._section("All points", f"<details><summary>Show</summary>{_points(found, names)}</details>"))
-    body = "\n".join(sections).replace(" %", "&nbsp;%")
-    return report._PAGE.format(
-        title=f"What if: {paths}", style=report._STYLE + _STYLE, policy=report._POLICY, plotly=get_plotlyjs(), body=body
+        sections.append(report.html_section("Crossovers", _crossovers(found, names, flips), _CROSSOVER_NOTE))
+    sections.append(
+        report.html_section("All points", f"<details><summary>Show</summary>{_points(found, names)}</details>")
     )
+    body = "\n".join(sections).replace(" %", "&nbsp;%")
+    return report.html_page(f"What if: {paths}", body, report.STYLE + _STYLE)
 
 
 _STYLE: Final = """
@@ -567,7 +565,7 @@ def _drawn(figure: Figure, two: bool, searched: bool) -> str:
         figure, include_plotlyjs=False, full_html=False, div_id="figure-whatif",
         default_height=f"{figure.layout.height}px", config={"responsive": True, "displayModeBar": False},
     )  # fmt: skip
-    return report._section(
+    return report.html_section(
         "The best plan" if two else "Mean latency", f"<div class='scroll'><div class='plot'>{drawn}</div></div>", note
     )
 
@@ -585,8 +583,10 @@ def _plans(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) -> str:
         shares = sorted({format_share(e.accuracy) for e in estimates})
         cells = [_spans(found, plan, crossovers), "–".join(dict.fromkeys(span)), " to ".join(shares)]
         good = next((p for p in members if p.status == "optimal"), members[0])
-        rows.append(f"<tbody><tr><th scope='row'>{_chip(names, good)} {steps}</th>{report._cells(cells)}</tr></tbody>")
-    return report._table(["Plan", "Best for", "Mean latency [ms]", "Accuracy"], rows)
+        rows.append(
+            f"<tbody><tr><th scope='row'>{_chip(names, good)} {steps}</th>{report.html_cells(cells)}</tr></tbody>"
+        )
+    return report.html_table(["Plan", "Best for", "Mean latency [ms]", "Accuracy"], rows)
 
 
 def _spans(found: Sweep, plan: Plan, crossovers: Sequence[Crossover]) -> str:
@@ -611,7 +611,7 @@ def _crossovers(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) ->
         change = " → ".join(
             _chip(names, p) + (" ✗" if p.status == "infeasible" else "") for p in (crossover.below, crossover.above)
         )
-        cells = report._cells([*others, _width(crossover), change, crossover.kind, *_sides(crossover)])
+        cells = report.html_cells([*others, _width(crossover), change, crossover.kind, *_sides(crossover)])
         rows.append(f"<tbody><tr><th scope='row'>{at}</th>{cells}</tr></tbody>")
     head = [
         *_paths(found, crossovers),
@@ -621,14 +621,14 @@ def _crossovers(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) ->
         "Mean latency below | above [ms]",
         "Accuracy below | above",
     ]
-    return report._table(head, rows)
+    return report.html_table(head, rows)
 
 
 def _points(found: Sweep, names: _Names) -> str:
     rows = []
     for point in found.points:
         values = " | ".join(found.field(i).format(v) for i, v in enumerate(point.values))
-        cells = report._cells([_chip(names, point), *map(escape, _cells(point)), point.status])
+        cells = report.html_cells([_chip(names, point), *map(escape, _cells(point)), point.status])
         rows.append(f"<tbody><tr><th scope='row'>{escape(values)}</th>{cells}</tr></tbody>")
     head = [" | ".join(axis.path for axis in found.axes), "Plan", "Mean [ms]", "95th percentile [ms]", "Accuracy"]
-    return report._table([*head, "Best baseline", ""], rows)
+    return report.html_table([*head, "Best baseline", ""], rows)
