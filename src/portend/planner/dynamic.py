@@ -44,6 +44,7 @@ Index = NDArray[np.intp] | Flags
 _CELLS: Final = 1 << 19
 _BEAM: Final = 300
 _LABELS: Final = 20_000
+_MIX: Final = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing
 _DUAL_STEPS: Final = 6
 _PRICE_RANGE: Final = 4.0
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2
@@ -137,7 +138,7 @@ class _Search:
             least = np.minimum(least, alone[0])
         if (least < 0).any():  # a hop can bring the sample nearer to where its result goes, once or more often
             least = np.broadcast_to(space.result.min() - space.result, least.shape)
-        return np.maximum(later - space.right, -NEVER), np.minimum(least, NEVER)
+        return np.where(np.isfinite(later), later - space.right, 0.0), np.minimum(least, NEVER)
 
     # -- the run -------------------------------------------------------------------------------
 
@@ -148,11 +149,15 @@ class _Search:
 
         With ``beam`` go only through so many of each length; ``relaxed`` says which are the most promising.
         """
+        with np.errstate(invalid="ignore"):  # nobody (0) who would do what is impossible (inf): no number, not wanted
+            return self._run(goal, relaxed, beam, most)
+
+    def _run(self, goal: Goal[_Plans], relaxed: _Relaxed | None, beam: int, most: float) -> bool:
         labels = self._root()
         self.levels = [labels]
         for length in range(1, self.lengths.stop):
             moved = self._moved(labels, first=length == 1)
-            if length > 1:
+            if length > 2 or self.increasing:  # before, no two prefixes meet in one state
                 moved = moved.take(self._undominated(moved))
             parts: list[_Labels] = []
             for chunk in self._chunks(moved, branching=length == 1 or self.per_exit):
@@ -164,8 +169,8 @@ class _Search:
             labels = _Labels.joined(parts)
             left = self.lengths.stop - 1 - length
             at = (labels.row, labels.cut, labels.tier)
-            wanted = self._hopeful(goal, left, *at, labels.stay, labels.latency, labels.right)
-            labels = labels.take(wanted)  # once more, for now the goal has seen all plans of this length
+            if len(parts) > 1:  # once more, for now the goal has seen all plans of this length
+                labels = labels.take(self._hopeful(goal, left, *at, labels.stay, labels.latency, labels.right))
             if relaxed is not None and len(labels) > beam > 0:
                 promise = relaxed.value(left, labels.row, labels.cut, labels.tier, labels.latency, labels.right)
                 labels = labels.take(_spread(promise, labels.cut, beam))
@@ -237,12 +242,11 @@ class _Search:
         """Run the next partition to every later cut: tell the goal the plans that end there, return the prefixes."""
         space = self.space
         at = ((moved.on_tier == 1).astype(np.intp), moved.tier, moved.cut)
-        full, stay = space.full[at], moved.stay[:, None]
-        possible = np.isfinite(full)
-        latency = moved.latency[:, None] + stay * np.where(possible, full, 0.0)
+        stay = moved.stay[:, None]
+        latency = moved.latency[:, None] + stay * space.full[at]
         right = moved.right[:, None] + stay * (space.right - space.right[moved.cut][:, None])
         if length >= self.lengths.start:
-            index, cut = np.nonzero(possible & space.last & goal.wants(latency, right))
+            index, cut = np.nonzero(goal.wants(latency, right) & space.last)
             if index.size:
                 goal.add(
                     _Plans(
@@ -262,21 +266,19 @@ class _Search:
         stay_then = np.minimum(stay, stays)
         onward = latency[None]
         if not self.always_used:
-            shorter = moved.latency[:, None] + stay * np.where(possible, space.bare[at], 0.0)
+            shorter = moved.latency[:, None] + stay * space.bare[at]
             onward = np.where(used, latency, shorter)
-        wanted = (
-            possible
-            & space.inner
-            & self._hopeful(goal, left, row, self.cuts, moved.tier[:, None], stay_then, onward, right)
-        )
+        wanted = self._hopeful(goal, left, row, self.cuts, moved.tier[:, None], stay_then, onward, right) & space.inner
         if length >= self.lengths.start:
             wanted &= stay_then > 0  # where nobody stays, a longer plan is the same but longer
         if self.per_exit:
             wanted &= used | (row == space.first_unused)
-        which, index, cut = np.nonzero(wanted)
-        if not index.size:
+        flat = np.flatnonzero(wanted)
+        if not flat.size:
             return []
-        onward = np.broadcast_to(onward, wanted.shape)
+        onward = onward if onward.shape == wanted.shape else np.broadcast_to(onward, wanted.shape)
+        which, cell = np.divmod(flat, right.size)
+        index, cut = np.divmod(cell, self.size)
         return [
             _Labels(
                 row=which if branching else moved.row[index],
@@ -284,9 +286,9 @@ class _Search:
                 tier=moved.tier[index],
                 visited=moved.visited[index],
                 on_tier=moved.on_tier[index],
-                stay=np.broadcast_to(stay_then, wanted.shape)[which, index, cut],
-                latency=onward[which, index, cut],
-                right=right[index, cut],
+                stay=stay_then.ravel()[flat],
+                latency=onward.ravel()[flat],
+                right=right.ravel()[cell],
                 parent=moved.parent[index],
             )
         ]
@@ -302,22 +304,20 @@ class _Search:
             key = key * (self.most_on_tier + 1) + labels.on_tier
         if not self.stay_is_known:
             key = key * (self.space.samples + 1) + labels.stay.astype(np.int64)
-        if (key.max(initial=0) >> 16) == 0:
-            key = key.astype(np.uint16)  # sorts faster
-        order = np.lexsort((labels.latency, key))
-        if repeats(key[order], labels.latency[order]).any():
-            order = np.lexsort((-labels.right, labels.latency, key))
-        equal = repeats(key[order], labels.latency[order], labels.right[order])
+        some = _behind_fastest(key, labels.latency, labels.right)
+        key, latency, right = key[some], labels.latency[some], labels.right[some]
+        order = np.lexsort((-right, latency, key))
+        equal = repeats(key[order], latency[order], right[order])
         if equal.any():
             members = order[equal | np.append(equal[1:], False)]
-            rank = np.zeros(len(labels), dtype=np.intp)
-            rank[members] = self._ranks(len(self.levels) - 1, labels.take(members))
-            order = np.lexsort((rank, -labels.right, labels.latency, key))
+            rank = np.zeros(order.size, dtype=np.intp)
+            rank[members] = self._ranks(len(self.levels) - 1, labels.take(some[members]))
+            order = np.lexsort((rank, -right, latency, key))
         group = np.append(0, np.cumsum(key[order][1:] != key[order][:-1])) * (self.space.certain + 1)
-        value = labels.right[order] + group
+        value = right[order] + group
         kept = np.ones(order.size, dtype=np.bool_)
         kept[1:] = value[1:] > np.maximum.accumulate(value)[:-1]
-        return np.asarray(order[kept])
+        return np.asarray(some[order[kept]])
 
     # -- names ---------------------------------------------------------------------------------
 
@@ -447,6 +447,23 @@ class _Relaxed:
         return np.asarray(latency - self.price[row] * right + self.rest[left][row, cut, tier])
 
 
+def _behind_fastest(key: Ints, latency: Floats, right: Floats) -> NDArray[np.intp]:
+    """Indices of the labels that the fastest one of their state (``key``) does not beat; most are beaten.
+
+    States share slots; a state that meets a faster one in its slot is left as it is.
+    """
+    bits = max(key.size.bit_length() + 1, 8)
+    slot = ((key.astype(np.uint64) * _MIX) >> np.uint64(64 - bits)).astype(np.intp)
+    least = np.full(1 << bits, np.inf)
+    np.minimum.at(least, slot, latency)
+    fast = np.flatnonzero(latency == least[slot])
+    fastest = np.zeros(1 << bits, dtype=np.intp)
+    fastest[slot[fast]] = fast
+    other = fastest[slot]
+    worse = (right < right[other]) | ((right == right[other]) & (latency > latency[other]))
+    return np.flatnonzero(~worse | (key != key[other]))
+
+
 def _spread(promise: Floats, cut: Ints, beam: int) -> NDArray[np.intp]:
     """Indices of ``beam`` labels of the least ``promise`` at their cut: as many at one cut as at another."""
     order = np.lexsort((promise, cut))
@@ -471,6 +488,7 @@ def best(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Foun
     Of plans that are equally fast the most accurate, of equally accurate ones the fastest.
     """
     search = _Search(space)
+    budget = min(budget, NEVER * space.samples)
     goal = BestGoal(_no_plans(), search.best_first, need=need, budget=budget, fastest=fastest)
     prices = _Prices(search, goal) if fastest and math.isfinite(need) else None
     beam, most = _BEAM, float(_LABELS)

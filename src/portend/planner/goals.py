@@ -66,22 +66,26 @@ class FrontGoal(Generic[P]):
     def __init__(self, none: P, order: Order[P], certain: float) -> None:
         self.best, self._order = none, order
         self._scale = (_BINS - 1) / certain
-        self._limit = np.full(_BINS + 1, np.inf)
+        self._fastest = np.full(_BINS, np.inf)
+        """The latency of the fastest plan of each bin of accuracy."""
+        self._limit = np.full(_BINS, np.inf)
         """The latency of the fastest plan that is more accurate than any value of a bin."""
 
     def wants(self, latency: Floats, right: Floats) -> Flags:
-        bins = (np.maximum(right, 0) * self._scale).astype(np.intp)
-        return np.asarray((right >= 0) & (latency < self._limit[bins]))
+        return np.asarray(latency < self._limit[self._bins(right)])
 
     def add(self, plans: P) -> None:
+        np.minimum.at(self._fastest, self._bins(plans.right), plans.latency)
+        self._limit[:-1] = np.minimum.accumulate(self._fastest[:0:-1])[::-1]
         every = self.best.and_then(plans)
+        every = every.take(np.flatnonzero(self.wants(every.latency, every.right)))
         order = self._order(every, (every.latency, -every.right))
         right = every.right[order]
         kept = np.append(True, right[1:] > np.maximum.accumulate(right)[:-1])
         self.best = every.take(order[kept])
-        fastest_in = np.full(_BINS + 1, np.inf)
-        np.minimum.at(fastest_in, (self.best.right * self._scale).astype(np.intp), self.best.latency)
-        self._limit[:-1] = np.minimum.accumulate(fastest_in[::-1])[::-1][1:]
+
+    def _bins(self, right: Floats) -> NDArray[np.intp]:
+        return (right * self._scale).astype(np.intp)
 
 
 class Front(Sequence[Found], Generic[P]):
