@@ -35,27 +35,23 @@ Ints = NDArray[np.intp]
 
 _PLAN_LIMIT = 200_000_000
 _METRIC_LIMIT = 20_000_000
-_BLOCK_CELLS = 1 << 16
+_BLOCK_CELLS = 1 << 15
 _BATCH_CELLS = 1 << 14
 _PAIRS = 1 << 9
 
 
 @dataclass(frozen=True, slots=True)
 class _BlockFront:
-    """Pareto front of one block of plans, F points: what is needed to name a point as a plan later.
+    """Pareto front of one block of plans of one length, F points: what is needed to name a point as a plan later.
 
-    ``latency`` and ``right`` are the search's own counts (``PlanSpace``).
-
-    ``order`` [F, 3] sorts points that are equal in both metrics: fewer partitions, then the
-    threshold row, then the column of cuts (the first placement in lexicographic order won already).
+    ``latency`` and ``right`` are the search's own counts (``PlanSpace``), ``row`` [F] and ``cuts`` [F, L] say which
+    plans these are; of placements that take equally long the first is meant.
     """
 
     latency: Floats
     right: Floats
-    order: Ints
+    row: Ints
     cuts: Ints
-    rows: list[tuple[int, ...]]
-    placements: list[tuple[int, ...]]
 
 
 def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
@@ -254,23 +250,29 @@ def sample_space(
 
 
 def _merge(fronts: list[_BlockFront], search: _Search) -> list[FrontPoint]:
-    """Front of the union of block fronts, with its plans."""
+    """Front of the union of block fronts, with its plans; of equals the first in canonical order.
+
+    Canonical: fewer partitions, then the threshold row, then the cuts.
+    """
     if not fronts:
         return []
-    order = np.concatenate([front.order for front in fronts])
-    owner = np.repeat(np.arange(len(fronts)), [front.latency.size for front in fronts])
-    member = np.concatenate([np.arange(front.latency.size) for front in fronts])
-    latency = np.concatenate([front.latency for front in fronts])
-    right = np.concatenate([front.right for front in fronts])
-    canonical = np.lexsort(order.T[::-1])
+    latency, right, row = (
+        np.concatenate([getattr(front, name) for front in fronts]) for name in ("latency", "right", "row")
+    )
+    length = np.concatenate([np.full(front.row.size, front.cuts.shape[1]) for front in fronts])
+    most = int(length.max())
+    cuts = np.concatenate([np.pad(front.cuts, ((0, 0), (0, most - front.cuts.shape[1]))) for front in fronts])
+    canonical = np.lexsort((*cuts.T[::-1], row, length))
     kept = canonical[front_indices(latency[canonical], right[canonical])]
+    plans: dict[int, Plan] = {}
+    for partitions in np.unique(length[kept]).tolist():
+        of_length = kept[length[kept] == partitions]
+        named = search.named(cuts[of_length, :partitions], row[of_length], latency[of_length])
+        plans.update(zip(of_length.tolist(), named, strict=True))
+    seconds, accuracy = search.seconds(latency[kept]).tolist(), search.accuracy(right[kept]).tolist()
     return [
-        FrontPoint(
-            latency_s=float(search.seconds(latency[i])),
-            accuracy=float(search.accuracy(right[i])),
-            plan=search.plan(fronts[owner[i]], int(member[i])),
-        )
-        for i in kept
+        FrontPoint(latency_s=s, accuracy=a, plan=plans[i])
+        for i, s, a in zip(kept.tolist(), seconds, accuracy, strict=True)
     ]
 
 
@@ -286,34 +288,32 @@ class _Search(PlanSpace):
         """Pareto fronts of all plans with ``length`` partitions, block by block."""
         placements = list(self.placements(length))
         rows = self.rows(length)
-        offset = 0
         for cuts in self.columns(length, _BLOCK_CELLS):
             reach, right = self.outcomes(cuts, rows)
             best = np.full(right.shape, np.inf)
-            winner = np.zeros(right.shape, dtype=np.int32)
-            for index, placement in enumerate(placements):
-                latency = self.latency(cuts, rows, reach, placement)
-                better = latency < best
-                np.copyto(best, latency, where=better)
-                winner[better] = index
+            for placement in placements:
+                np.minimum(best, self.latency(cuts, rows, reach, placement), out=best)
             cells = front_indices(best.ravel(), right.ravel())
+            if not cells.size:
+                continue
             row, column = np.divmod(cells, len(cuts))
-            yield _BlockFront(
-                latency=best.ravel()[cells],
-                right=right.ravel()[cells],
-                order=np.stack([np.full_like(cells, length), row, column + offset], axis=1),
-                cuts=cuts[column],
-                rows=[rows[r] for r in row],
-                placements=[placements[w] for w in winner.ravel()[cells]],
-            )
-            offset += len(cuts)
+            yield _BlockFront(latency=best.ravel()[cells], right=right.ravel()[cells], row=row, cuts=cuts[column])
 
-    def plan(self, front: _BlockFront, member: int) -> Plan:
-        """Return a point of a block front as a plan; an exit that may not be used has threshold 0."""
-        cuts = tuple(int(c) for c in front.cuts[member])
-        inner = zip(front.rows[member], cuts[:-1], strict=True)
-        thresholds = tuple(self.threshold(row, cut) for row, cut in inner)
-        return Plan(cuts=cuts, placement=front.placements[member], thresholds=thresholds)
+    def named(self, cuts: Ints, row: Ints, latency: Floats) -> list[Plan]:
+        """Return the plans of these cuts [F, L], rows and latencies, on the first placement that takes so long."""
+        rows, placements = self.rows(cuts.shape[1]), list(self.placements(cuts.shape[1]))
+        reach, _ = self.outcomes(cuts, rows)
+        winner, points = np.zeros(len(cuts), dtype=np.intp), np.arange(len(cuts))
+        for index in range(len(placements) - 1, -1, -1):
+            winner[self.latency(cuts, rows, reach, placements[index])[row, points] == latency] = index
+        return [
+            Plan(
+                cuts=ends,
+                placement=placements[first],
+                thresholds=tuple(self.threshold(t, cut) for t, cut in zip(rows[r], ends[:-1], strict=True)),
+            )
+            for ends, r, first in zip(map(tuple, cuts.tolist()), row.tolist(), winner.tolist(), strict=True)
+        ]
 
     def outcomes(self, cuts: Ints, rows: list[tuple[int, ...]]) -> tuple[Floats, Floats]:
         """Samples that reach partition k [R, L+1, C] (S at k=0, 0 at k=L), and right answers [R, C]."""
@@ -398,29 +398,44 @@ class _Search(PlanSpace):
 
     def latency(self, cuts: Ints, rows: list[tuple[int, ...]], reach: Floats, placement: tuple[int, ...]) -> Floats:
         """Mean latency of one placement in samples times quanta, [R, C]; +inf where a hint or a codec forbids it."""
-        length = len(placement)
-        start, sender = np.zeros(len(cuts), dtype=np.intp), self.model.topology.source
-        latency, term = np.empty(reach[:, 0].shape), np.empty(reach[:, 0].shape)
+        length, size = len(placement), self.blocks + 1
+        latency, term = np.empty((2, len(rows), len(cuts)))
         forbidden = np.zeros(len(cuts), dtype=np.bool_)
-        paid = 0.0  # result cost charged so far to samples that reach the partition
+        at, sender = cuts[:, 0], -1
         for k, tier in enumerate(placement):
-            end = cuts[:, k]
-            bare, full = self.compute[int(k == 0 or tier != sender), :, tier, start, end].T
-            hop = self.hop[start, sender, tier]
-            forbidden |= ~np.isfinite(hop + full)
-            hop, full = np.where(forbidden, 0.0, hop) + (self.result[tier] - paid), np.where(forbidden, 0.0, full)
+            full, bare, possible = self._steps[sender, tier]
+            forbidden |= ~possible.take(at)
+            cost = full.take(at)
             if k == 0:  # everyone reaches the first partition
-                term[:] = self.samples * (hop + full)
+                latency[:] = self.samples * cost
             else:
-                np.multiply(reach[:, k], hop + full, out=term)
-            for index, row in enumerate(rows if k < length - 1 else ()):
-                if not self.always_used[row[k]]:
-                    step = hop + np.where(self.used[row[k], end] | forbidden, full, bare)
-                    np.multiply(reach[index, k], step, out=term[index])
-            if k == 0:
-                latency, term = term, latency
-            else:
+                np.multiply(reach[:, k], cost, out=term)
+            if k < length - 1:
+                for index in np.flatnonzero(~self.always_used[[row[k] for row in rows]]):
+                    used = self.used[rows[index][k], cuts[:, k]]
+                    (latency if k == 0 else term)[index] = reach[index, k] * np.where(used, cost, bare.take(at))
+                at, sender = cuts[:, k] * size + cuts[:, k + 1], tier
+            if k:
                 latency += term
-            start, sender, paid = end, tier, self.result[tier]
         latency[:, forbidden] = np.inf
         return latency
+
+    @cached_property
+    def _steps(self) -> dict[tuple[int, int], tuple[Floats, Floats, NDArray[np.bool_]]]:
+        """Quanta of a partition from start to end cut, flat, on a tier after another (-1: the first one).
+
+        With the hop to it and what it changes in the way back: with the branch, without it, and whether it is possible
+        at all (elsewhere 0).
+        """
+        steps = {}
+        for sender in range(-1, self.tiers):
+            for tier in range(self.tiers):
+                moves = self.first[None, tier, None] if sender < 0 else self.step[:, sender, tier, None]
+                full, bare = (moves + self.compute[int(sender != tier), run, tier] for run in (1, 0))
+                possible = np.isfinite(full).ravel()
+                steps[sender, tier] = (
+                    np.where(possible, full.ravel(), 0.0),
+                    np.where(possible, bare.ravel(), 0.0),
+                    possible,
+                )
+        return steps

@@ -160,13 +160,22 @@ class PlanSpace:
 
     def columns(self, length: int, cells: int) -> Iterator[Ints]:
         """Increasing cuts [C, length], in lexicographic order, as many at a time as make ``cells`` with the rows."""
-        last = set(self.last_cuts)
-        usable = sorted({*self._inner_cuts(), *last})
-        every = combinations(usable, length)
-        rows = every if len(last) == len(usable) else (c for c in every if c[-1] in last)
+        ends = np.asarray(self.last_cuts, dtype=np.intp)
         chunk = max(1, cells // len(self.rows(length)))
-        while block := list(islice(rows, chunk)):
-            yield np.fromiter(chain.from_iterable(block), dtype=np.intp, count=len(block) * length).reshape(-1, length)
+        before = combinations(self._inner_cuts(), length - 1)
+        left = np.empty((0, length), dtype=np.intp)
+        while block := list(islice(before, 1 + chunk // max(ends.size, 1))):
+            prefix = np.array(block, dtype=np.intp).reshape(len(block), length - 1)
+            skipped = np.searchsorted(ends, prefix[:, -1], side="right") if length > 1 else np.zeros(1, dtype=np.intp)
+            number = ends.size - skipped
+            first = np.repeat(skipped - (np.cumsum(number) - number), number)
+            last = ends[np.arange(first.size) + first]
+            left = np.concatenate([left, np.column_stack([np.repeat(prefix, number, axis=0), last])])
+            while len(left) >= chunk:
+                yield left[:chunk]
+                left = left[chunk:]
+        if len(left):
+            yield left
 
     def rows(self, length: int) -> list[tuple[int, ...]]:
         """Threshold indices of each row; one partition asks no threshold, so one row."""
