@@ -107,6 +107,7 @@ def test_a_search_that_is_cut_short_states_what_it_may_have_missed(monkeypatch: 
     problem = Problem(minimize=latency, subject_to=(accuracy >= bound,), space=hints)
     whole, cut_short = search(problem, case.model()), search(problem, case.model(), seconds=0.0)
     assert (whole.status, whole.gap, cut_short.status) == ("optimal", 0.0, "feasible")
+    assert cut_short.gap is not None
     assert 0 < cut_short.gap < 1
     assert cut_short.estimate.accuracy >= bound
     least = cut_short.estimate.mean_s * (1 - cut_short.gap)

@@ -311,7 +311,7 @@ class Solution:
             not plain: of its objectives, over the plans that meet the constraints, by the first objective.
         baselines: restricted spaces solved under the same constraints, by name.
         values: the plan's metrics by name, where the problem is not plain.
-        gap: share of the latency that a better plan might save; 0 if proven.
+        gap: share of the latency that a better plan might save; 0 if proven, None if not known.
         why: what the plan's latency is made of, what binds it, and what it was preferred to.
     """
 
@@ -321,7 +321,7 @@ class Solution:
     front: tuple[FrontPoint, ...]
     stats: SearchStats
     baselines: Mapping[str, Solution] = field(default_factory=dict)
-    gap: float = 0.0
+    gap: float | None = 0.0
     values: Mapping[str, float] = field(default_factory=dict)
     why: Why | None = None
 

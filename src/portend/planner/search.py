@@ -13,15 +13,18 @@ from typing import Final, Literal
 
 from portend.perfmodel.model import PerformanceModel
 from portend.planner import dynamic, replay
+from portend.planner.evolutionary import solve_evolutionary
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.goals import Found
 from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, choose
 from portend.planner.space import PlanSpace
 
-__all__ = ["FRONT_LIMIT", "search"]
+__all__ = ["FRONT_LIMIT", "METRIC_LIMIT", "search"]
 
 FRONT_LIMIT: Final = 20_000_000
 """Plans up to which the whole front is searched, which holds the answer to every problem."""
+METRIC_LIMIT: Final = 20_000_000
+"""Plans up to which the metrics of every plan are computed, where a problem is not plain."""
 
 
 def search(problem: Problem, model: PerformanceModel, *, seconds: float = math.inf) -> Solution:
@@ -35,6 +38,8 @@ def search(problem: Problem, model: PerformanceModel, *, seconds: float = math.i
         InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
     """
     if not problem.plain:
+        if PlanSpace(problem.space, model).count() > METRIC_LIMIT:
+            return solve_evolutionary(problem, model, seconds=seconds)
         return solve_exhaustive(problem, model)
     begin = time.perf_counter()
     asked, problem = problem, problem.promised(model.samples)
