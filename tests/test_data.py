@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from portend.errors import DataError, InvalidValue
-from portend.models.data import Dataset, Splits, load_dataset, make_splits
-from portend.models.decoding import InputDecoder
+from portend.models.data import Dataset, Splits, limited, load_dataset, make_splits
+from portend.models.decoding import ImageDecoder, TensorDecoder, decoder_from_dict
 
-PLAIN_RGB = InputDecoder(channels=3, size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
+PLAIN_RGB = ImageDecoder(channels=3, size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def encode(pixels: Any, kind: str = "PNG") -> bytes:
@@ -42,7 +42,7 @@ def tiny(classes: list[int], **changes: Any) -> Dataset:
 
 
 def test_decoder_scales_and_normalizes_each_channel() -> None:
-    decoder = InputDecoder(channels=3, size=2, mean=(0.0, 0.5, 0.2), std=(1.0, 0.5, 0.1))
+    decoder = ImageDecoder(channels=3, size=2, mean=(0.0, 0.5, 0.2), std=(1.0, 0.5, 0.1))
     pixels = np.zeros((2, 2, 3), dtype=np.uint8)
     pixels[0, 1] = (255, 51, 102)
     decoded = decoder.decode(encode(pixels))
@@ -53,13 +53,13 @@ def test_decoder_scales_and_normalizes_each_channel() -> None:
 
 
 def test_decoder_converts_colors_and_sizes() -> None:
-    gray = InputDecoder(channels=1, size=6, mean=(0.0,), std=(1.0,))
+    gray = ImageDecoder(channels=1, size=6, mean=(0.0,), std=(1.0,))
     assert gray.decode(encode(np.full((3, 9, 3), 255))) == pytest.approx(np.ones((1, 6, 6)))
     assert PLAIN_RGB.decode(encode(np.full((4, 4), 255), "JPEG")).shape == (3, 4, 4)
 
 
 def test_decoder_enlarges_bilinearly() -> None:
-    decoder = InputDecoder(channels=1, size=4, mean=(0.0,), std=(1.0,))
+    decoder = ImageDecoder(channels=1, size=4, mean=(0.0,), std=(1.0,))
     row = decoder.pixels(encode([[0, 200], [0, 200]]))[0, 0]
     assert row.tolist() == [0, 50, 150, 200]
 
@@ -94,8 +94,50 @@ def test_a_small_file_cannot_claim_a_huge_image() -> None:
 
 
 def test_decoder_survives_json() -> None:
-    decoder = InputDecoder(channels=1, size=16, mean=(0.3,), std=(0.4,))
-    assert InputDecoder.from_dict(json.loads(json.dumps(decoder.to_dict()))) == decoder
+    decoder = ImageDecoder(channels=1, size=16, mean=(0.3,), std=(0.4,))
+    assert decoder_from_dict(json.loads(json.dumps(decoder.to_dict()))) == decoder
+
+
+def test_a_decoder_of_an_older_checkpoint_is_an_images() -> None:
+    older = {"channels": 1, "size": 32, "mean": [0.305], "std": [0.376]}
+    assert decoder_from_dict(older) == ImageDecoder(channels=1, size=32, mean=(0.305,), std=(0.376,))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("width", "height"), [(50, 37), (37, 50), (20, 20), (9, 31), (16, 18)])
+def test_cropping_is_what_torchvision_evaluates_with(width: int, height: int, interpolation: Any) -> None:
+    from torchvision import transforms
+
+    picture = Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    decoder = ImageDecoder(
+        channels=3, size=14, mean=(0.0,) * 3, std=(1.0,) * 3, crop=0.875, interpolation=interpolation
+    )
+    mode = transforms.InterpolationMode(interpolation)
+    expected = transforms.CenterCrop(14)(transforms.Resize(16, interpolation=mode)(picture))
+    assert np.array_equal(decoder.pixels(encode(np.asarray(picture))), np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_a_strip_cannot_be_enlarged_without_end() -> None:
+    decoder = ImageDecoder(channels=1, size=224, mean=(0.0,), std=(1.0,), crop=1.0)
+    with pytest.raises(DataError, match="pixels are more"):
+        decoder.decode(encode(np.zeros((1, 20_000))))
+
+
+def test_deeper_images_are_refused_instead_of_clipped() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(buffer, format="PNG")
+    with pytest.raises(DataError, match="8 bits"):
+        PLAIN_RGB.decode(buffer.getvalue())
+
+
+def test_a_tensor_is_its_own_bytes() -> None:
+    decoder = TensorDecoder(shape=(2, 3))
+    values = np.arange(6, dtype="<f4").reshape(2, 3) - 2.5
+    assert np.array_equal(decoder.decode(values.tobytes()), values)
+    assert decoder_from_dict(json.loads(json.dumps(decoder.to_dict()))) == decoder
+    for wrong in (b"", values.tobytes()[:-1], values.tobytes() + b"x"):
+        with pytest.raises(DataError, match="24 bytes"):
+            decoder.decode(wrong)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +152,20 @@ def test_decoder_survives_json() -> None:
         {"channels": 3, "size": 8, "mean": [0], "std": [1, 1, 1]},
         {"channels": 1, "size": 8, "mean": [0], "std": [0]},
         {"channels": 1, "size": 8, "mean": [float("nan")], "std": [1]},
+        {"channels": 1, "size": 10**9, "mean": [0], "std": [1]},
+        {"channels": 1, "size": 8, "mean": [0], "std": [1], "crop": 1e-9},
+        {"channels": 1, "size": 8, "mean": [0], "std": [1], "interpolation": "sinc"},
+        {"kind": "video", "channels": 1, "size": 8, "mean": [0], "std": [1]},
+        {"kind": ["image"], "channels": 1, "size": 8, "mean": [0], "std": [1]},
+        {"kind": "tensor", "shape": []},
+        {"kind": "tensor", "shape": [0, 3]},
+        {"kind": "tensor", "shape": [10**6, 10**6]},
+        {"kind": "tensor"},
     ],
 )
 def test_a_wrong_decoder_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(InvalidValue):
-        InputDecoder.from_dict(values)
+        decoder_from_dict(values)
 
 
 # --- dataset ----------------------------------------------------------------------------------
@@ -158,11 +209,11 @@ def test_digits_are_scikit_learns() -> None:
 
     dataset = load_dataset("digits")
     assert (len(dataset), dataset.num_classes, dataset.decoder.shape) == (1797, 10, (1, 32, 32))
-    native = replace(dataset, decoder=InputDecoder(channels=1, size=8, mean=(0.0,), std=(1.0,)))
+    native = replace(dataset, decoder=ImageDecoder(channels=1, size=8, mean=(0.0,), std=(1.0,)))
     assert native.tensors([0, 9])[:, 0] * 16 == pytest.approx(load_digits().images[[0, 9]], abs=0.04)
 
 
-# --- parquet and cifar10 ----------------------------------------------------------------------
+# --- parquet ----------------------------------------------------------------------
 
 NAMES = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
 
@@ -193,10 +244,10 @@ def test_parquet_keeps_the_files_bytes_and_marks_the_test_set(tmp_path: Path) ->
         ({"labels": (0, None)}, "without gaps"),
         ({"labels": ("cat", "dog")}, "integers"),
         ({"labels": ()}, "image"),
+        ({"labels": (0, -1)}, "within 0–1"),
         ({"images": [b"a", b"b"]}, "struct with the field bytes"),
         ({"images": [{"bytes": None, "path": "x"}, {"bytes": b"a", "path": "y"}]}, "1 images"),
         ({"images": [None, {"bytes": b"a", "path": "y"}]}, "images"),
-        ({"names": {}}, "class names"),
     ],
 )
 def test_a_wrong_parquet_file_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -216,38 +267,72 @@ def test_a_missing_or_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
         load_dataset(f"parquet:{tmp_path}")
 
 
-def test_cifar10_comes_from_torchvisions_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Folder:
-        classes = ("cat", "dog")
-
-        def __init__(self, root: str, *, train: bool, download: bool) -> None:
-            assert (root, download) == ("somewhere", False)
-            self.targets = [0, 1, 1] if train else [1, 0]
-            rng = np.random.default_rng(int(train))
-            self.data = rng.integers(0, 256, (len(self.targets), 32, 32, 3), dtype=np.uint8)
-
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", Folder)
-    dataset = load_dataset("cifar10:somewhere")
-    assert dataset.labels.tolist() == [0, 1, 1, 1, 0]
-    assert dataset.own_test is not None
-    assert dataset.own_test.tolist() == [3, 4]
-    expected = Folder("somewhere", train=False, download=False).data[1].transpose(2, 0, 1) / np.float32(255)
-    assert np.array_equal(dataset.tensors([4])[0], expected)
-    assert [len(part) for part in (dataset.encoded, dataset.encoded[1:3])] == [5, 2]
-
-
-def test_a_missing_cifar10_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="download=True"):
-        load_dataset(f"cifar10:{tmp_path / 'absent'}")
-
-
-@pytest.mark.parametrize("spec", ["", "mnist", "digits:folder", "digits:size=0", "digits:colour=1", "digits:size=big"])
-def test_an_unknown_spec_is_refused(spec: str) -> None:
-    with pytest.raises(DataError):
-        load_dataset(spec)
-
-
 # --- splits -----------------------------------------------------------------------------------
+
+
+def test_a_calibration_split_is_taken_from_training_alone() -> None:
+    dataset = tiny([0, 1, 2] * 40)
+    plain, with_it = make_splits(dataset, seed=3), make_splits(dataset, seed=3, calibration=12)
+    assert plain.calibration is None
+    assert with_it.calibration is not None
+    assert np.array_equal(plain.profiling, with_it.profiling)
+    assert np.array_equal(plain.test, with_it.test)
+    assert np.array_equal(np.sort(np.concatenate([with_it.train, with_it.calibration])), plain.train)
+    assert np.bincount(dataset.labels[with_it.calibration]).tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("calibration", [0, 60, 1.0, -1, 1e-9])
+def test_an_impossible_calibration_split_is_refused(calibration: float) -> None:
+    with pytest.raises(InvalidValue):
+        make_splits(tiny([0, 1, 2] * 40), calibration=calibration)
+
+
+def test_splits_share_no_group_and_keep_the_classes() -> None:
+    rng = np.random.default_rng(5)
+    groups = rng.integers(0, 40, 1200)
+    dataset = tiny(rng.choice(3, 1200, p=[0.2, 0.3, 0.5]).tolist(), groups=groups)
+    splits = make_splits(dataset, seed=1, calibration=0.2)
+    assert splits.calibration is not None
+    parts = [splits.train, splits.profiling, splits.test, splits.calibration]
+    assert sum(part.size for part in parts) == 1200
+    seen = [set(groups[part].tolist()) for part in parts]
+    assert sum(len(part) for part in seen) == len(set().union(*seen))
+    assert [part.size for part in parts[1:3]] == pytest.approx([300, 300], abs=30)
+    for part in parts:
+        assert np.bincount(dataset.labels[part]) / part.size == pytest.approx([0.2, 0.3, 0.5], abs=0.1)
+    assert np.array_equal(make_splits(dataset, seed=1).profiling, splits.profiling)
+
+
+def test_three_groups_make_three_splits() -> None:
+    splits = make_splits(tiny([0, 1, 2] * 3, groups=[0] * 3 + [1] * 3 + [2] * 3))
+    assert [part.size for part in (splits.train, splits.profiling, splits.test)] == [3, 3, 3]
+
+
+def test_too_few_groups_are_refused() -> None:
+    with pytest.raises(InvalidValue, match="2 are left for 3 splits"):
+        make_splits(tiny([0, 1, 2] * 4, groups=[0, 1] * 6))
+    with pytest.raises(InvalidValue, match="1 are left for 2 splits"):
+        make_splits(tiny([0, 1, 2] * 3, groups=[0, 1, 2] * 3), calibration=1)
+
+
+def test_an_own_test_set_that_shares_groups_is_refused() -> None:
+    shared = tiny([0, 1, 2] * 4, groups=[0, 1, 2, 3] * 3, own_test=np.arange(6, 12))
+    with pytest.raises(InvalidValue, match="shares 4 with the rest"):
+        make_splits(shared)
+
+
+def test_a_limit_keeps_classes_and_the_own_test_set_in_proportion() -> None:
+    dataset = tiny([0, 1, 1] * 40, own_test=np.arange(90, 120))
+    few = limited(dataset, 24)
+    assert few.own_test is not None
+    assert (len(few), few.own_test.size) == (24, 6)
+    assert np.bincount(few.labels).tolist() == [8, 16]
+    originals = [dataset.encoded.index(data) for data in few.encoded]
+    assert dataset.labels[originals].tolist() == few.labels.tolist()
+    assert (np.array(originals)[few.own_test] >= 90).all()
+    for count in (0, 121):
+        with pytest.raises(InvalidValue, match="1–120"):
+            limited(dataset, count)
 
 
 def test_default_splits_of_the_digits() -> None:

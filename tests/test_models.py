@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -191,10 +190,8 @@ def test_decoding_needs_no_torch() -> None:
 
 
 def jpeg_accuracy(backbone: Backbone, *, imagenet: bool) -> NDArray[np.float64]:
-    dataset = load_dataset(f"parquet:{shared_data('cifar10')}")
-    if imagenet:
-        decoder = replace(dataset.decoder, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-        dataset = replace(dataset, decoder=decoder)
+    normalize = ":normalize=imagenet" if imagenet else ""
+    dataset = load_dataset(f"parquet:{shared_data('cifar10')}{normalize}")
     assert dataset.own_test is not None
     return np.asarray(evaluate(backbone, dataset, dataset.own_test[:500])[1].mean(axis=0))
 

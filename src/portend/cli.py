@@ -121,7 +121,7 @@ _json = click.option(
 _data = click.option(
     "--data",
     default=None,
-    help="digits, parquet:FOLDER or cifar10:FOLDER; default: what the checkpoint was trained on.",
+    help="Such as digits or parquet:FOLDER (docs/data.md); default: what the checkpoint was trained on.",
 )
 _seed = click.option(
     "--seed", type=click.IntRange(0), help="Seed of the splits; default: the one that the checkpoint was trained with."
@@ -269,7 +269,7 @@ def _dataset(checkpoint: str, data: str | None, seed: int | None) -> tuple[Datas
     """The data set named, or the one that the checkpoint was trained on, with its decoder; and the splits' seed."""
     from portend.models.checkpoint import read_provenance
     from portend.models.data import load_dataset
-    from portend.models.decoding import InputDecoder
+    from portend.models.decoding import decoder_from_dict
 
     provenance = read_provenance(checkpoint)
     name = data or provenance.get("dataset")
@@ -283,7 +283,7 @@ def _dataset(checkpoint: str, data: str | None, seed: int | None) -> tuple[Datas
         )
     dataset = load_dataset(name)
     if "decoder" in provenance:
-        dataset = replace(dataset, decoder=InputDecoder.from_dict(json.loads(provenance["decoder"])))
+        dataset = replace(dataset, decoder=decoder_from_dict(json.loads(provenance["decoder"])))
     return dataset, trained
 
 

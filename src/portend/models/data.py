@@ -1,27 +1,22 @@
 """Labeled samples, each kept as its own encoded bytes: the first hop may send them as they are.
 
-Axes: n samples, C channels, H height, W width.
+Axes: n samples.
 """
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import DataError, InvalidValue
 from portend.models.decoding import InputDecoder
+from portend.models.encodings import Chosen, Encodings
 
-if TYPE_CHECKING:
-    import pyarrow
-
-__all__ = ["Dataset", "Splits", "draw", "load_dataset", "make_splits"]
+__all__ = ["Dataset", "Splits", "draw", "limited", "load_dataset", "make_splits"]
 
 Indices = NDArray[np.int64]
 
@@ -33,9 +28,12 @@ class Dataset:
     """Labeled samples in their own encoding.
 
     Attributes:
-        name: where they come from; encoded: n image files as bytes; labels: int64 [n], index into class_names.
+        name: what ``load_dataset`` takes to load the same samples again (their decoder is kept with a checkpoint).
+        encoded: n complete files (PNG, JPEG, WAV, ...) as bytes, possibly read only when asked for.
+        labels: int64 [n], index into class_names.
         decoder: turns the bytes into network inputs.
         own_test: int64 indices of the test set that the source itself defines; None if it defines none.
+        groups: int64 [n], such as the speaker's number: splits share no group; None: every sample for itself.
     """
 
     name: str
@@ -44,11 +42,12 @@ class Dataset:
     class_names: tuple[str, ...]
     decoder: InputDecoder
     own_test: Indices | None = None
+    groups: Indices | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", _frozen(self.labels))
-        if self.own_test is not None:
-            object.__setattr__(self, "own_test", _frozen(self.own_test))
+        for name in ("labels", "own_test", "groups"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _frozen(getattr(self, name)))
         count, classes = len(self.encoded), len(self.class_names)
         _require(count > 0, f"dataset {self.name} has no samples; check its files")
         _require(
@@ -61,6 +60,15 @@ class Dataset:
             f"labels of {self.name} lie within 0–{classes - 1} ({classes} class names), but got {low} to {high}; "
             "give a name for every class",
         )
+        _require(
+            self.groups is None or self.groups.shape == (count,),
+            f"each sample of {self.name} is of one group, but got {count} samples and "
+            f"{0 if self.groups is None else self.groups.size} groups",
+        )
+        _require(
+            self.own_test is None or bool(np.all((self.own_test >= 0) & (self.own_test < count))),
+            f"the test set of {self.name} is made of its samples 0–{count - 1}, but it has others",
+        )
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -70,7 +78,7 @@ class Dataset:
         return len(self.class_names)
 
     def tensors(self, indices: ArrayLike) -> NDArray[np.float32]:
-        """Return decoded samples, float32 [len(indices), C, H, W]; bit for bit ``decoder.decode`` of each.
+        """Return decoded samples, float32 [len(indices), *decoder.shape]; bit for bit ``decoder.decode`` of each.
 
         Raises:
             InvalidValue: an index is out of range; DataError: a sample cannot be decoded, the message names it.
@@ -79,33 +87,38 @@ class Dataset:
         outside = chosen[(chosen < 0) | (chosen >= len(self))]
         if outside.size:
             raise InvalidValue(f"indices of {self.name} lie within 0–{len(self) - 1}, but got {outside[0]}")
-        pixels = np.empty((chosen.size, *self.decoder.shape), dtype=np.uint8)
+        tensors = np.empty((chosen.size, *self.decoder.shape), dtype=np.float32)
         for row, index in enumerate(chosen.tolist()):
             try:
-                pixels[row] = self.decoder.pixels(self.encoded[index])
+                tensors[row] = self.decoder.decode(self.encoded[index])
             except DataError as error:
-                raise DataError(f"sample {index} of {self.name}: {error}") from error
-        return self.decoder.normalize(pixels)
+                place = self.encoded.where(index) if isinstance(self.encoded, Encodings) else ""
+                raise DataError(f"sample {index} of {self.name}{place and f' ({place})'}: {error}") from error
+        return tensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Splits:
     """Disjoint, sorted, non-empty int64 indices of the samples for training, exit profiling and final test.
 
-    ``seed``: of the draw; kept with a checkpoint, so that nobody tests on its training samples.
+    Attributes:
+        calibration: samples of which neither training nor profiling nor test sees one; None if there are none.
+        seed: of the draw; kept with a checkpoint, so that nobody tests on its training samples.
     """
 
     train: Indices
     profiling: Indices
     test: Indices
+    calibration: Indices | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train", "profiling", "test"):
+        names = ["train", "profiling", "test"] + ["calibration"] * (self.calibration is not None)
+        for name in names:
             object.__setattr__(self, name, _frozen(np.sort(getattr(self, name))))
             if not getattr(self, name).size:
                 raise InvalidValue(f"each split needs at least one sample, but {name} has none")
-        everything = np.concatenate([self.train, self.profiling, self.test])
+        everything = np.concatenate([getattr(self, name) for name in names])
         twice = everything.size - np.unique(everything).size
         if twice:
             raise InvalidValue(f"splits are disjoint, but {twice} indices occur twice; draw them with `make_splits`")
@@ -120,19 +133,29 @@ def draw(indices: Indices, count: int, *, seed: int = 0) -> Indices:
 
 
 def make_splits(
-    dataset: Dataset, *, seed: int = 0, profiling: float | None = None, test: float | None = None
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    profiling: float | None = None,
+    test: float | None = None,
+    calibration: float | None = None,
 ) -> Splits:
     """Draw disjoint splits with the class proportions of the dataset; the same seed draws the same splits.
 
     Where the dataset has a test set of its own, ``profiling`` and ``test`` are drawn from it, by default half
     of it each but no more than 5,000, and all samples outside it train (paper, Sec. III-A). Elsewhere they are
-    drawn from all samples, by default a quarter each, and the rest trains.
+    drawn from all samples, by default a quarter each, and the rest trains. A ``calibration`` split is taken
+    from the samples that would train, after the others, which therefore do not depend on it.
+
+    Where the dataset has groups, each split is made of whole groups: the sizes are met as nearly as groups allow.
 
     Args:
         profiling, test: an integer counts samples, a float within 0–1 is a share of the samples drawn from.
+        calibration: the same, of the samples that would train; None: no such split.
 
     Raises:
-        InvalidValue: a size is not positive, or the two leave nothing to draw from or to train on.
+        InvalidValue: a size is not positive, the splits leave nothing to draw from or to train on, or the
+            dataset's own test set shares a group with the rest.
     """
     if seed < 0:
         raise InvalidValue(f"a seed is not negative, but got {seed}")
@@ -146,11 +169,91 @@ def make_splits(
             f"profiling and test need at least one sample each and together at most {pool.size - to_spare} "
             f"of {dataset.name}, but got {counts[0]} and {counts[1]}; ask for less"
         )
+    if dataset.groups is not None:
+        _check_groups(dataset, pool)
     rng = np.random.default_rng(seed)
-    chosen = _stratified(dataset.labels, pool, counts[0], rng)
-    tested = _stratified(dataset.labels, np.setdiff1d(pool, chosen), counts[1], rng)
+    chosen = _draw(dataset, pool, counts[0], rng, leave=1 + to_spare)
+    tested = _draw(dataset, np.setdiff1d(pool, chosen), counts[1], rng, leave=to_spare)
     drawn = np.concatenate([chosen, tested]) if dataset.own_test is None else pool
-    return Splits(train=np.setdiff1d(everything, drawn), profiling=chosen, test=tested, seed=seed)
+    train, held_out = np.setdiff1d(everything, drawn), None
+    if calibration is not None:
+        count = _count(calibration, train.size, 0)
+        if not 0 < count < train.size:
+            raise InvalidValue(
+                f"calibration needs at least one sample and leaves one of {train.size} to train on, but got {count}"
+            )
+        held_out = _draw(dataset, train, count, rng, leave=1)
+        train = np.setdiff1d(train, held_out)
+    return Splits(train=train, profiling=chosen, test=tested, calibration=held_out, seed=seed)
+
+
+def limited(dataset: Dataset, count: int) -> Dataset:
+    """Return ``count`` of the samples, classes and the own test set in proportion; always the same ones.
+
+    Raises:
+        InvalidValue: there are not so many samples, or none is asked for.
+    """
+    if not 1 <= count <= len(dataset):
+        raise InvalidValue(f"limit is 1–{len(dataset)} samples of {dataset.name}, but got {count}")
+    everything = np.arange(len(dataset), dtype=np.int64)
+    tested = np.zeros(len(dataset), dtype=np.int64)
+    if dataset.own_test is not None:
+        tested[dataset.own_test] = 1
+    kept = np.sort(_stratified(2 * dataset.labels + tested, everything, count, np.random.default_rng(0)))
+    return replace(
+        dataset,
+        encoded=Chosen(dataset.encoded, kept),
+        labels=dataset.labels[kept],
+        own_test=None if dataset.own_test is None else np.flatnonzero(tested[kept]),
+        groups=None if dataset.groups is None else dataset.groups[kept],
+    )
+
+
+def _check_groups(dataset: Dataset, pool: Indices) -> None:
+    groups, everything = np.asarray(dataset.groups), np.arange(len(dataset))
+    if dataset.own_test is not None:
+        shared = np.intersect1d(groups[pool], groups[np.setdiff1d(everything, pool)]).size
+        if shared:
+            raise InvalidValue(
+                f"splits of {dataset.name} share no group, but its own test set shares {shared} with the rest; "
+                "make it without `own_test`"
+            )
+
+
+def _draw(dataset: Dataset, pool: Indices, count: int, rng: np.random.Generator, *, leave: int) -> Indices:
+    """Draw ``count`` of ``pool``; whole groups, of which at least ``leave`` stay behind, where there are groups."""
+    if dataset.groups is None:
+        return _stratified(dataset.labels, pool, count, rng)
+    there = np.unique(dataset.groups[pool]).size
+    if there <= leave:
+        raise InvalidValue(
+            f"each split of {dataset.name} is made of whole groups, but {there} are left for {leave + 1} splits; "
+            "group by something finer"
+        )
+    return _whole_groups(dataset.labels[pool], dataset.groups[pool], pool, count, rng, most=there - leave)
+
+
+def _whole_groups(
+    labels: Indices, groups: Indices, pool: Indices, count: int, rng: np.random.Generator, *, most: int
+) -> Indices:
+    """Draw about ``count`` of ``pool`` in 1 to ``most`` whole groups: large ones first, in random order.
+
+    A group is taken if it brings the numbers of all classes closer to their share of ``count``.
+    """
+    _, row = np.unique(groups, return_inverse=True)
+    sizes = np.zeros((row.max() + 1, labels.max() + 1))
+    np.add.at(sizes, (row, labels), 1)
+    lacking = sizes.sum(axis=0) * (count / pool.size)
+    order = rng.permutation(len(sizes))
+    taken: list[int] = []
+    for group in order[np.argsort(-sizes[order].sum(axis=1), kind="stable")].tolist():
+        left = lacking - sizes[group]
+        if len(taken) < most and left @ left < lacking @ lacking:
+            taken.append(group)
+            lacking = left
+    if not taken:
+        taken = [int(np.argmin(((lacking - sizes) ** 2).sum(axis=1)))]
+    return pool[np.isin(row, taken)]
 
 
 def _count(size: float | None, total: int, default: int) -> int:
@@ -177,163 +280,21 @@ def _stratified(labels: Indices, pool: Indices, count: int, rng: np.random.Gener
 
 
 def load_dataset(spec: str) -> Dataset:
-    """Load the dataset named by ``KIND[:FOLDER][:size=PIXELS]``.
+    """Load the dataset named by ``KIND[:WHERE][:option=value...]``; kinds and options are those of docs/data.md.
 
     * ``digits``: 1,797 scans of handwritten digits (scikit-learn's own, 8x8, gray), resized to 32x32.
-    * ``parquet:FOLDER``: ``train.parquet`` and ``test.parquet`` in the Hugging Face image schema, RGB.
-    * ``cifar10:FOLDER``: the folder that ``torchvision.datasets.CIFAR10`` keeps, RGB.
-
-    The two RGB kinds are 32x32 and in 0–1, not normalized further; ``dataclasses.replace`` the decoder to change it.
+    * ``torchvision:NAME:FOLDER``: one of torchvision's classification data sets as it keeps them in a folder.
+    * ``cifar10:FOLDER``: the same as ``torchvision:CIFAR10:FOLDER``.
+    * ``folder:FOLDER``, ``wav:FOLDER``: one subfolder of images, or sounds, for each class.
+    * ``parquet:FOLDER``: images or sounds in the Hugging Face schema.
+    * ``MODULE:OBJECT``: the user's own data set; importing it runs its code.
 
     Raises:
-        DataError: an unknown kind, a missing folder, file or column, or labels without a class name.
+        DataError: an unknown kind or option, missing files or columns, or labels that do not fit the classes.
     """
-    kind, _, rest = spec.partition(":")
-    folder, size = _size_option(spec, rest)
-    if kind not in _LOADERS:
-        raise DataError(f"{kind!r} is not a kind of dataset; choose one of {', '.join(_LOADERS)}")
-    return _LOADERS[kind](folder, size)
+    from portend.models.sources import load
 
-
-def _size_option(spec: str, rest: str) -> tuple[str, int]:
-    folder, _, option = rest.rpartition(":")
-    if "=" not in option:
-        return rest, 32
-    key, _, value = option.partition("=")
-    _require(
-        key == "size" and value.isdecimal() and int(value) > 0,
-        f"the only option of a dataset is size=PIXELS, but got {option!r} in {spec!r}",
-    )
-    return folder, int(value)
-
-
-def _load_digits(folder: str, size: int) -> Dataset:
-    _require(folder == "", f"the digits come with scikit-learn, but got the folder {folder!r}; write just `digits`")
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    pixels = np.rint(scans.images * (255 / 16)).astype(np.uint8)
-    return Dataset(
-        name="digits",
-        encoded=tuple(_png(image) for image in pixels),
-        labels=scans.target,
-        class_names=tuple(str(name) for name in scans.target_names),
-        decoder=InputDecoder(channels=1, size=size, mean=(0.305,), std=(0.376,)),
-    )
-
-
-def _load_parquet(folder: str, size: int) -> Dataset:
-    path = Path(folder)
-    tables = [_read_parquet(path / f"{part}.parquet") for part in ("train", "test")]
-    encoded = [bytes_ for table in tables for bytes_ in _image_bytes(table, folder)]
-    labels = np.concatenate([table.column("label").to_numpy() for table in tables])
-    _require(labels.dtype.kind == "i", f"labels of {folder} are integers without gaps, but got {labels.dtype}")
-    return Dataset(
-        name=f"parquet:{path.name}",
-        encoded=encoded,
-        labels=labels,
-        class_names=_class_names(tables[0], folder),
-        decoder=_rgb(size),
-        own_test=np.arange(len(tables[0]), len(labels)),
-    )
-
-
-def _read_parquet(path: Path) -> pyarrow.Table:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read {path} ({error}); give a folder with train.parquet and test.parquet") from error
-    for column in ("image", "label"):
-        _require(
-            column in table.column_names,
-            f"{path} needs the columns image (struct of bytes, path) and label, but has {table.column_names}",
-        )
-    return table
-
-
-def _image_bytes(table: pyarrow.Table, folder: str) -> list[bytes]:
-    column = table.column("image")
-    fields = [field.name for field in column.type] if str(column.type).startswith("struct") else []
-    _require("bytes" in fields, f"column image of {folder} is a struct with the field bytes, but it is {column.type}")
-    rows: list[bytes | None] = [row for chunk in column.chunks for row in chunk.field("bytes").to_pylist()]
-    missing = sum(row is None for row in rows)
-    _require(missing == 0, f"{missing} images of {folder} have no bytes; store the images in the file, not as paths")
-    return [row for row in rows if row is not None]
-
-
-def _class_names(table: pyarrow.Table, folder: str) -> tuple[str, ...]:
-    metadata = table.schema.metadata or {}
-    try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{folder}/train.parquet has no class names; write them as a Hugging Face ClassLabel "
-            "(schema metadata, key `huggingface`)"
-        ) from error
-    return tuple(str(name) for name in names)
-
-
-def _load_cifar10(folder: str, size: int) -> Dataset:
-    from torchvision.datasets import CIFAR10
-
-    try:
-        parts = [CIFAR10(folder, train=train, download=False) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"{folder!r} does not hold CIFAR-10 as torchvision keeps it ({error}); "
-            f"run torchvision.datasets.CIFAR10({folder!r}, download=True) once"
-        ) from error
-    labels = np.concatenate([part.targets for part in parts])
-    return Dataset(
-        name="cifar10",
-        encoded=_LazyPng(np.concatenate([part.data for part in parts])),
-        labels=labels,
-        class_names=tuple(parts[0].classes),
-        decoder=_rgb(size),
-        own_test=np.arange(len(parts[0].targets), labels.size),
-    )
-
-
-class _LazyPng(Sequence[bytes]):
-    """Pixels uint8 [n, H, W, C], encoded as PNG when asked for."""
-
-    def __init__(self, images: NDArray[np.uint8]) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
-        if isinstance(index, slice):
-            return _LazyPng(self._images[index])
-        return _png(self._images[index])
-
-
-_LOADERS: dict[str, Callable[[str, int], Dataset]] = {
-    "digits": _load_digits,
-    "parquet": _load_parquet,
-    "cifar10": _load_cifar10,
-}
-
-
-def _rgb(size: int) -> InputDecoder:
-    return InputDecoder(channels=3, size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode pixels [H, W] or [H, W, 3] as PNG, without loss."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return load(spec)
 
 
 def _frozen(values: Any) -> Indices:

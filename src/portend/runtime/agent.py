@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from portend.errors import DeploymentError, MessageError, PortendError
 from portend.measurement import SPAN_KINDS
-from portend.models.decoding import InputDecoder
+from portend.models.decoding import decoder_from_dict
 from portend.plan import takes_exit
 from portend.runtime.codecs import Codec, Float32, Sample, make_codec
 from portend.runtime.executors import Partition, TorchExecutor
@@ -202,7 +202,7 @@ class Agent:
         self._source, self._destination = int(values["source"]), int(values["destination"])
         self._ingest_by_message = values["ingest"] == "message"
         self._executor = TorchExecutor(values["checkpoint"], threads=int(values["threads"]))
-        self._decoder = InputDecoder.from_dict(values["decoder"])
+        self._decoder = decoder_from_dict(values["decoder"])
         for peer, endpoint in values["peers"].items():
             socket = self._socket(zmq.PUSH)
             socket.connect(f"tcp://{endpoint}")

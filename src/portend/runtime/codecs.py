@@ -1,7 +1,7 @@
 """How a tensor becomes bytes for a hop, and back.
 
 A codec is stateless and does no more than it must: ``float32`` costs at most one memory copy.
-``encoded`` sends the sample's own bytes (PNG, JPEG): decoding and preprocessing then belong to
+``encoded`` sends the sample's own bytes (PNG, JPEG, WAV): decoding and preprocessing then belong to
 the receiver, and only cut 0 can use it.
 """
 
