@@ -168,11 +168,12 @@ class _Search:
                 return True
             labels = _Labels.joined(parts)
             left = self.lengths.stop - 1 - length
-            at = (labels.row, labels.cut, labels.tier)
             if len(parts) > 1:  # once more, for now the goal has seen all plans of this length
+                at = (labels.row, labels.cut, labels.tier)
                 labels = labels.take(self._hopeful(goal, left, *at, labels.stay, labels.latency, labels.right))
             if relaxed is not None and len(labels) > beam > 0:
-                promise = relaxed.value(left, labels.row, labels.cut, labels.tier, labels.latency, labels.right)
+                least = relaxed.value(left, labels.row, labels.cut, labels.tier, labels.latency, labels.right)
+                promise = _proven(goal, least, relaxed.price[labels.row])
                 labels = labels.take(_spread(promise, labels.cut, beam))
             labels = labels.take(self._undominated(labels))
             self.levels.append(labels)
@@ -464,6 +465,15 @@ def _behind_fastest(key: Ints, latency: Floats, right: Floats) -> NDArray[np.int
     return np.flatnonzero(~worse | (key != key[other]))
 
 
+def _proven(goal: Goal[_Plans], value: Floats, price: Floats) -> Floats:
+    """What no plan of a least latency - price x right (``value``) can be better than, less being better.
+
+    The latency of a plan that is accurate enough, or the right answers, negative, of one that is fast enough.
+    """
+    assert isinstance(goal, BestGoal)
+    return value + price * goal.need if goal.fastest else (value - goal.budget) / price
+
+
 def _spread(promise: Floats, cut: Ints, beam: int) -> NDArray[np.intp]:
     """Indices of ``beam`` labels of the least ``promise`` at their cut: as many at one cut as at another."""
     order = np.lexsort((promise, cut))
@@ -488,9 +498,10 @@ def best(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Foun
     Of plans that are equally fast the most accurate, of equally accurate ones the fastest.
     """
     search = _Search(space)
-    budget = min(budget, NEVER * space.samples)
-    goal = BestGoal(_no_plans(), search.best_first, need=need, budget=budget, fastest=fastest)
-    prices = _Prices(search, goal) if fastest and math.isfinite(need) else None
+    goal = BestGoal(
+        _no_plans(), search.best_first, need=need, budget=min(budget, NEVER * space.samples), fastest=fastest
+    )
+    prices = _Prices(search, goal) if math.isfinite(need if fastest else budget) else None
     beam, most = _BEAM, float(_LABELS)
     while prices is not None:
         search.run(goal, relaxed=search.bound, beam=beam)
@@ -508,22 +519,23 @@ def best(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Foun
 class _Prices:
     """The price of a right answer, for each threshold, that proves most about a goal, and what it proves.
 
-    What a price proves is a concave function of it. A golden section finds the best one for some thresholds,
-    between which the others are interpolated; ``refine`` looks closer at those that are still in question.
+    What a price proves of the latency is a concave function of it, of the right answers one of its inverse. A
+    golden section finds the best one for some thresholds, between which the others are interpolated; ``refine``
+    looks closer at those that are still in question.
     """
 
     def __init__(self, search: _Search, goal: BestGoal[_Plans]) -> None:
         self.search, self.goal = search, goal
         rows = np.arange(search.space.theta.size)
         some = np.unique(np.linspace(0, rows[-1], min(rows.size, max(3, rows.size // 8))).astype(np.intp))
-        center = _usual_price(search, goal.need)
+        center = _usual_price(search, goal)
         low, high = np.full(some.size, center - _PRICE_RANGE), np.full(some.size, center + _PRICE_RANGE / 3)
         best_value, best_at = np.full(some.size, -np.inf), np.full(some.size, center)
 
         def prove(at: Floats) -> Floats:
             price = np.zeros(rows.size)
             price[some] = np.exp(at)
-            bound = np.asarray(search.relaxed(price, some)[1] + price[some] * goal.need)
+            bound = _proven(goal, search.relaxed(price, some)[1], price[some])
             better = bound > best_value
             best_value[better], best_at[better] = bound[better], at[better]
             return bound
@@ -545,15 +557,15 @@ class _Prices:
         """Try a higher and a lower price for each threshold that may hold a better plan, and look for one there."""
         known = self.search.bound
         assert known is not None
-        proven = known.whole + known.price * self.goal.need
+        proven = _proven(self.goal, known.whole, known.price)
         center = known.price.copy()
         for factor in (math.exp(self.stride), math.exp(-self.stride)):
-            rows = np.flatnonzero(proven <= self.goal.budget)
+            rows = np.flatnonzero(proven <= (self.goal.budget if self.goal.fastest else -self.goal.need))
             if not rows.size:
                 break
             price = center * factor
             rest, whole = self.search.relaxed(price, rows)
-            bound = whole + price[rows] * self.goal.need
+            bound = _proven(self.goal, whole, price[rows])
             better = bound > proven[rows]
             chosen = rows[better]
             proven[chosen], known.price[chosen], known.whole[chosen] = bound[better], price[chosen], whole[better]
@@ -565,15 +577,16 @@ class _Prices:
         self.stride /= 2
 
 
-def _usual_price(search: _Search, need: float) -> float:
-    """Logarithm of what a right answer costs in latency around ``need``, among plans of a single partition."""
+def _usual_price(search: _Search, goal: BestGoal[_Plans]) -> float:
+    """Logarithm of what a right answer costs in latency around the goal, among plans of a single partition."""
     space = search.space
     latency = (space.first[:, None] + space.full[1][:, 0]).min(axis=0) * space.samples
     ends = np.flatnonzero(np.isfinite(latency) & space.last)
     latency, right = latency[ends], space.right[ends] * (space.certain / space.samples)
-    enough = right >= need
+    enough = right >= goal.need if goal.fastest else latency > goal.budget
     if not enough.any() or enough.all():
         return math.log(max(float(np.median(latency)) / space.certain, 1.0)) if ends.size else 0.0
     first_enough = np.flatnonzero(enough)[latency[enough].argmin()]
-    price = (latency[first_enough] - latency[~enough]) / (right[first_enough] - right[~enough])
-    return math.log(max(float(np.median(price)), 1.0))
+    more = right[first_enough] - right[~enough]
+    price = (latency[first_enough] - latency[~enough])[more > 0] / more[more > 0]
+    return math.log(max(float(np.median(price)), 1.0)) if price.size else 0.0
