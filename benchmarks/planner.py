@@ -353,7 +353,7 @@ def hard_rows(
                 target_s=target_s,
                 peak_mib=peak(solve) if target_mib else None,
                 target_mib=target_mib,
-                facts=f"{len(found.plan)} partitions, {1e3 * float(tables.seconds(found.latency)):.2f} ms, proven",
+                facts=f"{len(found.plan)} partitions, {1e3 * float(tables.value(found.latency)):.2f} ms, proven",
             )
         )
 
@@ -398,7 +398,7 @@ def per_exit_rows() -> list[Row]:
                 seconds=timed(solve, 5),
                 target_s=2.0,
                 peak_mib=peak(solve),
-                facts=f"{len(found.plan)} partitions, {1e3 * float(tables.seconds(found.latency)):.2f} ms, proven",
+                facts=f"{len(found.plan)} partitions, {1e3 * float(tables.value(found.latency)):.2f} ms, proven",
             )
         )
     return rows

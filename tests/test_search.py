@@ -49,7 +49,7 @@ def exhaustive_front(space: SearchSpace, model: PerformanceModel) -> tuple[Front
 
 def points(space: PlanSpace, front: Sequence[Found]) -> list[FrontPoint]:
     return [
-        FrontPoint(latency_s=float(space.seconds(f.latency)), accuracy=float(space.accuracy(f.right)), plan=f.plan)
+        FrontPoint(latency_s=float(space.value(f.latency)), accuracy=float(space.accuracy(f.right)), plan=f.plan)
         for f in front
     ]
 

@@ -45,16 +45,20 @@ class LatencyTables:
         self._ingest_by_message = topology.ingest == "message"
         self.result_parts_s: Floats = _result_parts(devices, slow, topology)
 
-    def hop_s(self, codecs: Sequence[str] | None = None) -> tuple[Floats, NDArray[np.intp]]:
+    def hop_s(self, codecs: Sequence[str] | None = None, cost: Floats | None = None) -> tuple[Floats, NDArray[np.intp]]:
         """Seconds [N+1, M, M] of the cheapest admitted codec, and its index (-1 on the same tier).
 
-        For fixed cuts and placement the best codec of a hop does not depend on the other hops.
+        With another ``cost`` [K, N+1, M, M] than seconds, that of the codec that is cheapest in it (of equals the
+        fastest). For fixed cuts and placement the best codec of a hop does not depend on the other hops.
         """
         admitted = [k for k, name in enumerate(self.codecs) if codecs is None or name in codecs]
         if not admitted:
             raise MismatchError(f"none of the codecs {codecs} was profiled; the profile has {list(self.codecs)}")
         total = self.hop_parts_s[admitted].sum(axis=-1)
         best = total.argmin(axis=0)
+        if cost is not None:
+            seconds, total = total, np.where(np.isfinite(total), cost[admitted], np.inf)
+            best = np.where(total == total.min(axis=0), seconds, np.inf).argmin(axis=0)
         index = np.asarray(admitted, dtype=np.intp)[best]
         seconds = np.take_along_axis(total, best[None], axis=0)[0]
         tiers = np.arange(seconds.shape[-1])

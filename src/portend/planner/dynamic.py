@@ -130,7 +130,7 @@ class _Search:
         space = self.space
         ends = np.where(space.last | space.inner, space.right, -np.inf)
         later = np.append(np.maximum.accumulate(ends[::-1])[::-1][1:], -np.inf)
-        alone = space.bare.min(axis=-1).transpose(0, 2, 1)  # [2, N+1, M]
+        alone = np.minimum(space.bare, space.full).min(axis=-1).transpose(0, 2, 1)  # [2, N+1, M]
         move = space.step + alone[1][:, None, :]
         move[:, self.backward] = np.inf
         least = move.min(axis=-1)

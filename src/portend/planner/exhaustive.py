@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
-from portend.planner.metrics import Batch
+from portend.planner.answers import by_front, points
+from portend.planner.metrics import Batch, latency
 from portend.planner.pareto import front_indices
-from portend.planner.problem import FrontPoint, Problem, SearchSpace, SearchStats, Solution, choose
+from portend.planner.problem import FrontPoint, Problem, SearchSpace, SearchStats, Solution
 from portend.planner.space import PlanSpace
 
 __all__ = ["count_plans", "sample_space", "solve_exhaustive"]
@@ -57,41 +58,28 @@ class _BlockFront:
 def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
     """Return the proven best plan of the problem's space, and the Pareto front.
 
-    A problem that is not plain has the values of its metrics computed for every plan.
+    A problem that has no additive cost (``Problem.cost``) has the values of its metrics computed for every plan.
 
     Raises:
-        SearchError: the space holds no plan, or more than 200 million, 20 million where the problem is not plain.
+        SearchError: the space holds no plan, or more than 200 million, 20 million where the problem has no cost.
         InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
     """
-    begin = time.perf_counter()
-    asked, problem = problem, problem.promised(model.samples)
-    search = _Search(problem.space, model)
+    begin, cost = time.perf_counter(), problem.cost
+    search = _Search(problem.space, model, cost or latency)
     total = search.count()
     if total == 0:
         raise search.empty()
-    limit = _PLAN_LIMIT if problem.plain else _METRIC_LIMIT
+    limit = _METRIC_LIMIT if cost is None else _PLAN_LIMIT
     if total > limit:
         raise SearchError(
-            f"an exhaustive search covers at most {limit:,} plans{'' if problem.plain else ' for such metrics'}, but "
+            f"an exhaustive search covers at most {limit:,} plans{' for such metrics' if cost is None else ''}, but "
             f"this space has {total:,}; restrict the cuts, thresholds, exits_per_tier or max_partitions, or use one "
             "global threshold"
         )
-    if not problem.plain:
-        return replace(_solve_metrics(problem, search, begin), problem=asked)
+    if cost is None:
+        return replace(_solve_metrics(problem.promised(model.samples), search, begin), problem=problem)
     fronts = list(chain.from_iterable(search.block_fronts(length) for length in search.lengths()))
-    front = _merge(fronts, search)
-    if not front:
-        raise search.empty()
-    chosen, status = choose(problem, front)
-    estimate = model.estimate(model.complete(chosen.plan, problem.space.codecs))
-    stats = SearchStats(plans=total, seconds=time.perf_counter() - begin, solver="exhaustive")
-    return Solution(
-        problem=asked,
-        status="optimal" if status else "infeasible",
-        estimate=estimate,
-        front=tuple(front),
-        stats=stats,
-    )
+    return by_front(problem, search, _merge(fronts, search), begin=begin, solver="exhaustive", plans=total)
 
 
 def _solve_metrics(problem: Problem, search: _Search, begin: float) -> Solution:
@@ -243,19 +231,19 @@ def sample_space(
             for placement in placements:
                 latency = search.latency(cuts, rows, reach, placement)
                 chosen = np.isfinite(latency) & (rng.random(latency.shape) < share)
-                columns["latency_s"].append(search.seconds(latency[chosen]))
+                columns["latency_s"].append(search.value(latency[chosen]))
                 columns["accuracy"].append(search.accuracy(right[chosen]))
                 columns["partitions"].append(np.full(int(chosen.sum()), float(length)))
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
-def _merge(fronts: list[_BlockFront], search: _Search) -> list[FrontPoint]:
+def _merge(fronts: list[_BlockFront], search: _Search) -> tuple[FrontPoint, ...]:
     """Front of the union of block fronts, with its plans; of equals the first in canonical order.
 
     Canonical: fewer partitions, then the threshold row, then the cuts.
     """
     if not fronts:
-        return []
+        return ()
     latency, right, row = (
         np.concatenate([getattr(front, name) for front in fronts]) for name in ("latency", "right", "row")
     )
@@ -269,11 +257,7 @@ def _merge(fronts: list[_BlockFront], search: _Search) -> list[FrontPoint]:
         of_length = kept[length[kept] == partitions]
         named = search.named(cuts[of_length, :partitions], row[of_length], latency[of_length])
         plans.update(zip(of_length.tolist(), named, strict=True))
-    seconds, accuracy = search.seconds(latency[kept]).tolist(), search.accuracy(right[kept]).tolist()
-    return [
-        FrontPoint(latency_s=s, accuracy=a, plan=plans[i])
-        for i, s, a in zip(kept.tolist(), seconds, accuracy, strict=True)
-    ]
+    return points(search, latency[kept], right[kept], [plans[i] for i in kept.tolist()])
 
 
 class _Search(PlanSpace):

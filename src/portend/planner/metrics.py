@@ -22,6 +22,7 @@ from portend.errors import ConfigError, InvalidValue, MismatchError, law
 from portend.perfmodel.estimate import PARTS, Estimate, EstimateBatch
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan, PlanBatch
+from portend.planner.terms import Additive, Hops, OwnCosts, Results, Runs, Terms, message_bytes
 from portend.profile import DeviceProfile
 from portend.units import format_bytes, format_time, parse
 
@@ -32,6 +33,7 @@ __all__ = [
     "Constraint",
     "Metric",
     "accuracy",
+    "additive",
     "deadline_misses",
     "energy",
     "latency",
@@ -51,7 +53,7 @@ Ints = NDArray[np.intp]
 ACCURACY_SLACK: Final = 1e-12
 LATENCY_SLACK: Final = 1e-9
 """A bound that a plan meets on paper is not missed by a rounding error: absolute for accuracy and what else has no
-unit, otherwise a share of the bound (solvers round every term to a quantum, ``PlanSpace``)."""
+unit and is not additive, otherwise a share of the bound (solvers round every term to a quantum, ``PlanSpace``)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,24 +146,28 @@ class Batch:
     def hop_s(self, k: int, part: str | None = None) -> Floats:
         """Seconds [C] of the hop into partition k, or of one of its parts (``PARTS``)."""
         table = self.model.tables.hop_parts_s[:, :, self.senders[k], self.placement[k]]
-        return self._at_hop(k, table.sum(axis=-1) if part is None else table[..., PARTS.index(part)])
+        return self.at_hop(k, table.sum(axis=-1) if part is None else table[..., PARTS.index(part)])
 
     def hop_bytes(self, k: int) -> Floats:
         """Bytes [C] of the message into partition k, without the headers of packets."""
         codecs = _device(self.model, self.senders[k]).codecs
         never = np.full(self.model.profile.num_blocks + 1, np.nan)
         sizes = [codecs[c].message_bytes if c in codecs else never for c in self.model.tables.codecs]
-        return self._at_hop(k, np.stack(sizes))
+        return self.at_hop(k, np.stack(sizes))
 
     def compute_s(self, k: int) -> Floats:
         """Seconds [C] that partition k computes."""
+        return self.at_run(k, self.model.tables.compute_s)
+
+    def at_run(self, k: int, table: Floats) -> Floats:
+        """A table [2 woken, 2 branch run, M, N+1, N+1] at what partition k runs, [C]."""
         size = self.model.profile.num_blocks + 1
         woken = int(k == 0 or self.senders[k] != self.placement[k])
         used: Any = self.thresholds[:, k] > 0 if k < len(self.placement) - 1 else 1
         row = (used * size + self.starts[:, k]) * size + self.cuts[:, k]
-        return np.asarray(self.model.tables.compute_s[woken, :, self.placement[k]].ravel().take(row))
+        return np.asarray(table[woken, :, self.placement[k]].ravel().take(row))
 
-    def _at_hop(self, k: int, table: Floats) -> Floats:
+    def at_hop(self, k: int, table: Floats) -> Floats:
         """A table [K, N+1] at the codec and cut of each message into partition k; 0 where nothing is sent."""
         size = table.shape[1]
         padded = np.append(table.ravel(), np.zeros(size))  # codec -1 finds the zeros at the end
@@ -289,6 +295,15 @@ class Metric:
     unit: str
     compute: Callable[[Batch], Any] = field(repr=False)
 
+    @property
+    def additive(self) -> Additive | None:
+        """The costs that the metric adds up, where it is additive: the exact searches take such metrics."""
+        return self.compute if isinstance(self.compute, Additive) else None
+
+    def slack(self, bound: float) -> float:
+        """By how much a value may miss a bound and count as rounded."""
+        return LATENCY_SLACK * abs(bound) if self.unit or self.additive is not None else ACCURACY_SLACK
+
     def of(self, batch: Batch) -> Floats:
         """Return the values of a batch, [C].
 
@@ -333,7 +348,7 @@ class Constraint:
 
     def missed_by(self, values: Floats) -> Floats:
         """By how much values miss the bound, as a share of it (0 where met, up to rounding)."""
-        slack = LATENCY_SLACK * abs(self.bound) if self.metric.unit else ACCURACY_SLACK
+        slack = self.metric.slack(self.bound)
         with np.errstate(invalid="ignore"):  # inf is within inf
             over = values - self.bound if self.sense == "<=" else self.bound - values
             return np.asarray(np.where(over > slack, over / (abs(self.bound) or 1.0), 0.0))
@@ -346,15 +361,25 @@ class Constraint:
 # -- the built-in metrics --------------------------------------------------------------------------
 
 
-def _latency(batch: Batch) -> Floats:
-    return batch.mean_s
+@dataclass(frozen=True)
+class _Latency(Additive):
+    def __call__(self, batch: Batch) -> Floats:
+        return batch.mean_s
+
+    def terms(self, model: PerformanceModel) -> Terms:
+        tables = model.tables
+        return Terms(
+            compute=tables.compute_s,
+            hop=tables.hop_parts_s.sum(axis=-1),
+            result=tables.result_parts_s.sum(axis=-1),
+        )
 
 
 def _accuracy(batch: Batch) -> Floats:
     return batch.accuracy
 
 
-latency: Final = Metric("latency", "s", _latency)
+latency: Final = Metric("latency", "s", _Latency())
 """Mean latency in seconds."""
 accuracy: Final = Metric("accuracy", "", _accuracy)
 """Share of right answers, 0–1."""
@@ -398,26 +423,47 @@ def deadline_misses(deadline_s: float) -> Metric:
     return Metric(f"deadline_misses({1e3 * deadline_s:.10g} ms)", "", _Misses(float(deadline_s)))
 
 
-def _weighted(batch: Batch, what: str, attribute: str, example: str) -> Floats:
-    total = np.zeros(len(batch))
-    for tier, seconds in batch.busy_s.items():
-        place = batch.model.topology.tiers[tier]
-        weight = getattr(place, attribute)
-        if weight is None:
-            raise MismatchError(
-                f"{what} needs the {attribute} of every tier that works, but tier {place.name!r} has none; give it "
-                f"one (in YAML {example!r}), or keep plans off it with the hint tiers"
-            )
-        total += weight * seconds
-    return total
+@dataclass(frozen=True)
+class _Busy(Additive):
+    """Busy seconds, weighted by what a tier is worth in ``per`` of them."""
 
+    what: str
+    attribute: str
+    example: str
+    per: float = 1.0
 
-def _energy(batch: Batch) -> Floats:
-    return _weighted(batch, "energy", "power_w", "power: 5 W")
+    def __call__(self, batch: Batch) -> Floats:
+        weights, unknown = self._weights(batch.model)
+        total = np.zeros(len(batch))
+        for tier, seconds in batch.busy_s.items():
+            if tier in unknown:
+                raise MismatchError(unknown[tier])
+            total += weights[tier] * seconds
+        return total
 
+    def terms(self, model: PerformanceModel) -> Terms:
+        weights, unknown = self._weights(model)
+        tables, to = model.tables, model.topology.destination
+        encode, decode = PARTS.index("encode"), PARTS.index("decode")
+        hop = np.where(np.isfinite(tables.hop_parts_s), tables.hop_parts_s, 0.0)
+        result = tables.result_parts_s
+        return Terms(
+            compute=tables.compute_s * weights[:, None, None],
+            hop=hop[..., encode] * weights[:, None] + hop[..., decode] * weights,
+            result=result[:, encode] * weights + result[:, decode] * weights[to],
+            unknown=unknown,
+        )
 
-def _price(batch: Batch) -> Floats:
-    return _weighted(batch, "price", "price_usd_per_hour", "price: 0.10 USD/h") / 3600
+    def _weights(self, model: PerformanceModel) -> tuple[Floats, dict[int, str]]:
+        """Worth of a second on each tier [M], and why it is not known where it is not."""
+        given = [(tier.name, getattr(tier, self.attribute)) for tier in model.topology.tiers]
+        unknown = {
+            tier: f"{self.what} needs the {self.attribute} of every tier that works, but tier {name!r} has none; give "
+            f"it one (in YAML {self.example!r}), or keep plans off it with the hint tiers"
+            for tier, (name, weight) in enumerate(given)
+            if weight is None
+        }
+        return np.array([weight or 0.0 for _, weight in given]) / self.per, unknown
 
 
 def _throughput(batch: Batch) -> Floats:
@@ -425,9 +471,9 @@ def _throughput(batch: Batch) -> Floats:
         return np.asarray(1.0 / batch.busiest_s)
 
 
-energy: Final = Metric("energy", "J", _energy)
+energy: Final = Metric("energy", "J", _Busy("energy", "power_w", "power: 5 W"))
 """Joules per sample: each tier's busy seconds times its power."""
-price: Final = Metric("price", "USD", _price)
+price: Final = Metric("price", "USD", _Busy("price", "price_usd_per_hour", "price: 0.10 USD/h", per=3600.0))
 """US dollars per sample: each tier's busy seconds times its price per hour."""
 throughput: Final = Metric("throughput", "/s", _throughput)
 """Samples per second that the busiest tier or link direction can just sustain."""
@@ -447,25 +493,44 @@ def utilization(rate: float) -> Metric:
     return Metric(f"utilization({rate:.10g})", "", _Utilization(float(rate)))
 
 
-@dataclass(frozen=True, slots=True)
-class _LinkBytes:
-    link: int
+@dataclass(frozen=True)
+class _LinkBytes(Additive):
+    link: int | None
 
     def __call__(self, batch: Batch) -> Floats:
-        links = len(batch.model.topology.links)
-        if self.link >= links:
-            raise MismatchError(f"the topology has {links} links, counted from 0, but link {self.link} is asked for")
+        crossings = self._crossings(batch.model)
         total = np.zeros(len(batch))
         for sender, receiver, count, size in batch.messages():
-            if min(sender, receiver) <= self.link < max(sender, receiver):
-                total += count * size
+            if crossings[sender, receiver]:
+                total += crossings[sender, receiver] * count * size
         return total
 
+    def terms(self, model: PerformanceModel) -> Terms:
+        crossings, (hop, result) = self._crossings(model), message_bytes(model)
+        return Terms(
+            compute=np.zeros_like(model.tables.compute_s),
+            hop=hop[..., None] * crossings,
+            result=result * crossings[:, model.topology.destination],
+        )
 
-def link_bytes(link: int) -> Metric:
-    """Mean bytes per sample that cross link j (between tiers j and j+1), both ways, results included."""
-    law(link >= 0, f"links count from 0, but got {link}")
-    return Metric(f"link_bytes({link})", "B", _LinkBytes(link))
+    def _crossings(self, model: PerformanceModel) -> Ints:
+        """How often a message from tier to tier crosses what is counted, [M, M]."""
+        tiers, links = np.arange(len(model.topology.tiers)), len(model.topology.links)
+        if self.link is None:
+            return np.asarray(np.abs(tiers[:, None] - tiers))
+        if self.link >= links:
+            raise MismatchError(f"the topology has {links} links, counted from 0, but link {self.link} is asked for")
+        low, high = np.minimum(tiers[:, None], tiers), np.maximum(tiers[:, None], tiers)
+        return ((low <= self.link) & (self.link < high)).astype(np.intp)
+
+
+def link_bytes(link: int | None = None) -> Metric:
+    """Mean bytes per sample that cross link j (between tiers j and j+1), both ways, results included.
+
+    Without a link those of all links together: what crosses two counts twice.
+    """
+    law(link is None or link >= 0, f"links count from 0, but got {link}")
+    return Metric("link_bytes" if link is None else f"link_bytes({link})", "B", _LinkBytes(link))
 
 
 # -- own metrics, and metrics as text --------------------------------------------------------------
@@ -496,7 +561,29 @@ def metric(unit: str = "", *, each: bool = False, name: str | None = None) -> Ca
     return made
 
 
-_PLAIN: Final = {m.name: m for m in (latency, accuracy, energy, price, throughput)}
+def additive(
+    name: str,
+    unit: str = "",
+    *,
+    compute: Callable[[Runs], Any] | None = None,
+    hop: Callable[[Hops], Any] | None = None,
+    result: Callable[[Results], Any] | None = None,
+) -> Metric:
+    """Make a metric of what each step costs every sample that takes it; the exact searches take it at any size::
+
+    carbon = additive(
+        "carbon",
+        "g",
+        compute=lambda run: np.array([0.2, 3.0])[run.tier] * run.seconds,
+        hop=lambda hop: 1e-6 * hop.bytes,
+    )
+
+    The functions get all steps at once, as arrays, and return arrays that broadcast to them.
+    """
+    return Metric(name, unit, OwnCosts(name=name, compute=compute, hop=hop, result=result))
+
+
+_PLAIN: Final = {m.name: m for m in (latency, accuracy, energy, price, throughput, link_bytes())}
 _CALL: Final = re.compile(r"(\w+)\((.*)\)")
 _NAMES: Final = (
     f"{', '.join(_PLAIN)}, p50, p95, p99, deadline_misses(80 ms), utilization(20), link_bytes(0), module:function"

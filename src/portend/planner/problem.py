@@ -28,6 +28,7 @@ __all__ = [
     "SearchStats",
     "Solution",
     "accuracy",
+    "affordable",
     "choose",
     "latency",
 ]
@@ -166,14 +167,18 @@ class Problem:
         return replace(self, subject_to=tuple(bounds), robust=None)
 
     @property
-    def plain(self) -> bool:
-        """Whether least mean latency or most accuracy is asked for, with bounds on nothing else.
+    def cost(self) -> Metric | None:
+        """The additive metric that is weighed against accuracy, if nothing else is asked; latency where none is named.
 
-        The front of latency and accuracy answers such a problem; any other goes to ``solve_exhaustive``.
+        Least cost, most accuracy, or the front of the two, with bounds on the same two: such a problem has an answer
+        on the front of cost and accuracy, which the exact searches find. None: it goes to ``solve_exhaustive``.
         """
-        return self.objectives in (((latency, 1),), ((accuracy, -1),)) and all(
-            (c.metric, c.sense) in ((accuracy, ">="), (latency, "<=")) for c in self.subject_to
-        )
+        costs = [m for m in self.metrics if m != accuracy] or [latency]
+        senses = {(m, "<=" if sense > 0 else ">=") for m, sense in self.objectives}
+        senses |= {(c.metric, c.sense) for c in self.subject_to}
+        if costs[0].additive is None or not senses <= {(costs[0], "<="), (accuracy, ">=")}:
+            return None
+        return costs[0]
 
     def judge(self, plan: Plan, model: PerformanceModel) -> tuple[dict[str, float], bool]:
         """Return the values of a plan's metrics by name, and whether they meet the constraints."""
@@ -193,13 +198,10 @@ class Problem:
         """Tightest latency bound in seconds, +inf if none."""
         return min((c.bound for c in self.subject_to if c.metric == latency), default=math.inf)
 
-    def accurate_enough(self, accuracy: float) -> bool:
-        """Whether an accuracy meets the bound, up to rounding."""
-        return accuracy >= self.min_accuracy - ACCURACY_SLACK
-
-    def fast_enough(self, latency_s: float) -> bool:
-        """Whether a mean latency meets the bound, up to rounding."""
-        return latency_s <= self.max_latency_s * (1 + LATENCY_SLACK)
+    @property
+    def max_cost(self) -> float:
+        """Tightest bound on the ``cost`` in its unit, +inf if none."""
+        return min((c.bound for c in self.subject_to if c.metric == self.cost), default=math.inf)
 
     def __str__(self) -> str:
         goal = " and ".join(f"{'minimize' if sense > 0 else 'maximize'} {m.name}" for m, sense in self.objectives)
@@ -213,15 +215,21 @@ def _tuple(goals: Metric | Sequence[Metric] | None) -> tuple[Metric, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontPoint:
-    """A plan that no other beats in both mean latency (s) and accuracy, or in all objectives of a problem.
+    """A plan that no other beats in both cost (mean latency in s) and accuracy, or in all objectives of a problem.
 
-    ``values``: those of the objectives by name, where the problem is not plain.
+    ``values``: by name those of the objectives, and of the cost where it is not latency (``Problem.cost``); empty
+    where latency or accuracy is the only objective and no other metric is asked. The plan has codecs where the cost is
+    not latency, for it may be others that cost least.
     """
 
     latency_s: float
     accuracy: float
     plan: Plan
     values: Mapping[str, float] = field(default_factory=dict)
+
+    def cost(self, metric: Metric) -> float:
+        """The value of an additive metric."""
+        return self.latency_s if metric == latency else self.values[metric.name]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,12 +243,16 @@ class SearchStats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alternative:
-    """A plan that was not chosen: what it is, and how much slower (s) and less accurate it is than the choice."""
+    """A plan that was not chosen: what it is, and how much slower (s) and less accurate it is than the choice.
+
+    ``dearer``: by how much its cost is higher, in the unit of the problem's cost; ``slower_s`` where that is latency.
+    """
 
     name: str
     plan: Plan
     slower_s: float
     less_accurate: float
+    dearer: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,13 +260,15 @@ class Why:
     """Why a plan is the answer.
 
     Attributes:
-        steps: mean seconds per sample of each hop, partition and result, by name and latency part; they add up to
-            the mean latency.
+        metric: the problem's cost.
+        steps: its mean per sample for each hop, partition and result, by name and part (for latency in s, by
+            ``PARTS``); they add up to the plan's cost.
         binding: constraints without which a better plan would be the answer.
         alternatives: the nearest plans that were not chosen.
         advice: a warning where the plan hardly beats a simpler one, else empty.
     """
 
+    metric: Metric
     steps: tuple[tuple[str, Mapping[str, float]], ...]
     binding: tuple[Constraint, ...]
     alternatives: tuple[Alternative, ...]
@@ -262,27 +276,37 @@ class Why:
 
     def describe(self, tier_names: Sequence[str] | None = None) -> list[str]:
         """Return lines for a reader: the waterfall, what binds, the alternatives, the advice."""
-        lines = ["  where the time goes, per sample:"]
+        plain = self.metric == latency
+        lines = [f"  where the {'time' if plain else self.metric.name} goes, per sample:"]
         for name, parts in self.steps:
             detail = ", ".join(f"{part} {1e3 * s:.2f}" for part, s in parts.items()) if len(parts) > 1 else ""
-            lines.append(f"    {1e3 * math.fsum(parts.values()):8.2f} ms  {name}{f' ({detail})' if detail else ''}")
+            total = math.fsum(parts.values())
+            shown = f"{1e3 * total:8.2f} ms" if plain else f"{self.metric.format(total):>12}"
+            lines.append(f"    {shown}  {name}{f' ({detail})' if detail else ''}")
         if self.binding:
             lines.append(f"  binding: {', '.join(map(str, self.binding))}")
         if self.alternatives:
             lines.append("  instead:")
         for other in self.alternatives:
             points = 0.0 - round(100 * other.less_accurate, 2)
+            sign = "+" if other.dearer >= 0 else "-"
+            dearer = "" if plain else f"{sign + self.metric.format(abs(other.dearer)):>12}  "
             lines.append(
-                f"    {1e3 * other.slower_s:+8.2f} ms  {points:+6.2f} points  {other.name}: "
+                f"    {dearer}{1e3 * other.slower_s:+8.2f} ms  {points:+6.2f} points  {other.name}: "
                 f"{other.plan.describe(tier_names)}"
             )
         return [*lines, *([f"  {self.advice}"] if self.advice else [])]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, latencies in ms."""
+        """Return JSON values: latencies in ms, another cost in the unit of its metric."""
+        plain = self.metric == latency
         return {
+            "metric": self.metric.name,
             "steps": [
-                {"name": name, "ms": {part: 1e3 * seconds for part, seconds in parts.items()}}
+                {
+                    "name": name,
+                    "ms" if plain else "value": {part: (1e3 if plain else 1.0) * x for part, x in parts.items()},
+                }
                 for name, parts in self.steps
             ],
             "binding": [str(constraint) for constraint in self.binding],
@@ -293,6 +317,7 @@ class Why:
                     "slower_ms": 1e3 * other.slower_s,
                     "less_accurate": other.less_accurate,
                 }
+                | ({} if plain else {"dearer": other.dearer})
                 for other in self.alternatives
             ],
             "advice": self.advice,
@@ -307,12 +332,12 @@ class Solution:
         status: ``optimal`` (proven over every plan of the space), ``feasible`` (the search was cut short),
             or ``infeasible``.
         estimate: the best plan's estimate; when infeasible, that of the plan that comes nearest.
-        front: Pareto front of mean latency and accuracy over the whole space, by latency. Where the problem is
-            not plain: of its objectives, over the plans that meet the constraints, by the first objective.
+        front: Pareto front of the cost (``Problem.cost``) and accuracy over the whole space, by cost. Where there are
+            several objectives, or no cost: of the objectives, over the plans that meet the constraints, by the first.
         baselines: restricted spaces solved under the same constraints, by name.
-        values: the plan's metrics by name, where the problem is not plain.
-        gap: share of the latency that a better plan might save; 0 if proven, None if not known.
-        why: what the plan's latency is made of, what binds it, and what it was preferred to.
+        values: the plan's metrics by name, where others than latency and accuracy occur.
+        gap: share of the cost that a better plan might save; 0 if proven, None if not known.
+        why: what the plan's cost is made of, what binds it, and what it was preferred to.
     """
 
     problem: Problem
@@ -328,6 +353,14 @@ class Solution:
     @property
     def plan(self) -> Plan:
         return self.estimate.plan
+
+    @property
+    def cost(self) -> float:
+        """The plan's value of the problem's cost, in its unit; NaN where the problem has none."""
+        metric = self.problem.cost
+        if metric is None:
+            return math.nan
+        return self.estimate.mean_s if metric == latency else self.values[metric.name]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -402,13 +435,22 @@ class Solution:
 def choose(problem: Problem, front: Sequence[FrontPoint]) -> tuple[FrontPoint, bool]:
     """Return the point of a front that answers the problem, and whether it meets the constraints.
 
-    A front, by latency, holds an optimum of every problem in latency and accuracy. Where no point meets the
+    The front of cost and accuracy, by cost, holds an optimum of every problem in the two. Where no point meets the
     constraints the nearest is returned: accuracy is given up last.
     """
-    accurate = [point for point in front if problem.accurate_enough(point.accuracy)]
+    enough = problem.min_accuracy - ACCURACY_SLACK
+    accurate = [point for point in front if point.accuracy >= enough]
     if not accurate:
         return front[-1], False
-    feasible = [point for point in accurate if problem.fast_enough(point.latency_s)]
+    feasible = affordable(problem, accurate)
     if not feasible:
         return accurate[0], False
     return (feasible[0] if problem.minimize else feasible[-1]), True
+
+
+def affordable(problem: Problem, front: Sequence[FrontPoint]) -> list[FrontPoint]:
+    """Return the points of a front of cost and accuracy that meet the problem's bound on the cost."""
+    cost, bound = problem.cost, problem.max_cost
+    assert cost is not None
+    most = bound + cost.slack(bound)
+    return [point for point in front if point.cost(cost) <= most]

@@ -138,8 +138,9 @@ class _Search:
     def _least(self) -> Floats:
         """The least that latency grows by for each who stays, from a cut and placement state, [N+1, P]."""
         table = np.full((self.size, len(self.tiers)), np.inf)
+        run = np.minimum(self.space.bare, self.space.full)
         for step in self.steps:
-            cost = self.space.step[:, step.sender, step.tier, None] + self.space.bare[step.woken, step.tier]
+            cost = self.space.step[:, step.sender, step.tier, None] + run[step.woken, step.tier]
             table[:, step.before] = np.minimum(table[:, step.before], cost.min(axis=-1))
         if (table < 0).any():  # a hop can bring the sample nearer to where its result goes, once or more often
             back = self.space.result.min() - self.space.result[self.tiers]
@@ -391,7 +392,7 @@ def best(
     known: Found | None = None
     smaller = _smaller(space.space)
     if smaller != space.space:
-        known, _ = best(PlanSpace(smaller, space.model), need=need, budget=budget, fastest=fastest)
+        known, _ = best(PlanSpace(smaller, space.model, space.metric), need=need, budget=budget, fastest=fastest)
         if known is not None:
             goal.need, goal.budget = (need, known.latency) if fastest else (known.right, budget)
     search.run(goal)

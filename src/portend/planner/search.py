@@ -13,10 +13,11 @@ from typing import Final, Literal
 
 from portend.perfmodel.model import PerformanceModel
 from portend.planner import dynamic, replay
+from portend.planner.answers import by_front, points, solution
 from portend.planner.evolutionary import solve_evolutionary
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.goals import Found
-from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, choose
+from portend.planner.problem import Problem, SearchStats, Solution
 from portend.planner.space import PlanSpace
 
 __all__ = ["FRONT_LIMIT", "METRIC_LIMIT", "search"]
@@ -24,79 +25,58 @@ __all__ = ["FRONT_LIMIT", "METRIC_LIMIT", "search"]
 FRONT_LIMIT: Final = 20_000_000
 """Plans up to which the whole front is searched, which holds the answer to every problem."""
 METRIC_LIMIT: Final = 20_000_000
-"""Plans up to which the metrics of every plan are computed, where a problem is not plain."""
+"""Plans up to which the metrics of every plan are computed, where a problem has no cost."""
 
 
 def search(problem: Problem, model: PerformanceModel, *, seconds: float = math.inf) -> Solution:
     """Return the best plan of ``problem`` on ``model``, proven unless ``seconds`` do not suffice.
 
-    Where the space is not huge the answer carries the whole Pareto front. Only the search for the fastest plan
-    by replaying samples can be cut short; its answer then states the gap to what a better plan could reach.
+    Where the space is not huge, or the front is asked for, the answer carries the whole Pareto front of cost and
+    accuracy (``Problem.cost``). Only the search for the cheapest plan by replaying samples can be cut short; its
+    answer then states the gap to what a better plan could reach.
 
     Raises:
         SearchError: the space holds no plan.
         InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
     """
-    if not problem.plain:
+    cost = problem.cost
+    if cost is None:
         if PlanSpace(problem.space, model).count() > METRIC_LIMIT:
             return solve_evolutionary(problem, model, seconds=seconds)
         return solve_exhaustive(problem, model)
     begin = time.perf_counter()
-    asked, problem = problem, problem.promised(model.samples)
-    space = PlanSpace(problem.space, model)
-    plans = space.count()
+    space = PlanSpace(problem.space, model, cost)
+    plans, solver = space.count(), "dynamic programming" if space.bits is None else "tree search"
     if not plans:
         raise space.empty()
-    front: tuple[FrontPoint, ...] = ()
-    status: Literal["optimal", "feasible", "infeasible"]
-    gap = 0.0
-    if plans <= FRONT_LIMIT:
+    if plans <= FRONT_LIMIT or len(problem.objectives) > 1:
         found: Sequence[Found] = dynamic.front(space) if space.bits is None else replay.front(space)
-        if not found:
-            raise space.empty()
-        front = tuple(_point(space, one) for one in found)
-        chosen, met = choose(problem, front)
-        status = "optimal" if met else "infeasible"
-    else:
-        chosen, status, gap = _one(problem, space, seconds)
-    return Solution(
-        problem=asked,
-        status=status,
-        estimate=model.estimate(model.complete(chosen.plan, problem.space.codecs)),
-        front=front,
-        stats=SearchStats(
-            plans=plans,
-            seconds=time.perf_counter() - begin,
-            solver="dynamic programming" if space.bits is None else "tree search",
-        ),
-        gap=gap,
-    )
-
-
-def _point(space: PlanSpace, found: Found) -> FrontPoint:
-    return FrontPoint(
-        latency_s=float(space.seconds(found.latency)), accuracy=float(space.accuracy(found.right)), plan=found.plan
-    )
+        every = list(found)
+        front = points(space, [f.latency for f in every], [f.right for f in every], [f.plan for f in every])
+        return by_front(problem, space, front, begin=begin, solver=solver, plans=plans)
+    best, status, gap = _one(problem.promised(model.samples), space, seconds)
+    stats = SearchStats(plans=plans, seconds=time.perf_counter() - begin, solver=solver)
+    return solution(problem, space, best.plan, status=status, front=(), stats=stats, gap=gap)
 
 
 def _one(
     problem: Problem, space: PlanSpace, seconds: float
-) -> tuple[FrontPoint, Literal["optimal", "feasible", "infeasible"], float]:
+) -> tuple[Found, Literal["optimal", "feasible", "infeasible"], float]:
     """The answer without the front; where no plan meets the constraints, the plan that comes nearest."""
-    need, budget = space.counts(problem.min_accuracy), space.quanta(problem.max_latency_s)
+    need, budget = space.counts(problem.min_accuracy), space.quanta(problem.max_cost)
     found, gap = _best(space, need, budget, fastest=problem.minimize is not None, seconds=seconds)
     if found is not None:
-        return _point(space, found), "feasible" if gap else "optimal", gap
+        return found, "feasible" if gap else "optimal", gap
     nearest, gap = _best(space, need, math.inf, fastest=True, seconds=seconds)
     if nearest is None:
         nearest, gap = _best(space, -math.inf, math.inf, fastest=False, seconds=seconds)
     if nearest is None:
         raise space.empty()
-    return _point(space, nearest), "infeasible", gap
+    return nearest, "infeasible", gap
 
 
 def _best(space: PlanSpace, need: float, budget: float, *, fastest: bool, seconds: float) -> tuple[Found | None, float]:
-    """The best plan, and the share of its latency that a better one might save."""
+    """The best plan, and the share of its cost that a better one might save."""
     if space.bits is None:
         return dynamic.best(space, need=need, budget=budget, fastest=fastest), 0.0
     found, bound = replay.best(space, need=need, budget=budget, fastest=fastest, seconds=seconds)

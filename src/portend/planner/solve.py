@@ -27,5 +27,5 @@ def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True, 
     solution = search(problem, model, seconds=seconds)
     if not baselines:
         return solution
-    why = explain(solution, model, seconds=seconds) if problem.plain else None
+    why = explain(solution, model, seconds=seconds) if problem.cost is not None else None
     return replace(solution, baselines=solve_baselines(problem, model, seconds=seconds), why=why)

@@ -1,6 +1,9 @@
 """A space of plans against a model: what may be combined, and the tables that every solver looks up.
 
-All quantities are whole numbers held in float64: times are multiples of ``quantum_s``, a power of two,
+Solvers weigh accuracy against one additive metric, such as latency. So what they call latency is the *cost* by
+that metric, whichever it is.
+
+All quantities are whole numbers held in float64: costs are multiples of ``quantum``, a power of two,
 and shares are counts of profiling samples. A sum of their products is exact in any order. So solvers
 that add in different orders agree to the last bit, equal plans tie, and no bound cuts a plan by a
 rounding error.
@@ -12,17 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import chain, combinations, islice, permutations, product
 from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.errors import InvalidValue, SearchError
+from portend.errors import InvalidValue, MismatchError, SearchError
 from portend.perfmodel.exits import BitTables
 from portend.perfmodel.model import PerformanceModel
-from portend.planner.problem import ACCURACY_SLACK, LATENCY_SLACK, SearchSpace
+from portend.plan import Plan
+from portend.planner.metrics import ACCURACY_SLACK, Metric, latency
+from portend.planner.problem import SearchSpace
 from portend.profile import SampleExits
 
 __all__ = ["NEVER", "PlanSpace"]
@@ -42,18 +47,20 @@ class PlanSpace:
         theta: [T], sorted; used: [T, N+1], whether threshold t is really asked at the branch of cut c.
         stays: [T, N+1], samples that stay where all come to a branch; right: [N+1], samples that a branch
             classifies correctly. bits: per-sample sets, where the estimator is ``sample``.
+        metric: the additive metric whose costs the tables hold.
         hop: [N+1, M, M] to bring the tensor of a cut from tier to tier, compute: [2 woken, 2 branch
             run, M, N+1, N+1], result: [M], in quanta; +inf where a codec or a hint forbids it.
         step: [N+1, M, M], a hop and what it changes in the way back, nothing on the same tier; first: [M],
             the same from the source to the first partition. full, bare: [2 woken, M, N+1, N+1], compute with the
             branch and without, +inf also where no partition may end.
         first_unused: [N+1], the first threshold that is not asked at a cut, -1: there is none.
-        quantum_s: seconds in one quantum; samples: S; certain: what accuracy 1 is in the solvers' counts.
+        codec: [N+1, M, M], index of the cheapest codec of each hop, -1 where nothing is sent.
+        quantum: in the unit of the metric; samples: S; certain: what accuracy 1 is in the solvers' counts.
         last: [N+1], whether a plan may end at a cut; inner: [N+1], whether another partition may follow.
     """
 
-    def __init__(self, space: SearchSpace, model: PerformanceModel) -> None:
-        self.space, self.model = space, model
+    def __init__(self, space: SearchSpace, model: PerformanceModel, metric: Metric = latency) -> None:
+        self.space, self.model, self.metric = space, model, metric
         self.blocks = model.profile.num_blocks
         self.tiers = len(model.topology.tiers)
         _check_hints(space, self.blocks, self.tiers)
@@ -63,7 +70,7 @@ class PlanSpace:
         self.last = np.isin(cuts, self.last_cuts)
         self.inner = np.isin(cuts, self._inner_cuts())
         self._look_up_exits()
-        self._look_up_latency()
+        self._look_up_costs()
         self._tabulate_steps()
 
     def _look_up_exits(self) -> None:
@@ -82,23 +89,28 @@ class PlanSpace:
             left[self.theta > 0, 1:] = np.rint(exits.rates(self.theta[self.theta > 0]) * self.samples)
         self.stays: Floats = self.samples - np.where(self.used, left, 0.0)
 
-    def _look_up_latency(self) -> None:
-        tables, tiers = self.model.tables, range(self.tiers)
-        hop, _ = tables.hop_s(self.space.codecs)
-        result = tables.result_parts_s.sum(axis=-1)
-        compute = np.where(np.isnan(tables.compute_s), np.inf, tables.compute_s)
-        longest = self.blocks * (_largest(hop) + _largest(compute) + 2 * _largest(result))  # of any plan
-        bits = math.ceil(math.log2(max(longest, 1e-9))) + math.ceil(math.log2(self.samples)) + 1
-        self.quantum_s = 2.0 ** (bits - _EXACT_BITS)
-        self.hop: Floats = np.rint(hop / self.quantum_s)
-        self.result: Floats = np.rint(result / self.quantum_s)
-        self.compute: Floats = np.rint(compute / self.quantum_s)
+    def _look_up_costs(self) -> None:
+        assert self.metric.additive is not None
+        tables, tiers, terms = self.model.tables, range(self.tiers), self.metric.additive.terms(self.model)
+        hop, self.codec = tables.hop_s(self.space.codecs, None if self.metric == latency else terms.hop)
+        hop = np.where(self.codec < 0, 0.0, hop)
+        result, compute = terms.result, np.where(np.isnan(tables.compute_s), np.inf, terms.compute)
+        largest = self.blocks * (_largest(hop) + _largest(compute) + 2 * _largest(result))  # of any plan
+        bits = math.ceil(math.log2(max(largest, 1e-200))) + math.ceil(math.log2(self.samples)) + 1
+        self.quantum = 2.0 ** (bits - _EXACT_BITS)
+        self.hop: Floats = np.rint(hop / self.quantum)
+        self.result: Floats = np.rint(result / self.quantum)
+        self.compute: Floats = np.rint(compute / self.quantum)
         for tier in tiers:
             banned = [int(tier not in self.space.block_tiers.get(b, (tier,))) for b in range(1, self.blocks + 1)]
             before = np.cumsum([0, *banned])
             self.compute[:, :, tier, before[:, None] < before[None, :]] = np.inf
         if self.space.tiers is not None:
             self.compute[:, :, [t for t in tiers if t not in self.space.tiers]] = np.inf
+        ends = (self.model.topology.source, self.model.topology.destination)
+        for tier, why in terms.unknown.items():
+            if tier in ends or np.isfinite(self.compute[:, :, tier]).any():
+                raise MismatchError(why)
 
     def _tabulate_steps(self) -> None:
         source = self.model.topology.source
@@ -113,17 +125,24 @@ class PlanSpace:
         """The threshold of a row at a cut as a plan states it: 0 where the exit is not used."""
         return float(self.theta[row]) if self.used[row, cut] else 0.0
 
-    def seconds(self, quanta: ArrayLike) -> Floats:
-        """Mean latency in seconds of a sum of samples times quanta."""
-        return np.asarray(np.asarray(quanta) * self.quantum_s / self.samples)
-
-    def quanta(self, latency_s: float) -> float:
-        """The largest sum of samples times quanta that is a mean latency of at most ``latency_s``, up to rounding."""
-        return (
-            math.inf
-            if math.isinf(latency_s)
-            else math.floor(latency_s * (1 + LATENCY_SLACK) * self.samples / self.quantum_s)
+    def complete(self, plan: Plan) -> Plan:
+        """Return the plan with the codec on each hop that costs least."""
+        names, senders = self.model.tables.codecs, (self.model.topology.source, *plan.placement[:-1])
+        chosen = (
+            int(self.codec[start, sender, tier])
+            for (start, _), sender, tier in zip(plan.partitions, senders, plan.placement, strict=True)
         )
+        return replace(plan, codecs=tuple(names[k] if k >= 0 else None for k in chosen))
+
+    def value(self, quanta: ArrayLike) -> Floats:
+        """The metric's value of a sum of samples times quanta, in its unit."""
+        return np.asarray(np.asarray(quanta) * self.quantum / self.samples)
+
+    def quanta(self, bound: float) -> float:
+        """The largest sum of samples times quanta that is a value of at most ``bound``, up to rounding."""
+        if math.isinf(bound):
+            return bound
+        return math.floor((bound + self.metric.slack(bound)) * self.samples / self.quantum)
 
     def counts(self, accuracy: float) -> float:
         """The least count of right answers that is an accuracy of at least ``accuracy``, up to rounding."""

@@ -1,4 +1,4 @@
-"""Why a plan is the answer: what its latency is made of, what binds it, what came nearest."""
+"""Why a plan is the answer: what its cost is made of, what binds it, what came nearest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 from portend.errors import SearchError
 from portend.perfmodel.estimate import PARTS, Estimate
 from portend.perfmodel.model import PerformanceModel
-from portend.planner.problem import Alternative, Solution, Why, choose
+from portend.plan import Plan
+from portend.planner.metrics import Batch, Metric, latency
+from portend.planner.problem import Alternative, Problem, Solution, Why, choose
 from portend.planner.search import search
 
 __all__ = ["explain"]
@@ -21,33 +23,57 @@ _WORTH_IT: Final = 0.02
 
 
 def explain(solution: Solution, model: PerformanceModel, *, seconds: float = math.inf) -> Why:
-    """Return why the solution of a plain problem is what it is; ``seconds`` limits each search for an alternative."""
+    """Return why the solution is what it is, of a problem that has a cost; ``seconds`` limits each search for this."""
+    cost = solution.problem.cost
+    assert cost is not None
     alternatives = [*_neighbors(solution), *_simpler(solution, model, seconds)]
     return Why(
-        steps=_steps(solution.estimate, [tier.name for tier in model.topology.tiers]),
+        metric=cost,
+        steps=_steps(solution.estimate, model, cost),
         binding=tuple(c for i, c in enumerate(solution.problem.subject_to) if _binds(solution, i, model, seconds)),
         alternatives=tuple(alternatives),
         advice=_advice(solution, alternatives),
     )
 
 
-def _steps(estimate: Estimate, tiers: list[str]) -> tuple[tuple[str, Mapping[str, float]], ...]:
+def _steps(estimate: Estimate, model: PerformanceModel, cost: Metric) -> tuple[tuple[str, Mapping[str, float]], ...]:
     """The waterfall: each step's parts, weighted by the share of samples that go through it."""
-    plan = estimate.plan
-    reach = 1.0 - np.concatenate(([0.0], np.cumsum(estimate.share)[:-1]))
-    moving = [part for part in PARTS if part != "compute"]
+    plan, tiers = estimate.plan, [tier.name for tier in model.topology.tiers]
+    hops, runs, result = _parts_s(estimate) if cost == latency else _costs(plan, model, cost)
     steps: list[tuple[str, Mapping[str, float]]] = []
-    for k, ((start, end), tier) in enumerate(zip(plan.partitions, plan.placement, strict=True)):
-        parts = dict(zip(PARTS, (reach[k] * estimate.step_parts_s[k]).tolist(), strict=True))
-        hop = {part: parts[part] for part in moving if parts[part]}
+    for (start, end), tier, hop, run in zip(plan.partitions, plan.placement, hops, runs, strict=True):
         if hop:
             steps.append((f"to {tiers[tier]}", hop))
         blocks = f"block {end}" if end == start + 1 else f"blocks {start + 1}–{end}"
-        steps.append((f"{blocks} on {tiers[tier]}", {"compute": parts["compute"]}))
+        steps.append((f"{blocks} on {tiers[tier]}", {"compute": run}))
+    return (*steps, ("result", result)) if result else tuple(steps)
+
+
+_Parts = tuple[list[dict[str, float]], list[float], dict[str, float]]
+"""Of each hop, its parts; of each partition, its computing; of all results, their parts."""
+
+
+def _parts_s(estimate: Estimate) -> _Parts:
+    reach = 1.0 - np.concatenate(([0.0], np.cumsum(estimate.share)[:-1]))
+    steps = [dict(zip(PARTS, row, strict=True)) for row in (reach[:, None] * estimate.step_parts_s).tolist()]
     back = dict(zip(PARTS, (estimate.share @ estimate.result_parts_s).tolist(), strict=True))
-    if any(back.values()):
-        steps.append(("result", {part: seconds for part, seconds in back.items() if seconds}))
-    return tuple(steps)
+    hops = [{part: s for part, s in step.items() if s and part != "compute"} for step in steps]
+    return hops, [step["compute"] for step in steps], {part: s for part, s in back.items() if s}
+
+
+def _costs(plan: Plan, model: PerformanceModel, cost: Metric) -> _Parts:
+    assert cost.additive is not None
+    terms, batch = cost.additive.terms(model), Batch.of(plan, model)
+    hops: list[dict[str, float]] = []
+    runs: list[float] = []
+    back = 0.0
+    for k, tier in enumerate(plan.placement):
+        reach, share = float(batch.reach[0, k]), float(batch.share[0, k])
+        sent = batch.at_hop(k, terms.hop[:, :, batch.senders[k], tier])[0] if batch.sent(k) else 0.0
+        hops.append({"hop": reach * float(sent)} if sent else {})
+        runs.append(reach * float(batch.at_run(k, terms.compute)[0]))
+        back += share * float(terms.result[tier])
+    return hops, runs, {"result": back} if back else {}
 
 
 def _binds(solution: Solution, index: int, model: PerformanceModel, seconds: float) -> bool:
@@ -56,26 +82,41 @@ def _binds(solution: Solution, index: int, model: PerformanceModel, seconds: flo
     without = replace(solution.problem, subject_to=(*bounds[:index], *bounds[index + 1 :]))
     if solution.status == "infeasible":
         return True
-    if solution.front:
+    if solution.front and len(without.objectives) == 1:
         point, _ = choose(without.promised(model.samples), solution.front)
-        freed_s, freed_accuracy = point.latency_s, point.accuracy
+        freed_accuracy, freed = point.accuracy, point.cost(_cost(without))
     else:
-        freed = search(without, model, seconds=seconds).estimate
-        freed_s, freed_accuracy = freed.mean_s, freed.accuracy
+        other = search(without, model, seconds=seconds)
+        freed_accuracy, freed = other.estimate.accuracy, other.cost
     if solution.problem.minimize is not None:
-        return freed_s < solution.estimate.mean_s * (1 - 1e-9)
+        return freed < solution.cost * (1 - 1e-9)
     return freed_accuracy > solution.estimate.accuracy + 1e-12
 
 
+def _cost(problem: Problem) -> Metric:
+    cost = problem.cost
+    assert cost is not None
+    return cost
+
+
 def _neighbors(solution: Solution) -> list[Alternative]:
-    """The next faster and the next more accurate plan of the front."""
-    mean_s, right = solution.estimate.mean_s, solution.estimate.accuracy
-    faster = [p for p in solution.front if p.latency_s < mean_s * (1 - 1e-9) and p.accuracy < right]
-    better = [p for p in solution.front if p.accuracy > right + 1e-12 and p.latency_s > mean_s]
+    """The next cheaper and the next more accurate plan of the front."""
+    metric, cost, right = _cost(solution.problem), solution.cost, solution.estimate.accuracy
+    cheaper = [p for p in solution.front if p.cost(metric) < cost * (1 - 1e-9) and p.accuracy < right]
+    better = [p for p in solution.front if p.accuracy > right + 1e-12 and p.cost(metric) > cost]
     found = []
-    for name, points in (("next faster", faster[-1:]), ("next more accurate", better[:1])):
+    for name, points in (
+        ("next faster" if metric == latency else "next cheaper", cheaper[-1:]),
+        ("next more accurate", better[:1]),
+    ):
         found += [
-            Alternative(name=name, plan=p.plan, slower_s=p.latency_s - mean_s, less_accurate=right - p.accuracy)
+            Alternative(
+                name=name,
+                plan=p.plan,
+                slower_s=p.latency_s - solution.estimate.mean_s,
+                less_accurate=right - p.accuracy,
+                dearer=p.cost(metric) - cost,
+            )
             for p in points
         ]
     return found
@@ -101,6 +142,7 @@ def _simpler(solution: Solution, model: PerformanceModel, seconds: float) -> lis
             plan=other.plan,
             slower_s=other.estimate.mean_s - solution.estimate.mean_s,
             less_accurate=solution.estimate.accuracy - other.estimate.accuracy,
+            dearer=other.cost - solution.cost,
         )
     return list(found.values())
 
@@ -114,9 +156,9 @@ def _advice(solution: Solution, alternatives: list[Alternative]) -> str:
         near = [o for o in alone if o.less_accurate <= 0.001]
         lost = "0.1 points of accuracy"
     else:
-        near = [o for o in alone if o.slower_s <= _WORTH_IT * solution.estimate.mean_s]
-        lost = f"{100 * _WORTH_IT:g} % of the latency"
+        near = [o for o in alone if o.dearer <= _WORTH_IT * solution.cost]
+        lost = f"{100 * _WORTH_IT:g} % of the {_cost(solution.problem).name}"
     if not near:
         return ""
-    nearest = min(near, key=lambda o: (o.slower_s, o.less_accurate))
+    nearest = min(near, key=lambda o: (o.dearer, o.less_accurate))
     return f"Distributing hardly pays: {nearest.name} loses at most {lost} ({nearest.plan.describe()})."

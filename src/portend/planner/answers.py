@@ -1,0 +1,101 @@
+"""What a search by cost and accuracy found, as an answer.
+
+Axes: P plans, L partitions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from portend.plan import Plan, PlanBatch
+from portend.planner.metrics import ACCURACY_SLACK, accuracy, latency
+from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, affordable, choose
+from portend.planner.space import PlanSpace
+
+__all__ = ["by_front", "points", "solution"]
+
+
+def points(space: PlanSpace, costs: ArrayLike, right: ArrayLike, plans: Sequence[Plan]) -> tuple[FrontPoint, ...]:
+    """Return plans of these costs and right answers, in the counts of ``PlanSpace``, as points of a front."""
+    cost, share = space.value(costs).tolist(), space.accuracy(right).tolist()
+    if space.metric == latency:
+        return tuple(FrontPoint(latency_s=s, accuracy=a, plan=p) for s, a, p in zip(cost, share, plans, strict=True))
+    name, plans = space.metric.name, [space.complete(plan) for plan in plans]
+    return tuple(
+        FrontPoint(latency_s=s, accuracy=a, plan=p, values={name: c})
+        for s, c, a, p in zip(_mean_s(space, plans).tolist(), cost, share, plans, strict=True)
+    )
+
+
+def _mean_s(space: PlanSpace, plans: Sequence[Plan]) -> NDArray[np.float64]:
+    """Mean latency of complete plans in seconds, [P]."""
+    mean_s = np.empty(len(plans))
+    codecs = {name: k for k, name in enumerate(space.model.tables.codecs)} | {None: -1}
+    lengths = np.array([len(plan) for plan in plans])
+    for length in sorted(set(map(len, plans))):
+        index = np.flatnonzero(lengths == length)
+        chosen = [plans[int(i)] for i in index]
+        batch = PlanBatch(
+            cuts=np.array([plan.cuts for plan in chosen], dtype=np.intp),
+            placement=np.array([plan.placement for plan in chosen], dtype=np.intp),
+            thresholds=np.array([plan.thresholds for plan in chosen], dtype=np.float64).reshape(
+                len(chosen), length - 1
+            ),
+            codecs=np.array([[codecs[name] for name in plan.codecs] for plan in chosen], dtype=np.intp),
+        )
+        mean_s[index] = space.model.estimate_batch(batch).mean_s
+    return mean_s
+
+
+def by_front(
+    asked: Problem, space: PlanSpace, front: tuple[FrontPoint, ...], *, begin: float, solver: str, plans: int
+) -> Solution:
+    """Return what the whole front of cost and accuracy, by cost, says to a problem.
+
+    Raises:
+        SearchError: the front is empty, so no plan satisfies the hints.
+    """
+    if not front:
+        raise space.empty()
+    problem = asked.promised(space.model.samples)
+    chosen, met = choose(problem, front)
+    if len(problem.objectives) > 1:
+        enough = problem.min_accuracy - ACCURACY_SLACK
+        front = tuple(
+            replace(point, values={space.metric.name: point.cost(space.metric), accuracy.name: point.accuracy})
+            for point in affordable(problem, front)
+            if point.accuracy >= enough
+        )
+    return solution(
+        asked, space, chosen.plan, status="optimal" if met else "infeasible", front=front,
+        stats=SearchStats(plans=plans, seconds=time.perf_counter() - begin, solver=solver),
+    )  # fmt: skip
+
+
+def solution(
+    asked: Problem,
+    space: PlanSpace,
+    plan: Plan,
+    *,
+    status: Literal["optimal", "feasible", "infeasible"],
+    front: tuple[FrontPoint, ...],
+    stats: SearchStats,
+    gap: float = 0.0,
+) -> Solution:
+    """Return a plan as the answer to what was asked."""
+    estimate = space.model.estimate(space.complete(plan))
+    return Solution(
+        problem=asked,
+        status=status,
+        estimate=estimate,
+        front=front,
+        stats=stats,
+        gap=gap,
+        values={} if space.metric == latency else asked.judge(estimate.plan, space.model)[0],
+    )

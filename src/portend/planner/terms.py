@@ -1,0 +1,257 @@
+"""Additive metrics: what every step costs that a sample may take, whoever reaches it pays it.
+
+A plan's value is the sum, over the steps, of the share of samples that take a step times its cost, as mean latency
+is (``docs/model.md``). So the exact searches for latency (``dynamic``, ``replay``) answer any such metric.
+
+Axes: K codecs, M tiers, N+1 cuts, C plans.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portend.errors import InvalidValue
+from portend.perfmodel.estimate import PARTS
+from portend.perfmodel.model import PerformanceModel
+
+if TYPE_CHECKING:
+    from portend.planner.metrics import Batch
+
+__all__ = ["Additive", "Hops", "OwnCosts", "Results", "Runs", "Terms", "message_bytes"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+Flags = NDArray[np.bool_]
+
+_MOST: Final = 1e100
+_AXES: Final = {
+    "compute": ("woken", "branch", "tier", "start", "end"),
+    "hop": ("codec", "cut", "sender", "receiver"),
+    "result": ("tier",),
+}
+_ENCODE, _DECODE = PARTS.index("encode"), PARTS.index("decode")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Terms:
+    """What each step costs for one sample, in the metric's unit; what no plan can do may hold anything.
+
+    Attributes:
+        compute: [2 woken, 2 branch run, M, N+1, N+1], blocks start:end on a tier.
+        hop: [K, N+1, M, M], to bring the tensor of a cut from tier to tier.
+        result: [M], to leave on a tier and bring the result to the destination.
+        unknown: for each tier whose costs are not known, why a plan with it is refused.
+    """
+
+    compute: Floats
+    hop: Floats
+    result: Floats
+    unknown: Mapping[int, str] = field(default_factory=dict)
+
+
+class Additive(ABC):
+    """A metric's function of a ``Batch`` that is a sum of ``Terms``."""
+
+    @abstractmethod
+    def terms(self, model: PerformanceModel) -> Terms:
+        """Return the cost of every step on a model."""
+
+    def __call__(self, batch: Batch) -> Floats:
+        """Return the values of a batch, [C]."""
+        known = _TERMS.setdefault(batch.model, {})
+        if self not in known:
+            known[self] = self.terms(batch.model)
+        terms, total = known[self], np.zeros(len(batch))
+        for k, tier in enumerate(batch.placement):
+            cost = batch.at_run(k, terms.compute)
+            if batch.sent(k):
+                cost = cost + batch.at_hop(k, terms.hop[:, :, batch.senders[k], tier])
+            total += batch.reach[:, k] * cost + batch.share[:, k] * terms.result[tier]
+        return total
+
+
+_TERMS: WeakKeyDictionary[PerformanceModel, dict[Additive, Terms]] = WeakKeyDictionary()
+
+
+def message_bytes(model: PerformanceModel) -> tuple[Floats, Floats]:
+    """Bytes of what each tier sends, without the headers of packets: tensors [K, N+1, M], a result [M].
+
+    0 where nothing is sent: where a codec is not offered, and for results on the destination.
+    """
+    devices = [model.profile.devices[tier.device] for tier in model.topology.tiers]
+    size = np.zeros((len(model.tables.codecs), model.profile.num_blocks + 1, len(devices)))
+    for k, name in enumerate(model.tables.codecs):
+        for tier, device in enumerate(devices):
+            if name in device.codecs:
+                size[k, :, tier] = np.nan_to_num(device.codecs[name].message_bytes)
+    result = np.array([device.result.message_bytes for device in devices], dtype=np.float64)
+    result[model.topology.destination] = 0.0
+    return size, result
+
+
+# -- own costs -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Runs:
+    """Every run of a partition on a tier, as arrays that broadcast to [2 woken, 2 branch run, M, N+1, N+1].
+
+    Attributes:
+        model: profile and topology; tier, start, end: int, blocks start:end of cuts; woken: 1 where a message or a
+            new sample wakes the tier; branch: 1 where the exit branch at ``end`` is run.
+        seconds: that it computes.
+    """
+
+    model: PerformanceModel
+    woken: Ints
+    branch: Ints
+    tier: Ints
+    start: Ints
+    end: Ints
+    seconds: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Hops:
+    """Every message with a tensor from tier to tier, as arrays that broadcast to [K, N+1, M, M].
+
+    Attributes:
+        model: profile and topology; codec: int, index into ``model.tables.codecs``; cut, sender, receiver: int.
+        links: number of links that it crosses; bytes: of the message, without the headers of packets.
+        seconds: of the hop; encode_s, decode_s: of them, seconds that the sender and the receiver work.
+    """
+
+    model: PerformanceModel
+    codec: Ints
+    cut: Ints
+    sender: Ints
+    receiver: Ints
+    links: Ints
+    bytes: Floats
+    seconds: Floats
+    encode_s: Floats
+    decode_s: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Results:
+    """Leaving on each tier, [M]; on the destination nothing is sent.
+
+    Attributes:
+        model: profile and topology; tier: int; links: number of links to the destination; bytes: of the message.
+        seconds: that the result needs; encode_s, decode_s: of them, that the tier and the destination work.
+    """
+
+    model: PerformanceModel
+    tier: Ints
+    links: Ints
+    bytes: Floats
+    seconds: Floats
+    encode_s: Floats
+    decode_s: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnCosts(Additive):
+    """The costs that own functions give to runs, hops and results; what is None costs nothing."""
+
+    name: str
+    compute: Callable[[Runs], Any] | None = None
+    hop: Callable[[Hops], Any] | None = None
+    result: Callable[[Results], Any] | None = None
+
+    def terms(self, model: PerformanceModel) -> Terms:
+        """Ask the functions for the cost of every step.
+
+        Raises:
+            InvalidValue: a cost is negative or not finite, or a function gave an array of the wrong shape.
+        """
+        runs, hops, results = _runs(model), _hops(model), _results(model)
+        sent: Flags = np.asarray(np.isfinite(model.tables.hop_parts_s).all(axis=-1))
+        same = np.arange(len(model.topology.tiers))
+        sent[:, int(model.topology.ingest == "message") :, same, same] = False
+        possible = np.broadcast_to(runs.start < runs.end, runs.seconds.shape)
+        return Terms(
+            compute=self._asked("compute", self.compute, runs, possible),
+            hop=self._asked("hop", self.hop, hops, sent),
+            result=self._asked("result", self.result, results, np.ones(results.tier.size, dtype=np.bool_)),
+        )
+
+    def _asked(self, what: str, function: Callable[..., Any] | None, steps: Any, possible: Flags) -> Floats:
+        """The costs that a function gives to steps, 0 where no plan can take them."""
+        if function is None:
+            return np.zeros(possible.shape)
+        given = np.asarray(function(steps), dtype=np.float64)
+        try:
+            costs = np.where(possible, given, 0.0)
+        except ValueError:
+            costs = np.empty(0)
+        if costs.shape != possible.shape:
+            raise InvalidValue(
+                f"the {what} costs of the metric {self.name!r} broadcast to {possible.shape}, but got {given.shape}; "
+                "compute them from the arrays of the steps, such as 2 * step.seconds"
+            )
+        wrong = ~((costs >= 0) & (costs <= _MOST))
+        if wrong.any():
+            at = tuple(int(i) for i in np.argwhere(wrong)[0])
+            where = ", ".join(f"{name} {index}" for name, index in zip(_AXES[what], at, strict=True))
+            raise InvalidValue(
+                f"an additive metric's costs are finite and not negative, but {self.name!r} gives {costs[at]} to the "
+                f"{what} with {where}; give what must be kept off a high cost, or a hint such as block_tiers"
+            )
+        return costs
+
+
+def _runs(model: PerformanceModel) -> Runs:
+    tiers, cuts = np.arange(len(model.topology.tiers)), np.arange(model.profile.num_blocks + 1)
+    two = np.arange(2)
+    return Runs(
+        model=model,
+        woken=two[:, None, None, None, None],
+        branch=two[:, None, None, None],
+        tier=tiers[:, None, None],
+        start=cuts[:, None],
+        end=cuts,
+        seconds=np.nan_to_num(model.tables.compute_s),
+    )
+
+
+def _hops(model: PerformanceModel) -> Hops:
+    tiers, cuts = np.arange(len(model.topology.tiers)), np.arange(model.profile.num_blocks + 1)
+    size, _ = message_bytes(model)
+    parts = model.tables.hop_parts_s
+    parts = np.where(np.isfinite(parts), parts, 0.0)
+    return Hops(
+        model=model,
+        codec=np.arange(len(model.tables.codecs))[:, None, None, None],
+        cut=cuts[:, None, None],
+        sender=tiers[:, None],
+        receiver=tiers,
+        links=np.abs(tiers[:, None] - tiers),
+        bytes=size[..., None],
+        seconds=parts.sum(axis=-1),
+        encode_s=parts[..., _ENCODE],
+        decode_s=parts[..., _DECODE],
+    )
+
+
+def _results(model: PerformanceModel) -> Results:
+    tiers = np.arange(len(model.topology.tiers))
+    _, size = message_bytes(model)
+    parts = model.tables.result_parts_s
+    return Results(
+        model=model,
+        tier=tiers,
+        links=np.abs(tiers - model.topology.destination),
+        bytes=size,
+        seconds=parts.sum(axis=-1),
+        encode_s=parts[:, _ENCODE],
+        decode_s=parts[:, _DECODE],
+    )
