@@ -23,7 +23,7 @@ from portend.models.checkpoint import load_checkpoint, read_provenance
 from portend.models.data import Dataset, Splits, load_dataset, make_splits
 from portend.models.exits import normalized_entropy
 from portend.models.scoring import evaluate
-from portend.models.training import Distillation, EarlyStopping, Progress, TrainingConfig, TrainingResult, train
+from portend.models.training import EarlyStopping, Progress, TrainingConfig, TrainingResult, train
 
 CONFIG = TrainingConfig(epochs=3, batch_size=64, learning_rate=0.1, threads=1)
 

@@ -128,6 +128,8 @@ def _trainer(
 class _ExitsModule(pl.LightningModule):
     """The trained exits, their loss, and the sums of the epoch under way."""
 
+    weights: Tensor
+
     def __init__(self, backbone: Backbone, config: TrainingConfig, exits: tuple[int, ...], state: Path) -> None:
         super().__init__()
         self.backbone = backbone
@@ -158,7 +160,7 @@ class _ExitsModule(pl.LightningModule):
         try:
             yield
         finally:
-            self.backbone.to(device="cpu", memory_format=torch.contiguous_format)
+            self.backbone.to("cpu").to(memory_format=torch.contiguous_format)
             self.backbone.eval()
             self.backbone.zero_grad(set_to_none=True)
             for parameter in self.backbone.parameters():
@@ -307,7 +309,11 @@ class _Keeper(Checkpoint):
     """Keep the state after each epoch and every few minutes, and report progress."""
 
     def __init__(
-        self, state: Path, config: TrainingConfig, on_progress: Callable[[Progress], None] | None, exits: tuple[int, ...]
+        self,
+        state: Path,
+        config: TrainingConfig,
+        on_progress: Callable[[Progress], None] | None,
+        exits: tuple[int, ...],
     ) -> None:
         self.state, self.config, self.on_progress, self.exits = state, config, on_progress, exits
         self.stopper: Stopper | None = None

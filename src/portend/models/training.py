@@ -197,7 +197,8 @@ class EpochRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EpochRecord:
         """Return the record that ``dataclasses.asdict`` made these values of."""
-        return cls(**{key: tuple(item) if isinstance(item, list) else item for key, item in values.items()})
+        own: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in values.items()}
+        return cls(**own)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -291,7 +292,7 @@ def write_history(path: str | Path, history: Sequence[EpochRecord], exits: Seque
         writer = csv.writer(file)
         writer.writerow(names)
         for record in history:
-            row = [record.epoch, record.loss, round(record.seconds, 3), *record.accuracies]
+            row: list[float | None] = [record.epoch, record.loss, round(record.seconds, 3), *record.accuracies]
             row += [record.validation_loss, *(record.validation_accuracies or ())] if validated else []
             writer.writerow(row)
 
@@ -312,7 +313,7 @@ def _precision(config: TrainingConfig) -> Precision:
         return config.precision
     if config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 and later
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 and later
     return "bfloat16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
 
 
