@@ -100,7 +100,8 @@ def _trainer(
 ) -> pl.Trainer:
     curves = None
     if config.tensorboard:
-        curves = TensorBoardLogger(state.parent, name=None, version="tensorboard", purge_step=resumed)
+        lost = None if resumed is None else resumed + 1  # steps whose points are drawn anew
+        curves = TensorBoardLogger(state.parent, name=None, version="tensorboard", purge_step=lost)
     try:
         return pl.Trainer(
             accelerator=config.accelerator,

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from portend.errors import DataError, InvalidValue, MismatchError, StorageError, law
+from portend.errors import InvalidValue, MismatchError, StorageError, law
 from portend.models.augment import Augment
 from portend.models.backbone import Backbone
 from portend.models.checkpoint import save_checkpoint
@@ -244,7 +244,7 @@ def train(
     Raises:
         MismatchError: the network does not take this dataset's samples, has another number of classes, or lacks
             an exit that is to be trained.
-        DataError: a label or a sample cannot be used.
+        DataError: a sample cannot be decoded.
         TrainingError: the loss is not finite, the state belongs to another config, network or split, memory is short,
             or Lightning refuses the devices.
         StorageError: the directory cannot be written, or the state in it is damaged.
@@ -319,13 +319,6 @@ def _precision(config: TrainingConfig) -> Precision:
 
 def _parts(backbone: Backbone, dataset: Dataset, splits: Splits, config: TrainingConfig) -> Parts:
     """Divide the training split and find the exits to train."""
-    labels = dataset.labels[splits.train]
-    outside = splits.train[(labels < 0) | (labels >= backbone.num_classes)]
-    if outside.size:
-        raise DataError(
-            f"labels lie within 0–{backbone.num_classes - 1}, but sample {outside[0]} of {dataset.name} has "
-            f"{dataset.labels[outside[0]]}; correct the labels, or give a class for each"
-        )
     existing = tuple(cut for cut, branch in enumerate(backbone.branches, start=1) if branch is not None)
     exits = config.exits or existing
     missing = sorted(set(exits) - set(existing))
@@ -341,7 +334,7 @@ def _parts(backbone: Backbone, dataset: Dataset, splits: Splits, config: Trainin
         )
     chosen = np.zeros(splits.train.size, dtype=np.bool_)
     if config.early_stopping is not None:
-        rng = np.random.default_rng((config.seed, 1))
+        labels, rng = dataset.labels[splits.train], np.random.default_rng((config.seed, 1))
         for label in np.unique(labels):
             of_class = rng.permutation(np.flatnonzero(labels == label))
             chosen[of_class[: round(config.early_stopping.share * of_class.size)]] = True
