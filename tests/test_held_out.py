@@ -13,11 +13,14 @@ import pytest
 
 from portend.errors import DataError, InvalidValue
 from portend.plan import Plan
+from portend.planner.problem import SearchSpace
+from problems import random_case
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "paper"))
 
 import held_out  # noqa: E402
+import promises  # noqa: E402
 from held_out import Curve, Halving, Judged, NetworkResult  # noqa: E402
 
 
@@ -184,3 +187,25 @@ def test_what_is_missing_is_one_line(tmp_path: Path, data: Path, capsys: pytest.
     assert "at least one halving" in complaint(data, "--seeds", "0")
     with pytest.raises(DataError, match="is missing"):
         held_out.score_table(tmp_path, "nothing", tmp_path / "scores.zip")
+
+
+def test_promises_are_counted_against_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small network: every way on every space, and what was promised with a margin takes no less time on average."""
+    monkeypatch.setattr(promises, "SAMPLES", (200,))
+    monkeypatch.setattr(promises, "DROPS", (0.1,))
+    monkeypatch.setattr(promises, "OWN", SearchSpace(thresholds=(0.0, 0.25, 0.5), exits_per_tier=2))
+    monkeypatch.setattr(promises, "MANY", {"many": promises.OWN})
+    case = random_case(3, blocks=4, tiers=2, estimator="sample")
+    rows = promises.study(case.profile, case.topology, trials=8)
+    assert [(row.space, row.way) for row in rows] == [
+        (space, way)
+        for space in ("one plan, right below the bound", "many")
+        for way in ("no margin", "margin of one plan", "tested apart")
+    ]
+    for row in rows:
+        assert 0 <= row.broken <= row.made <= 1
+        assert (row.latency_ms is None) == (row.made == 0)
+        if row.plans == 1:
+            assert row.broken == row.made, "the one plan is not as accurate as what is asked"
+    assert rows[3].made >= rows[4].made
+    assert rows[1].broken <= rows[0].broken

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,6 @@ from portend.units import parse
 
 if TYPE_CHECKING:
     from portend.config import Section
-    from portend.models.backbone import Backbone
     from portend.models.data import Dataset
     from portend.plan import Plan
 
@@ -177,126 +176,49 @@ def _show_comparisons(cases: Any) -> Any:
 )
 @click.option("--restart", is_flag=True, help="Begin anew instead of resuming.")
 def train(config: str, out: str, restart: bool) -> None:
-    """Train the exits of a network as CONFIG (YAML) says; an interrupted run resumes.
-
-    All exits together, on a frozen backbone, or those that a plan uses: see docs/training.md.
-    """
+    """Train a network with all its exits as CONFIG (YAML) says; an interrupted run resumes."""
     from portend.config import read_yaml
 
     root = read_yaml(config)
-    network = root.get("network", str, "")
-    data, options, seed = root.get("data", str), root.get("options", dict, {}), root.get("seed", int, 0)
-    section = root.section("training")
-    init = section.get("init", str, "")
-    values = _training(section)
+    network, data = root.get("network", str), root.get("data", str)
+    options = root.get("options", dict, {})
+    seed = root.get("seed", int, 0)
+    values = _training(root.section("training"))
     root.done()
-    if not (network or init):
-        raise ConfigError(f"{config}: network is missing; name one, or begin with a checkpoint (training.init)")
 
     from portend.models.data import load_dataset, make_splits
-    from portend.models.training import Distillation, EarlyStopping, Progress, TrainingConfig
+    from portend.models.training import Progress, TrainingConfig
     from portend.models.training import train as run_training
+    from portend.models.zoo import build
 
     try:
-        for key, kind in (("distillation", Distillation), ("early_stopping", EarlyStopping)):
-            if key in values:
-                values[key] = kind(**values[key])
         training = TrainingConfig(**values)
-        backbone = _first_weights(config, network, {str(name): value for name, value in options.items()}, init)
+        backbone = build(network, **{str(name): value for name, value in options.items()})
     except (TypeError, InvalidValue) as error:
         raise ConfigError(f"{config}: {error}") from None
     dataset = load_dataset(data)
-    helper = os.environ.get("LOCAL_RANK", "0") != "0"  # started by Lightning for a further device
-    try:
-        with _progress(quiet=helper) as tell:
+    with _progress() as tell:
 
-            def told(progress: Progress) -> None:
-                tell("train", progress.step, progress.steps)
+        def told(progress: Progress) -> None:
+            tell("train", progress.step, progress.steps)
 
-            result = run_training(
-                backbone, dataset, make_splits(dataset, seed=seed), training, out, on_progress=told, resume=not restart
-            )
-    except KeyboardInterrupt:
-        click.echo(f"interrupted; the same command goes on from the last state in {out}", err=True)
-        sys.exit(130)
-    if helper:
-        return
+        result = run_training(
+            backbone, dataset, make_splits(dataset, seed=seed), training, out, on_progress=told, resume=not restart
+        )
     shown = " ".join(f"{100 * a:.1f}" for a in result.accuracies)
     click.echo(f"{result.checkpoint}\naccuracy of each branch on the profiling split, %: {shown}")
 
 
 def _training(section: Section) -> dict[str, Any]:
     """The ``training`` section of a configuration: the fields of TrainingConfig, with their kinds."""
-    kinds: dict[str, type] = {"epochs": int, "batch_size": int, "learning_rate": float}
-    required = tuple(kinds)
-    kinds |= {"weight_decay": float, "optimizer": str, "schedule": str, "label_smoothing": float, "seed": int}
-    kinds |= {"augment": str, "precision": str, "compile": bool, "threads": int, "workers": int}
-    kinds |= {"accelerator": str, "strategy": str, "num_nodes": int, "tensorboard": bool, "checkpoint_minutes": float}
+    kinds = {"epochs": int, "batch_size": int, "learning_rate": float, "weight_decay": float, "seed": int}
+    kinds |= {"augment": str, "precision": str, "threads": int}
+    required = ("epochs", "batch_size", "learning_rate")
     values: dict[str, Any] = {
         key: section.get(key, kind) for key, kind in kinds.items() if section.has(key) or key in required
     }
-    if section.has("devices"):
-        values["devices"] = section.get("devices", object)
-        if not isinstance(values["devices"], int | str) or isinstance(values["devices"], bool):
-            raise ConfigError(
-                f"{section.at('devices')}: a count or a text such as auto is needed here, but got {values['devices']!r}"
-            )
-    values |= _what_to_train(section)
-    for key, parts in (
-        ("distillation", {"weight": float, "temperature": float}),
-        ("early_stopping", {"patience": int, "min_delta": float, "share": float}),
-    ):
-        if section.has(key):
-            inner = section.section(key)
-            values[key] = {
-                part: inner.get(part, kind) for part, kind in parts.items() if inner.has(part) or part == "patience"
-            }
-            inner.done()
     section.done()
     return values
-
-
-def _what_to_train(section: Section) -> dict[str, Any]:
-    """Which exits, with which weights, and whether the backbone too: from ``mode`` and what belongs to it."""
-    mode = section.get("mode", str, "joint")
-    values: dict[str, Any] = {}
-    if mode == "plan":
-        values["exits"] = _read_plan(section.get("plan", str)).exits
-        values["freeze_backbone"] = section.get("freeze_backbone", bool, False)
-    elif mode in ("joint", "exits"):
-        values["freeze_backbone"] = mode == "exits"
-        if section.has("exits"):
-            values["exits"] = _list_of(section, "exits", int)
-    else:
-        raise ConfigError(f"{section.at('mode')}: choose joint, exits or plan, but got {mode!r}")
-    if section.has("exit_weights"):
-        values["exit_weights"] = _list_of(section, "exit_weights", float)
-    return values
-
-
-def _list_of(section: Section, key: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
-    items = section.get(key, list)
-    if any(isinstance(item, bool) or not isinstance(item, int if kind is int else (int, float)) for item in items):
-        what = "whole numbers" if kind is int else "numbers"
-        raise ConfigError(f"{section.at(key)}: a list of {what} is needed here, but got {items!r:.60}")
-    return tuple(kind(item) for item in items)
-
-
-def _first_weights(config: str, network: str, options: dict[str, Any], init: str) -> Backbone:
-    """A new network, or the one of a checkpoint, which must be the network that the configuration names, if any."""
-    from portend.models.checkpoint import load_checkpoint
-    from portend.models.zoo import build
-
-    if not init:
-        return build(network, **options)
-    backbone = load_checkpoint(init)
-    asked = {**backbone.architecture, **options}
-    if network not in ("", backbone.name) or asked != backbone.architecture:
-        raise ConfigError(
-            f"{config}: {init} holds {backbone.name} {backbone.architecture}, but network and options say "
-            f"{network or 'nothing'} {options}; leave them out, or begin with a checkpoint of that network"
-        )
-    return backbone
 
 
 @cli.command()
@@ -379,17 +301,27 @@ _PLANNING = (
     click.option("--cuts", type=_Numbers(int), help="Cuts at which a partition may end."),
     click.option("--exits", type=_Numbers(int), help="Branches that may be early exits."),
     click.option("--no-exits", is_flag=True, help="No early exits."),
-    click.option("--tiers", type=_Numbers(int), help="Tiers that may be used, counted from 0."),
-    click.option("--keep-input-on", type=int, help="Tier that raw input must not leave (block 1 runs there)."),
+    click.option("--tiers", metavar="NAMES", help="Tiers that may be used, such as edge,cloud, or numbers from 0."),
+    click.option("--keep-input-on", metavar="TIER", help="Tier that raw input must not leave (block 1 runs there)."),
     click.option("--max-partitions", type=click.IntRange(1), help="Most partitions."),
     click.option(
         "--exits-per-tier",
         type=click.IntRange(1),
         help="Most partitions (each with its exit) on one tier; default: 2 if at most 20 million plans result, else 1.",
     ),
-    click.option("--tier-order", type=click.Choice(["any", "increasing"]), default="any", show_default=True),
+    click.option("--tier-order", type=click.Choice(["any", "increasing"]), help="Default: any."),
     click.option("--no-truncation", is_flag=True, help="Always keep the last blocks."),
-)
+    click.option(
+        "--minimize", multiple=True, metavar="METRIC", help="Such as p95, energy or module:function; again: front."
+    ),
+    click.option("--maximize", multiple=True, metavar="METRIC", help="Such as throughput."),
+    click.option("--subject-to", multiple=True, metavar="BOUND", help="Such as 'p95<=80 ms' or 'energy<=0.5 J'."),
+    click.option("--arrival-rate", type=float, help="Samples per second that no tier or link may be too slow for."),
+    click.option(
+        "--problem", "stated", type=click.Path(dir_okay=False),
+        help="YAML: minimize, maximize, subject_to, arrival_rate, hints (docs/metrics.md). Other options add to it.",
+    ),
+)  # fmt: skip
 
 
 def _planning(command: Any) -> Any:
@@ -403,24 +335,13 @@ def _planning(command: Any) -> Any:
 @click.argument("profile", type=click.Path(dir_okay=False))
 @_topology
 @_planning
-@click.option(
-    "--minimize", multiple=True, metavar="METRIC", help="Such as p95, energy or module:function; again: front."
-)
-@click.option("--maximize", multiple=True, metavar="METRIC", help="Such as throughput.")
-@click.option("--subject-to", multiple=True, metavar="BOUND", help="Such as 'p95<=80 ms' or 'energy<=0.5 J'.")
-@click.option("--arrival-rate", type=float, help="Samples per second that no tier or link may be too slow for.")
-@click.option(
-    "--problem", "stated", type=click.Path(dir_okay=False), help="YAML: minimize, maximize, subject_to, arrival_rate."
-)
 @click.option("--seconds", type=click.FloatRange(0), help="Stop a long search then, and state what it may miss.")
 @click.option("--front", "with_front", is_flag=True, help="Also give the whole Pareto front.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Also write the answer as JSON, for `portend run`.")
 @_json
 def plan(
-    profile: str, topology: str, min_accuracy: float | None, max_latency: float | None, estimator: Any,
-    exits_per_tier: int | None, minimize: tuple[str, ...], maximize: tuple[str, ...], subject_to: tuple[str, ...],
-    arrival_rate: float | None, stated: str | None, seconds: float | None, with_front: bool, out: str | None,
-    as_json: bool, **hints: Any,
+    profile: str, topology: str, estimator: Any, seconds: float | None, with_front: bool, out: str | None,
+    as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Find the proven best plan for PROFILE on a topology, and what it beats.
 
@@ -432,13 +353,9 @@ def plan(
     from portend.planner.solve import solve
     from portend.storage import load_profile, write_json
 
-    goals, bounds = _asked(stated, minimize, maximize, subject_to, arrival_rate)
-    if min_accuracy is None and max_latency is None and not goals:
-        raise click.UsageError("say what is asked for: --min-accuracy, --max-latency, or both; or --minimize a metric")
     places = load_topology(topology)
     model = PerformanceModel(load_profile(profile), places, estimator=estimator)
-    problem = _problem(model, min_accuracy, max_latency, exits_per_tier, **hints)
-    problem = replace(problem, subject_to=(*problem.subject_to, *bounds), **goals)
+    problem = _problem(model, **asked)
     solution = solve(problem, model, seconds=math.inf if seconds is None else seconds)
     answer = solution.to_dict()
     if not with_front:
@@ -457,70 +374,63 @@ def plan(
             click.echo(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {values}{name}")
 
 
-def _asked(
-    stated: str | None, minimize: tuple[str, ...], maximize: tuple[str, ...], subject_to: tuple[str, ...],
-    arrival_rate: float | None,
-) -> tuple[dict[str, Any], list[Any]]:  # fmt: skip
-    """The objectives (nothing: those of the other options) and bounds that a YAML file and options state."""
-    from portend.config import read_yaml
-    from portend.planner.metrics import load_metric, parse_constraint, utilization
-
-    texts = {"minimize": minimize, "maximize": maximize, "subject_to": subject_to}
-    if stated:
-        root = read_yaml(stated)
-        for key, given in texts.items():
-            value = root.get(key, object, [])
-            items = value if isinstance(value, list) else [value]
-            if not all(isinstance(item, str) for item in items):
-                raise ConfigError(f"{root.at(key)}: a text or a list of texts is needed here, but got {value!r:.60}")
-            texts[key] = (*items, *given)
-        if root.has("arrival_rate") and arrival_rate is None:
-            arrival_rate = root.get("arrival_rate", float)
-        root.done()
-    if any(":" in text for given in texts.values() for text in given):
-        sys.path.insert(0, str(Path.cwd()))  # where the user's own modules are
-    bounds = [parse_constraint(text) for text in texts["subject_to"]]
-    bounds += [] if arrival_rate is None else [utilization(arrival_rate) <= 1]
-    if not (texts["minimize"] or texts["maximize"]):
-        return {}, bounds
-    return {key: tuple(map(load_metric, texts[key])) for key in ("minimize", "maximize")}, bounds
-
-
 def _problem(
-    model: Any, min_accuracy: float | None, max_latency: float | None, exits_per_tier: int | None,
-    robust: float | None, **hints: Any,
+    model: Any, *, min_accuracy: float | None, max_latency: float | None, robust: float | None, stated: str | None,
+    minimize: tuple[str, ...], maximize: tuple[str, ...], subject_to: tuple[str, ...], arrival_rate: float | None,
+    swept: frozenset[str] = frozenset(), **hints: Any,
 ) -> Any:  # fmt: skip
-    """The problem that the planning options state: least latency where an accuracy is asked for, else most accuracy."""
-    from portend.planner.exhaustive import count_plans
-    from portend.planner.problem import Problem, accuracy, latency
+    """The problem that the planning options state.
 
+    Without objectives: least latency where an accuracy is asked for, else most accuracy.
+    """
+    from portend.planner.problem import Problem, accuracy, latency
+    from portend.planner.stated import read_problem
+
+    if stated or any(":" in text for text in (*minimize, *maximize, *subject_to)):
+        sys.path.insert(0, str(Path.cwd()))  # where the user's own modules are
+    told = read_problem(
+        stated, model.topology, minimize=minimize, maximize=maximize, subject_to=subject_to, arrival_rate=arrival_rate
+    )
     bounds = [] if min_accuracy is None else [accuracy >= min_accuracy]
     bounds += [] if max_latency is None else [latency <= max_latency]
-    goal = {"minimize": latency} if min_accuracy is not None else {"maximize": accuracy}
-    space = _space(**hints)
-    if exits_per_tier is None:
-        wider = replace(space, exits_per_tier=2)
-        space = wider if count_plans(wider, model) <= _MANY_PLANS else space
-    else:
-        space = replace(space, exits_per_tier=exits_per_tier)
-    return Problem(**goal, subject_to=tuple(bounds), space=space, robust=robust)
+    goals: dict[str, Any] = {"minimize": told.minimize, "maximize": told.maximize}
+    if not (told.minimize or told.maximize):
+        accurate = min_accuracy is not None or "problem.min_accuracy" in swept
+        if not accurate and max_latency is None and "problem.max_latency" not in swept:
+            raise click.UsageError(
+                "say what is asked for: --min-accuracy, --max-latency, or both; or --minimize a metric"
+                + (", or sweep one of the bounds" if swept else "")
+            )
+        goals = {"minimize": latency} if accurate else {"maximize": accuracy}
+    space = _space(model, told.hints, **hints)
+    return Problem(**goals, subject_to=(*bounds, *told.subject_to), space=space, robust=robust)
 
 
 def _space(
-    *, thresholds: tuple[float, ...] | None, no_exits: bool, exits: tuple[int, ...] | None,
-    keep_input_on: int | None, no_truncation: bool, **hints: Any,
+    model: Any, told: Mapping[str, Any], *, no_exits: bool, keep_input_on: str | None, no_truncation: bool,
+    per_exit_thresholds: bool, tiers: str | None, **given: Any,
 ) -> Any:  # fmt: skip
-    from portend.planner.problem import DEFAULT_THRESHOLDS, SearchSpace
+    """The space of the hints in a file, with those of the options in their place."""
+    from portend.planner.exhaustive import count_plans
+    from portend.planner.problem import SearchSpace
 
-    if no_exits and (exits or thresholds):
+    if no_exits and (given["exits"] or given["thresholds"]):
         raise click.UsageError("--no-exits goes with neither --exits nor --thresholds")
-    return SearchSpace(
-        thresholds=(0.0,) if no_exits else DEFAULT_THRESHOLDS if thresholds is None else thresholds,
-        exits=() if no_exits else exits,
-        block_tiers={} if keep_input_on is None else {1: (keep_input_on,)},
-        truncation=not no_truncation,
-        **hints,
-    )
+    hints = {**told, **{name: value for name, value in given.items() if value is not None}}
+    if no_exits:
+        hints |= {"thresholds": (0.0,), "exits": ()}
+    if per_exit_thresholds:
+        hints["per_exit_thresholds"] = True
+    if no_truncation:
+        hints["truncation"] = False
+    if tiers is not None:
+        hints["tiers"] = tuple(model.topology.tier_index(name.strip()) for name in tiers.split(",") if name.strip())
+    if keep_input_on is not None:
+        first = model.topology.tier_index(keep_input_on.strip())
+        hints["block_tiers"] = {**hints.get("block_tiers", {}), 1: (first,)}
+    space = SearchSpace(**hints)
+    wider = replace(space, exits_per_tier=2)
+    return wider if "exits_per_tier" not in hints and count_plans(wider, model) <= _MANY_PLANS else space
 
 
 def _read_plan(path: str) -> Plan:
@@ -711,9 +621,8 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
 @click.option("--out", type=click.Path(dir_okay=False), help="HTML page to write, with a figure of one or two fields.")
 @_json
 def whatif(
-    profile: str, topology: str, sweeps: tuple[str, ...], min_accuracy: float | None, max_latency: float | None,
-    estimator: Any, exits_per_tier: int | None, zipped: bool, crossovers: bool, no_baselines: bool, jobs: int | None,
-    backend: str | None, out: str | None, as_json: bool, **hints: Any,
+    profile: str, topology: str, sweeps: tuple[str, ...], estimator: Any, zipped: bool, crossovers: bool,
+    no_baselines: bool, jobs: int | None, backend: str | None, out: str | None, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Plan PROFILE anew for each value of swept fields of the topology, the profile or the problem.
 
@@ -724,16 +633,11 @@ def whatif(
     from portend.perfmodel.model import PerformanceModel
     from portend.storage import load_profile
 
-    swept = {text.partition("=")[0].strip() for text in sweeps}
-    if min_accuracy is None and max_latency is None and not swept & {"problem.min_accuracy", "problem.max_latency"}:
-        raise click.UsageError("say what is asked for: --min-accuracy, --max-latency, or both, or sweep one of them")
     if out:
         _check_writable(out)
     places, measured = load_topology(topology), load_profile(profile)
-    goal = 0.0 if "problem.min_accuracy" in swept and min_accuracy is None else min_accuracy
-    problem = _problem(
-        PerformanceModel(measured, places, estimator=estimator), goal, max_latency, exits_per_tier, **hints
-    )
+    swept = frozenset(text.partition("=")[0].strip() for text in sweeps)
+    problem = _problem(PerformanceModel(measured, places, estimator=estimator), swept=swept, **asked)
     scenario = lib.Scenario(profile=measured, topology=places, problem=problem, estimator=estimator)
     axes = [lib.parse_axis(scenario, text) for text in sweeps]
     if crossovers and (not lib.find_field(scenario, axes[0].path).ordered or (zipped and len(axes) > 1)):

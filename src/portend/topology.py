@@ -6,6 +6,7 @@ crosses every link in between, in either direction.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -115,11 +116,15 @@ class Topology:
         )
 
     def tier_index(self, name: str) -> int:
-        """Return the index of the tier called ``name``; InvalidValue if there is none."""
-        for index, tier in enumerate(self.tiers):
-            if tier.name == name:
-                return index
-        raise InvalidValue(f"no tier is called {name!r}; the tiers are {[t.name for t in self.tiers]}")
+        """Return the index of the tier called ``name``, or that has this number, from 0 on; InvalidValue if none."""
+        names = [tier.name for tier in self.tiers]
+        if name in names:
+            return names.index(name)
+        if name.isdecimal() and int(name) < len(names):
+            return int(name)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InvalidValue(f"no tier is called {name!r}; {hint}the tiers are {', '.join(names)}, or 0–{len(names) - 1}")
 
     def with_link(self, index: int, **changes: Any) -> Topology:
         """Return a copy in which link ``index`` has ``changes`` (for what-if)."""

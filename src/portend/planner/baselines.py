@@ -69,9 +69,10 @@ def _paper(problem: Problem, model: PerformanceModel) -> Solution:
     space = SearchSpace(thresholds=problem.space.thresholds, codecs=_raw(model))
     marginal = PerformanceModel(model.profile, model.topology, estimator="marginal")
     chosen = search(replace(problem, space=space), marginal)
-    values, met = problem.judge(chosen.plan, model)
+    values, met = replace(problem, robust=None).judge(chosen.plan, model)
     estimate = model.estimate(chosen.plan)
-    return replace(chosen, estimate=estimate, values=values, status="optimal" if met else "infeasible")
+    status = chosen.status if problem.robust else "optimal"  # a promise was tested by replay already
+    return replace(chosen, estimate=estimate, values=values, status=status if met else "infeasible")
 
 
 def _raw(model: PerformanceModel) -> tuple[str, ...] | None:

@@ -148,11 +148,12 @@ class Problem:
         return tuple(dict.fromkeys(every))
 
     def promised(self, samples: int) -> Problem:
-        """Return what to ask of so many profiling samples, for a promise that is ``robust`` on new ones.
+        """Return what to ask of so many profiling samples, for one fixed plan's promise to be ``robust`` on new ones.
 
-        An accuracy of at least ε holds with a confidence (of z standard deviations) where the share of right
-        answers in S samples is at least ε + z √(ε (1 - ε) / S), the score test (Wilson); +inf where even no wrong
-        answer at all would not do.
+        It is too little for the best of many plans: ``search`` tests those on samples apart (``planner/promise.py``),
+        where there are samples. An accuracy of at least ε holds with a confidence (of z standard deviations) where
+        the share of right answers in S samples is at least ε + z √(ε (1 - ε) / S), the score test (Wilson); +inf where
+        even no wrong answer at all would not do.
         """
         if self.robust is None:
             return self
@@ -329,8 +330,8 @@ class Solution:
     """The answer to a problem.
 
     Attributes:
-        status: ``optimal`` (proven over every plan of the space), ``feasible`` (the search was cut short),
-            or ``infeasible``.
+        status: ``optimal`` (proven over every plan of the space), ``feasible`` (it meets the constraints, but a better
+            plan is not ruled out), or ``infeasible``.
         estimate: the best plan's estimate; when infeasible, that of the plan that comes nearest.
         front: Pareto front of the cost (``Problem.cost``) and accuracy over the whole space, by cost. Where there are
             several objectives, or no cost: of the objectives, over the plans that meet the constraints, by the first.

@@ -1,7 +1,8 @@
 """The search for a plan: which algorithm answers a problem, and what its answer says.
 
-Every algorithm is exact. Dynamic programming where prefixes of plans have states (marginal estimator), a
-tree search where samples are replayed.
+Exact: dynamic programming where prefixes of plans have states (marginal estimator), a tree search where samples are
+replayed, every plan for metrics that are no sums. Beyond what can be enumerated these are searched without a
+certificate.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, Literal
 
 from portend.perfmodel.model import PerformanceModel
@@ -18,7 +20,9 @@ from portend.planner.evolutionary import solve_evolutionary
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.goals import Found
 from portend.planner.problem import Problem, SearchStats, Solution
+from portend.planner.promise import keep_promise
 from portend.planner.space import PlanSpace
+from portend.profile import SampleExits
 
 __all__ = ["FRONT_LIMIT", "METRIC_LIMIT", "search"]
 
@@ -39,6 +43,8 @@ def search(problem: Problem, model: PerformanceModel, *, seconds: float = math.i
         SearchError: the space holds no plan.
         InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
     """
+    if problem.robust is not None and problem.min_accuracy > 0 and isinstance(model.profile.exits, SampleExits):
+        return keep_promise(problem, model, partial(search, seconds=seconds))
     cost = problem.cost
     if cost is None:
         if PlanSpace(problem.space, model).count() > METRIC_LIMIT:

@@ -82,8 +82,8 @@ def _binds(solution: Solution, index: int, model: PerformanceModel, seconds: flo
     without = replace(solution.problem, subject_to=(*bounds[:index], *bounds[index + 1 :]))
     if solution.status == "infeasible":
         return True
-    if solution.front and len(without.objectives) == 1:
-        point, _ = choose(without.promised(model.samples), solution.front)
+    if solution.front and len(without.objectives) == 1 and without.robust is None:
+        point, _ = choose(without, solution.front)
         freed_accuracy, freed = point.accuracy, point.cost(_cost(without))
     else:
         other = search(without, model, seconds=seconds)
