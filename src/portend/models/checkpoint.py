@@ -83,7 +83,7 @@ def _rebuild(path: str | Path, document: Mapping[str, Any]) -> Backbone:
     """Build the network without memory for weights: a damaged header must not allocate gigabytes."""
     try:
         with torch.device("meta"):
-            return zoo.build(document["name"], **document["architecture"])
+            return zoo.rebuild(document["name"], document["architecture"])
     except InvalidValue as error:
         raise StorageError(f"{path} holds a network that this Portend cannot build: {error}") from error
 

@@ -18,12 +18,13 @@ from torch.nn import functional
 
 from portend.errors import InvalidValue, StorageError
 from portend.models.backbone import Backbone
-from portend.models.tensorfile import read_tensors
+from portend.models.pretrained import read_weights
 
 __all__ = ["SHORTCUTS", "load_akamaster_weights", "load_portend_weights", "resnet"]
 
 _CHANNELS = (16, 32, 64)
 SHORTCUTS = ("conv", "pad")
+_PORTEND = "layers_dict."
 
 
 class _PadShortcut(nn.Module):
@@ -89,6 +90,7 @@ def resnet(
     input_size: int = 32,
     shortcut: str = "conv",
     seed: int = 0,
+    weights: str = "none",
 ) -> Backbone:
     """Return a CIFAR ResNet of ``depth`` 6n+2 for samples [in_channels, input_size, input_size].
 
@@ -97,9 +99,10 @@ def resnet(
         shortcut: where the shape changes, ``conv`` is a strided 1x1 convolution (all convolutions have
             a bias; the authors' weights), ``pad`` is parameter-free (no convolution has a bias; He et al.'s option A).
         seed: of the initial weights; the caller's random state is left alone.
+        weights: ``none``, or the path of a file for ``load_portend_weights`` or ``load_akamaster_weights``.
 
     Raises:
-        InvalidValue: an argument is out of its range.
+        InvalidValue: an argument is out of its range; StorageError: the weights cannot be read or do not fit.
     """
     architecture = {
         "num_classes": num_classes,
@@ -122,6 +125,10 @@ def resnet(
             architecture=architecture,
         )
         _initialize(backbone)
+    if weights != "none":
+        found = read_weights(weights)
+        load = _load_portend if any(key.startswith(_PORTEND) for key in found) else _load_akamaster
+        load(backbone, weights, found)
     return backbone
 
 
@@ -167,7 +174,7 @@ def load_portend_weights(backbone: Backbone, path: str | Path) -> None:
     Raises:
         StorageError: the file is missing or corrupt, or its tensors are not those of this backbone.
     """
-    _load(backbone, Path(path), {_from_portend(name): tensor for name, tensor in read_tensors(path)[0].items()})
+    _load_portend(backbone, path, read_weights(path))
 
 
 def load_akamaster_weights(backbone: Backbone, path: str | Path) -> None:
@@ -179,13 +186,21 @@ def load_akamaster_weights(backbone: Backbone, path: str | Path) -> None:
     Raises:
         StorageError: the file is missing or corrupt, or its tensors are not those of this backbone.
     """
+    _load_akamaster(backbone, path, read_weights(path))
+
+
+def _load_portend(backbone: Backbone, path: str | Path, found: Mapping[str, Tensor]) -> None:
+    _load(backbone, path, {_from_portend(name): tensor for name, tensor in found.items()})
+
+
+def _load_akamaster(backbone: Backbone, path: str | Path, found: Mapping[str, Tensor]) -> None:
     stages = (len(backbone.blocks) - 1) // 3
-    found = {_from_akamaster(name, stages): tensor for name, tensor in read_tensors(path)[0].items()}
     untrained = (f"branches.{index}." for index in range(len(backbone.branches) - 1))
-    _load(backbone, Path(path), found, absent=("num_batches_tracked", *untrained))
+    renamed = {_from_akamaster(name, stages): tensor for name, tensor in found.items()}
+    _load(backbone, path, renamed, absent=("num_batches_tracked", *untrained))
 
 
-def _load(backbone: Backbone, path: Path, found: Mapping[str, Tensor], absent: tuple[str, ...] = ()) -> None:
+def _load(backbone: Backbone, path: str | Path, found: Mapping[str, Tensor], absent: tuple[str, ...] = ()) -> None:
     """Copy ``found`` into the backbone; only names containing one of ``absent`` may be missing."""
     own = backbone.state_dict()
     expected = {name for name in own if not any(part in name for part in absent)}
