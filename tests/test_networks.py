@@ -113,7 +113,7 @@ def test_resnets_have_the_published_size(name: str, millions: float) -> None:
 
 @pytest.mark.parametrize(
     ("number", "count"),  # `num_params` in torchvision's documentation of the weights; Tan and Le 2019, Table 2
-    enumerate((5_288_548, 7_794_184, 9_109_994, 12_233_232, 19_341_616, 30_389_784, 43_040_704, 66_347_960)),
+    list(enumerate((5_288_548, 7_794_184, 9_109_994, 12_233_232, 19_341_616, 30_389_784, 43_040_704, 66_347_960))),
 )
 def test_efficientnets_have_the_published_size(number: int, count: int) -> None:
     backbone = sketch(f"efficientnet_b{number}")
