@@ -233,7 +233,6 @@ def test_answers_equal_those_of_the_exhaustive_search(
     problems = [
         Problem(minimize=asked),
         Problem(minimize=asked, subject_to=(accuracy >= middle.accuracy,)),
-        Problem(minimize=asked, subject_to=(accuracy >= middle.accuracy,), robust=0.8),
         Problem(minimize=asked, subject_to=(accuracy >= (best + 1) / 2,)),
         Problem(minimize=asked, subject_to=(accuracy >= middle.accuracy, asked <= least / 2)),
         Problem(maximize=accuracy, subject_to=(asked <= middle.cost(asked),)),

@@ -10,9 +10,10 @@ disturbance hits whatever runs, so what disturbances add is estimated from all e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+
+_FLOAT_BYTES: Final = 4  # activations are float32
 
 
 def _freeze(owner: Any, **arrays: tuple[ArrayLike, Any]) -> None:
@@ -90,6 +93,7 @@ class BackboneSpec:
         num_classes: number of labels.
         cut_shapes: N+1 tensor shapes of one sample, without the batch axis.
         weights_sha256: digest of the weights that were profiled.
+        block_bytes, branch_bytes: N sizes each of the weights of the blocks and of the exit branches; empty: unknown.
     """
 
     name: str
@@ -97,6 +101,8 @@ class BackboneSpec:
     num_classes: int
     cut_shapes: tuple[tuple[int, ...], ...]
     weights_sha256: str = ""
+    block_bytes: tuple[float, ...] = ()
+    branch_bytes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         law(len(self.block_names) >= 1, "a backbone has at least one block, but got none")
@@ -106,10 +112,38 @@ class BackboneSpec:
             f"{len(self.block_names)} blocks have {len(self.block_names) + 1} cuts, "
             f"but got {len(self.cut_shapes)} cut shapes",
         )
+        for name, sizes in (("block_bytes", self.block_bytes), ("branch_bytes", self.branch_bytes)):
+            law(
+                len(sizes) in (0, len(self.block_names)) and all(0 <= size < np.inf for size in sizes),
+                f"{name} are {len(self.block_names)} sizes of at least 0, or none where they are not known, "
+                f"but got {sizes}",
+            )
 
     @property
     def num_blocks(self) -> int:
         return len(self.block_names)
+
+    def partition_bytes(self) -> Floats:
+        """Bytes of memory that blocks start:end need, [N+1, N+1] (``docs/model.md``, Memory); NaN elsewhere.
+
+        Their weights, those of the branch at ``end``, and the largest input and output of one of the blocks together.
+
+        Raises:
+            MismatchError: the sizes of the weights are not known.
+        """
+        if not (self.block_bytes and self.branch_bytes):
+            raise MismatchError(
+                f"the memory that {self.name} needs is not known, for the profile has no sizes of its weights; profile "
+                "it again, or leave the memory of tiers out of the topology and of the problem"
+            )
+        count = self.num_blocks
+        tensors = _FLOAT_BYTES * np.array([math.prod(shape) for shape in self.cut_shapes], dtype=np.float64)
+        weights = np.concatenate(([0.0], np.cumsum(self.block_bytes)))
+        table = np.full((count + 1, count + 1), np.nan)
+        for start in range(count):
+            held = np.maximum.accumulate(tensors[start:-1] + tensors[start + 1 :])
+            table[start, start + 1 :] = weights[start + 1 :] - weights[start] + self.branch_bytes[start:] + held
+        return table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -16,7 +16,7 @@ import typing
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -187,7 +187,8 @@ def _unpack(hint: Any, data: Any, archive: zipfile.ZipFile) -> Any:
         return _unpack_union(arguments, data, archive)
     if is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
-        return hint(**{field.name: _unpack(hints[field.name], data[field.name], archive) for field in fields(hint)})
+        given = (f for f in fields(hint) if f.name in data or f.default is MISSING)  # older files lack newer fields
+        return hint(**{field.name: _unpack(hints[field.name], data[field.name], archive) for field in given})
     if origin is tuple:
         inner = arguments[0]
         return tuple(_unpack(inner, item, archive) for item in _expect(data, list))

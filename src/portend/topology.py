@@ -30,7 +30,8 @@ class Tier:
         slowdown: how many times slower than the profiled device (``portend.profile.slowed``); emulated where
             the tier runs as a process, which needs at least 1.
         host: address of the machine that runs the tier's agent.
-        memory_bytes, power_w, price_usd_per_hour: optional facts for metrics and constraints.
+        memory_bytes: what the tier has for weights and activations; no plan that needs more is feasible.
+        power_w, price_usd_per_hour: optional facts for metrics and constraints.
     """
 
     name: str
@@ -46,6 +47,10 @@ class Tier:
         law(
             math.isfinite(self.slowdown) and self.slowdown > 0,
             f"a tier's slowdown is a positive factor, but tier {self.name!r} has {self.slowdown}",
+        )
+        law(
+            self.memory_bytes is None or self.memory_bytes >= 0,
+            f"a tier's memory is not negative, but tier {self.name!r} has {self.memory_bytes} B",
         )
 
 

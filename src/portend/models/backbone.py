@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         return segment
 
     def spec(self) -> BackboneSpec:
-        """Return names, cut shapes (one sample, no batch axis) and the digest of the weights.
+        """Return names, cut shapes (one sample, no batch axis), sizes in bytes and the digest of the weights.
 
         The shapes are those that a zero sample takes on in evaluation mode.
         """
@@ -106,6 +106,8 @@ class Backbone(nn.Module):
             num_classes=self.num_classes,
             cut_shapes=self._cut_shapes(),
             weights_sha256=tensors_sha256(self.state_dict()),
+            block_bytes=tuple(map(_weight_bytes, self.blocks)),
+            branch_bytes=tuple(map(_weight_bytes, self.branches)),
         )
 
     @torch.no_grad()
@@ -119,3 +121,8 @@ class Backbone(nn.Module):
             shapes.append(tuple(x.shape[1:]))
         self.train(was_training)
         return tuple(shapes)
+
+
+def _weight_bytes(module: nn.Module) -> float:
+    """Bytes of the parameters and buffers of a module."""
+    return float(sum(tensor.nbytes for tensor in module.state_dict().values()))

@@ -58,7 +58,7 @@ class _Labels:
     cut: Ints
     tier: Ints
     visited: Ints  # a bit per tier
-    on_tier: Ints  # partitions on the current tier
+    on_tier: Ints  # partitions on the current tier, and its memory where that must be added up (``_Search.load``)
     stay: Floats
     latency: Floats
     right: Floats
@@ -122,6 +122,8 @@ class _Search:
         """Whether the threshold and the last cut alone say how many samples stay."""
         self.backward: Flags = np.tri(space.tiers, dtype=bool) if self.increasing else np.eye(space.tiers, dtype=bool)
         """[M, M]: from where to where no partition moves."""
+        self.load = None if space.held is None else (self.most_on_tier + 1) * space.held.astype(np.int64)
+        """[M, N+1, N+1], what a partition adds to ``on_tier``: a multiple of its bytes, beside the number."""
         self.gain, self.least = self._next_steps()
         self.bound: _Relaxed | None = None
 
@@ -216,7 +218,8 @@ class _Search:
             same = at == tiers
             allowed = tiers > at if self.increasing else (labels.visited[:, None] >> tiers) & 1 == 0
             if self.most_on_tier > 1:
-                allowed |= same & (labels.on_tier < self.most_on_tier)[:, None]
+                number = labels.on_tier if self.load is None else labels.on_tier % (self.most_on_tier + 1)
+                allowed |= same & (number < self.most_on_tier)[:, None]
             step = self.space.step[labels.cut[:, None], at, tiers]
         index, tier = np.nonzero(allowed & np.isfinite(step))
         stays_here = same[index, tier]
@@ -245,6 +248,9 @@ class _Search:
         at = ((moved.on_tier == 1).astype(np.intp), moved.tier, moved.cut)
         stay = moved.stay[:, None]
         latency = moved.latency[:, None] + stay * space.full[at]
+        load = self._loaded(moved)
+        if load is not None:
+            latency[~self._fits(load, moved.tier)] = np.inf
         right = moved.right[:, None] + stay * (space.right - space.right[moved.cut][:, None])
         if length >= self.lengths.start:
             index, cut = np.nonzero(goal.wants(latency, right) & space.last)
@@ -268,6 +274,8 @@ class _Search:
         onward = latency[None]
         if not self.always_used:
             shorter = moved.latency[:, None] + stay * space.bare[at]
+            if load is not None:
+                shorter[np.isinf(latency)] = np.inf
             onward = np.where(used, latency, shorter)
         wanted = self._hopeful(goal, left, row, self.cuts, moved.tier[:, None], stay_then, onward, right) & space.inner
         if length >= self.lengths.start:
@@ -286,13 +294,20 @@ class _Search:
                 cut=cut,
                 tier=moved.tier[index],
                 visited=moved.visited[index],
-                on_tier=moved.on_tier[index],
+                on_tier=moved.on_tier[index] if load is None else load.ravel()[cell],
                 stay=stay_then.ravel()[flat],
                 latency=onward.ravel()[flat],
                 right=right.ravel()[cell],
                 parent=moved.parent[index],
             )
         ]
+
+    def _loaded(self, moved: _Labels) -> Ints | None:
+        """What ``on_tier`` is with the next partition, to every later cut, [n, N+1]; None where nothing is added up."""
+        return None if self.load is None else moved.on_tier[:, None] + self.load[moved.tier, moved.cut]
+
+    def _fits(self, load: Ints, tier: Ints) -> Flags:
+        return np.asarray(load // (self.most_on_tier + 1) <= self.space.room[tier][:, None])
 
     def _undominated(self, labels: _Labels) -> NDArray[np.intp]:
         """Indices of the labels that no other of their state beats; of equals, the first in canonical order."""
@@ -301,7 +316,10 @@ class _Search:
             key = key + labels.row * (self.size * self.space.tiers)
         if not self.increasing:
             key = (key << self.space.tiers) | labels.visited
-        if self.most_on_tier > 1:
+        if self.load is not None:
+            distinct, number = np.unique(labels.on_tier, return_inverse=True)
+            key = key * distinct.size + number
+        elif self.most_on_tier > 1:
             key = key * (self.most_on_tier + 1) + labels.on_tier
         if not self.stay_is_known:
             key = key * (self.space.samples + 1) + labels.stay.astype(np.int64)

@@ -433,7 +433,10 @@ class _Breeder:
         elif any(step.tier == tier for step in kept) or (kept and hints.tier_order == "increasing" and tier < sender):
             return False
         woken = int(not kept or tier != sender)
-        return bool(np.isfinite(space.hop[start, sender, tier] + space.compute[woken, 1, tier, start, cut]))
+        if not np.isfinite(space.hop[start, sender, tier] + space.compute[woken, 1, tier, start, cut]):
+            return False
+        cuts, placement = (*(step.cut for step in kept), cut), (*(step.tier for step in kept), tier)
+        return space.held is None or bool(space.fits(np.array([cuts]), placement)[0])
 
     def _canonical(self, kept: list[_Step]) -> _Chain:
         """Of the rows that make the same plan, one: where the exit is not used, the first such row."""

@@ -348,7 +348,7 @@ class _Search(PlanSpace):
                 seconds += self.hop[start[:, k], sender, tier] + self.compute[woken, 1, tier, start[:, k], cuts[:, k]]
                 codecs[k] = best[start[:, k], sender, tier]
                 sender = tier
-            allowed = np.isfinite(seconds)
+            allowed = np.isfinite(seconds) & self.fits(cuts, placement)
             if not allowed.any():
                 continue
             kept = slice(None) if allowed.all() else allowed
@@ -401,6 +401,8 @@ class _Search(PlanSpace):
                 at, sender = cuts[:, k] * size + cuts[:, k + 1], tier
             if k:
                 latency += term
+        if self.held is not None:
+            forbidden |= ~self.fits(cuts, placement)
         latency[:, forbidden] = np.inf
         return latency
 

@@ -40,6 +40,7 @@ __all__ = [
     "latency_quantile",
     "link_bytes",
     "load_metric",
+    "memory",
     "metric",
     "parse_constraint",
     "price",
@@ -533,6 +534,40 @@ def link_bytes(link: int | None = None) -> Metric:
     return Metric("link_bytes" if link is None else f"link_bytes({link})", "B", _LinkBytes(link))
 
 
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    tier: int | str | None
+
+    def __call__(self, batch: Batch) -> Floats:
+        tiers = range(len(batch.model.topology.tiers))
+        if self.tier is not None:
+            tiers = range(self._index(batch.model), self._index(batch.model) + 1)
+        need = batch.model.profile.backbone.partition_bytes()
+        held = [np.zeros(len(batch))]
+        for tier in tiers:
+            held.append(np.zeros(len(batch)))
+            for k in (k for k, place in enumerate(batch.placement) if place == tier):
+                held[-1] += need[batch.starts[:, k], batch.cuts[:, k]]
+        return np.asarray(np.maximum.reduce(held))
+
+    def _index(self, model: PerformanceModel) -> int:
+        if isinstance(self.tier, str):
+            return model.topology.tier_index(self.tier)
+        count = len(model.topology.tiers)
+        if self.tier is None or self.tier >= count:
+            raise MismatchError(f"the topology has the tiers 0–{count - 1}, but tier {self.tier} is asked for")
+        return self.tier
+
+
+def memory(tier: int | str | None = None) -> Metric:
+    """Bytes that a plan needs on a tier, named or by its number, for weights and activations; without, the most on any.
+
+    ``docs/model.md`` says what counts. What a tier has (``Tier.memory_bytes``) holds without it.
+    """
+    law(not isinstance(tier, int) or tier >= 0, f"tiers count from 0, but got {tier}")
+    return Metric("memory" if tier is None else f"memory({tier})", "B", _Memory(tier))
+
+
 # -- own metrics, and metrics as text --------------------------------------------------------------
 
 
@@ -583,10 +618,11 @@ def additive(
     return Metric(name, unit, OwnCosts(name=name, compute=compute, hop=hop, result=result))
 
 
-_PLAIN: Final = {m.name: m for m in (latency, accuracy, energy, price, throughput, link_bytes())}
+_PLAIN: Final = {m.name: m for m in (latency, accuracy, energy, price, throughput, link_bytes(), memory())}
 _CALL: Final = re.compile(r"(\w+)\((.*)\)")
 _NAMES: Final = (
-    f"{', '.join(_PLAIN)}, p50, p95, p99, deadline_misses(80 ms), utilization(20), link_bytes(0), module:function"
+    f"{', '.join(_PLAIN)}, p50, p95, p99, deadline_misses(80 ms), utilization(20), link_bytes(0), memory(0), "
+    "module:function"
 )
 
 
@@ -612,6 +648,7 @@ def load_metric(text: str) -> Metric:
                 "deadline_misses": lambda at: deadline_misses(parse(at, "time")),
                 "utilization": lambda rate: utilization(float(rate)),
                 "link_bytes": lambda link: link_bytes(int(link)),
+                "memory": lambda tier: memory(int(tier) if tier.isdecimal() else tier),
             }
             if match[1] in makers:
                 return makers[match[1]](match[2])

@@ -35,6 +35,7 @@ __all__ = ["best", "front"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
+Flags = NDArray[np.bool_]
 Words = NDArray[np.uint64]
 
 _NODES: Final = 1 << 14
@@ -106,6 +107,7 @@ class _Step:
     sender: int
     tier: int
     woken: int
+    on_tier: int  # partitions that it already holds, where their memory must be added up, else 0
 
 
 class _Search:
@@ -238,7 +240,20 @@ class _Search:
         for step in steps:
             move = self.space.first[step.tier] if first else self.space.step[cut, step.sender, step.tier]
             cost = move + table[step.woken, step.tier, cut, later]
-            yield step.after, nodes.latency[:, step.before, None] + nodes.count[:, None] * np.minimum(cost, NEVER)
+            latency = nodes.latency[:, step.before, None] + nodes.count[:, None] * np.minimum(cost, NEVER)
+            latency[:, ~np.isfinite(cost)] = NEVER  # even if nobody is left who would do it
+            if step.on_tier:
+                latency[~self._fits(nodes, step)] = NEVER
+            yield step.after, latency
+
+    def _fits(self, nodes: _Nodes, step: _Step) -> Flags:
+        """Whether the next partition, to each later cut, has room beside the last ones, [n, later cuts]."""
+        held = self.space.held
+        assert held is not None
+        zero = np.zeros((len(nodes), 1), dtype=np.intp)
+        ends = np.concatenate([zero, nodes.cuts], axis=1)[:, -step.on_tier - 1 :]
+        total = held[step.tier, ends[:, :-1], ends[:, 1:]].sum(axis=1)[:, None] + held[step.tier, ends[:, -1]]
+        return np.asarray(total[:, int(ends[0, -1]) + 1 :] <= self.space.room[step.tier])
 
     def _soonest(self, nodes: _Nodes, cut: int, steps: list[_Step], *, first: bool) -> Floats:
         """Latency [n, later cuts] of a plan that ends with the next partition."""
@@ -319,6 +334,8 @@ class _Search:
             stay = stay & ~self.bits.leaves[row, cut]
             counts.append(float(_count(stay[None])[0]))
         for placement in self._placements(length):
+            if not space.fits(np.array([cuts]), placement)[0]:
+                continue
             total, sender, start, paid = 0.0, space.model.topology.source, 0, 0.0
             for k, (tier, end) in enumerate(zip(placement, cuts, strict=True)):
                 moves = k == 0 or tier != sender
@@ -340,7 +357,9 @@ def _placement_states(space: PlanSpace) -> tuple[list[int], list[_Step], list[_S
     """Tier of each placement state, the steps from the source, and those between states."""
     hints = space.space
     increasing = hints.tier_order == "increasing"
-    most = hints.exits_per_tier if hints.exits_per_tier < space.lengths().stop - 1 else 0  # 0: no limit to count
+    most = hints.exits_per_tier
+    if space.held is None and most >= space.lengths().stop - 1:
+        most = 0  # no limit to count
     index: dict[tuple[int, int, int], int] = {}
     open_states: list[tuple[int, int, int]] = []
 
@@ -353,16 +372,17 @@ def _placement_states(space: PlanSpace) -> tuple[list[int], list[_Step], list[_S
 
     tiers = sorted(range(space.tiers) if hints.tiers is None else set(hints.tiers))
     source = space.model.topology.source
-    first = [_Step(0, number(tier, 1 << tier, 1), source, tier, 1) for tier in tiers]
+    first = [_Step(0, number(tier, 1 << tier, 1), source, tier, 1, 0) for tier in tiers]
     steps = []
     while open_states:
         state = tier, visited, on_tier = open_states.pop(0)
         before = index[state]
         if hints.exits_per_tier > 1 and (not most or on_tier < most):
-            steps.append(_Step(before, number(tier, visited, on_tier + 1), tier, tier, 0))
+            held = on_tier if space.held is not None and space.held[tier].any() else 0
+            steps.append(_Step(before, number(tier, visited, on_tier + 1), tier, tier, 0, held))
         for then in tiers:
             if then > tier if increasing else then != tier and not visited >> then & 1:
-                steps.append(_Step(before, number(then, visited | 1 << then, 1), tier, then, 1))
+                steps.append(_Step(before, number(then, visited | 1 << then, 1), tier, then, 1, 0))
     return [state[0] for state in index], first, steps
 
 

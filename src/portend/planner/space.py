@@ -29,6 +29,7 @@ from portend.plan import Plan
 from portend.planner.metrics import ACCURACY_SLACK, Metric, latency
 from portend.planner.problem import SearchSpace
 from portend.profile import SampleExits
+from portend.units import format_bytes
 
 __all__ = ["NEVER", "PlanSpace"]
 
@@ -56,6 +57,8 @@ class PlanSpace:
         first_unused: [N+1], the first threshold that is not asked at a cut, -1: there is none.
         codec: [N+1, M, M], index of the cheapest codec of each hop, -1 where nothing is sent.
         quantum: in the unit of the metric; samples: S; certain: what accuracy 1 is in the solvers' counts.
+        room: [M], bytes of memory of each tier, +inf where it is not stated. held: [M, N+1, N+1], bytes of a partition,
+            where those of several partitions on one tier may exceed its room together, else 0; None: that cannot be.
         last: [N+1], whether a plan may end at a cut; inner: [N+1], whether another partition may follow.
     """
 
@@ -107,10 +110,38 @@ class PlanSpace:
             self.compute[:, :, tier, before[:, None] < before[None, :]] = np.inf
         if self.space.tiers is not None:
             self.compute[:, :, [t for t in tiers if t not in self.space.tiers]] = np.inf
+        self._forbid_what_does_not_fit()
         ends = (self.model.topology.source, self.model.topology.destination)
         for tier, why in terms.unknown.items():
             if tier in ends or np.isfinite(self.compute[:, :, tier]).any():
                 raise MismatchError(why)
+
+    def _forbid_what_does_not_fit(self) -> None:
+        given = [tier.memory_bytes for tier in self.model.topology.tiers]
+        self.room: Floats = np.array([np.inf if size is None else size for size in given])
+        self.held: Floats | None = None
+        if np.isinf(self.room).all():
+            return
+        need = np.nan_to_num(self.model.profile.backbone.partition_bytes())
+        self.compute[:, :, need > self.room[:, None, None]] = np.inf
+        spec = self.model.profile.backbone
+        weights, branch = sum(spec.block_bytes), max(spec.branch_bytes)
+        each = branch + need[0, -1] - weights - spec.branch_bytes[-1]  # of any partition, besides the weights of blocks
+        crowded = self.room < weights + self.space.exits_per_tier * each
+        if self.space.exits_per_tier > 1 and crowded.any():
+            self.held = np.where(crowded[:, None, None], need, 0.0)
+
+    def fits(self, cuts: Ints, placement: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Whether the partitions of plans with cuts [C, L] have room together on each tier, [C]."""
+        fitting = np.ones(len(cuts), dtype=np.bool_)
+        for tier in set(placement) if self.held is not None else ():
+            assert self.held is not None
+            total, start = np.zeros(len(cuts)), np.zeros(len(cuts), dtype=np.intp)
+            for k, place in enumerate(placement):
+                total += self.held[tier, start, cuts[:, k]] if place == tier else 0.0
+                start = cuts[:, k]
+            fitting &= total <= self.room[tier]
+        return fitting
 
     def _tabulate_steps(self) -> None:
         source = self.model.topology.source
@@ -233,6 +264,19 @@ class PlanSpace:
 
     def empty(self) -> SearchError:
         """Return the error that says that no plan satisfies the hints."""
+        limits = []
+        for tier, room in zip(self.model.topology.tiers, self.room.tolist(), strict=True):
+            if room < math.inf:
+                need = self.model.profile.backbone.partition_bytes()
+                limits.append(
+                    f"tier {tier.name!r} has {format_bytes(room)}, but a partition there needs at least "
+                    f"{format_bytes(float(np.nanmin(need)))} and the whole network {format_bytes(float(need[0, -1]))}"
+                )
+        if limits:
+            return SearchError(
+                f"no plan satisfies the hints ({self.hints()}) within the memory of the tiers: {'; '.join(limits)}; "
+                "allow more tiers or partitions, or a tier with more memory"
+            )
         return SearchError(f"no plan satisfies the hints: {self.hints()}; relax one of them")
 
 
