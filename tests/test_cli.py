@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,9 @@ def test_by_default_no_baseline_beats_the_plan() -> None:
     assert "better, but outside the hints" in narrow.stdout
 
 
+RUN = "epochs: 1, batch_size: 32, learning_rate: 0.1"
+
+
 @pytest.mark.parametrize(
     ("training", "message"),
     [
@@ -168,6 +173,22 @@ def test_by_default_no_baseline_beats_the_plan() -> None:
         ),
         ("{epochs: 0, batch_size: 32, learning_rate: 0.1}", "epochs is at least 1, but got 0"),
         ("3", "training: a mapping of keys to values is needed"),
+        (f"{{{RUN}, mode: frozen}}", "training.mode: choose joint, exits or plan, but got 'frozen'"),
+        (f"{{{RUN}, mode: plan}}", "plan is missing"),
+        (f"{{{RUN}, mode: plan, plan: none.json}}", "there is no file none.json"),
+        (f"{{{RUN}, freeze_backbone: true}}", "training.freeze_backbone: this key is unknown"),
+        (f"{{{RUN}, exits: [1, 2.5]}}", "training.exits: a list of whole numbers is needed here"),
+        (f"{{{RUN}, exit_weights: [1, x]}}", "training.exit_weights: a list of numbers is needed here"),
+        (f"{{{RUN}, exit_weights: [1, 0]}}", "exit_weights are positive, but got (1.0, 0.0)"),
+        (f"{{{RUN}, schedule: step}}", "schedule is one of one-cycle, cosine, constant, but got 'step'"),
+        (
+            f"{{{RUN}, distillation: {{weights: 1}}}}",
+            "distillation.weights: this key is unknown; did you mean 'weight'?",
+        ),
+        (f"{{{RUN}, distillation: {{weight: 2}}}}", "the weight of distillation lies within 0–1"),
+        (f"{{{RUN}, early_stopping: {{}}}}", "patience is missing"),
+        (f"{{{RUN}, devices: true}}", "training.devices: a count or a text such as auto is needed here"),
+        (f"{{{RUN}, init: none.safetensors}}", "there is no file none.safetensors"),
     ],
 )
 def test_a_training_section_that_is_wrong(tmp_path: Path, training: str, message: str) -> None:
@@ -206,6 +227,49 @@ def test_exits_per_tier_and_robust_are_heeded() -> None:
     assert len(set(one["plan"]["placement"])) == len(one["plan"]["placement"])
     assert sure["estimate"]["accuracy"] > two["estimate"]["accuracy"] >= 0.96
     assert "95 % confidence" in sure["problem"]
+
+
+DIGITS = "options: {in_channels: 1, num_classes: 10, input_size: 8}\ndata: digits:size=8\n"
+
+
+def test_ctrl_c_ends_training_with_a_state_to_go_on_from(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"network: resnet8\n{DIGITS}training: {{epochs: 500, batch_size: 32, learning_rate: 0.1, threads: 1}}\n"
+    )
+    command = [sys.executable, "-m", "portend.cli", "train", str(config), "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        for _ in range(600):
+            if (tmp_path / "run" / "state.safetensors").exists():
+                break
+            time.sleep(0.1)
+        child.send_signal(signal.SIGINT)
+        out, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "interrupted; the same command goes on from the last state" in errors
+    assert "Traceback" not in errors
+    assert out == ""
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"state.safetensors", "history.csv"}
+
+
+def test_a_checkpoint_is_trained_further_for_a_plan(tmp_path: Path) -> None:
+    from portend.models import zoo
+    from portend.models.checkpoint import load_checkpoint, save_checkpoint
+
+    start = zoo.build("resnet8", in_channels=1, num_classes=10, input_size=8)
+    save_checkpoint(start, tmp_path / "first.safetensors")
+    (tmp_path / "plan.json").write_text('{"cuts": [2, 3], "placement": [0, 1], "thresholds": [0.3]}')
+    training = f"training: {{{RUN}, init: first.safetensors, mode: plan, plan: plan.json, freeze_backbone: true}}\n"
+    (tmp_path / "c.yaml").write_text(f"data: digits:size=8\n{training}")
+    done = portend("train", "c.yaml", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before, after = start.state_dict(), load_checkpoint(tmp_path / "run/checkpoint.safetensors").state_dict()
+    changed = {".".join(name.split(".")[:2]) for name, value in before.items() if not value.equal(after[name])}
+    assert changed == {"branches.1", "branches.2"}
+    (tmp_path / "c.yaml").write_text(f"network: resnet8\noptions: {{num_classes: 5}}\ndata: digits:size=8\n{training}")
+    done = portend("train", "c.yaml", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "leave them out, or begin with a checkpoint of that network" in done.stderr
 
 
 def test_tiers_go_by_name_or_number(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from portend.models.checkpoint import load_checkpoint, read_provenance, save_che
 from portend.models.data import load_dataset
 from portend.models.exits import normalized_entropy
 from portend.models.resnet import load_akamaster_weights, load_portend_weights
-from portend.models.training import evaluate
+from portend.models.scoring import evaluate
 from portend.plan import takes_exit
 
 

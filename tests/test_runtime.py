@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from portend.errors import DeploymentError, InvalidValue, MessageError
 from portend.models.checkpoint import load_checkpoint, save_checkpoint
 from portend.models.data import Dataset, load_dataset
-from portend.models.training import evaluate
+from portend.models.scoring import evaluate
 from portend.models.zoo import build
 from portend.plan import Plan, takes_exit
 from portend.profiling.turns import run_in_turns

@@ -19,6 +19,7 @@ from portend.units import parse
 
 if TYPE_CHECKING:
     from portend.config import Section
+    from portend.models.backbone import Backbone
     from portend.models.data import Dataset
     from portend.plan import Plan
 
@@ -176,49 +177,126 @@ def _show_comparisons(cases: Any) -> Any:
 )
 @click.option("--restart", is_flag=True, help="Begin anew instead of resuming.")
 def train(config: str, out: str, restart: bool) -> None:
-    """Train a network with all its exits as CONFIG (YAML) says; an interrupted run resumes."""
+    """Train the exits of a network as CONFIG (YAML) says; an interrupted run resumes.
+
+    All exits together, on a frozen backbone, or those that a plan uses: see docs/training.md.
+    """
     from portend.config import read_yaml
 
     root = read_yaml(config)
-    network, data = root.get("network", str), root.get("data", str)
-    options = root.get("options", dict, {})
-    seed = root.get("seed", int, 0)
-    values = _training(root.section("training"))
+    network = root.get("network", str, "")
+    data, options, seed = root.get("data", str), root.get("options", dict, {}), root.get("seed", int, 0)
+    section = root.section("training")
+    init = section.get("init", str, "")
+    values = _training(section)
     root.done()
+    if not (network or init):
+        raise ConfigError(f"{config}: network is missing; name one, or begin with a checkpoint (training.init)")
 
     from portend.models.data import load_dataset, make_splits
-    from portend.models.training import Progress, TrainingConfig
+    from portend.models.training import Distillation, EarlyStopping, Progress, TrainingConfig
     from portend.models.training import train as run_training
-    from portend.models.zoo import build
 
     try:
+        for key, kind in (("distillation", Distillation), ("early_stopping", EarlyStopping)):
+            if key in values:
+                values[key] = kind(**values[key])
         training = TrainingConfig(**values)
-        backbone = build(network, **{str(name): value for name, value in options.items()})
+        backbone = _first_weights(config, network, {str(name): value for name, value in options.items()}, init)
     except (TypeError, InvalidValue) as error:
         raise ConfigError(f"{config}: {error}") from None
     dataset = load_dataset(data)
-    with _progress() as tell:
+    helper = os.environ.get("LOCAL_RANK", "0") != "0"  # started by Lightning for a further device
+    try:
+        with _progress(quiet=helper) as tell:
 
-        def told(progress: Progress) -> None:
-            tell("train", progress.step, progress.steps)
+            def told(progress: Progress) -> None:
+                tell("train", progress.step, progress.steps)
 
-        result = run_training(
-            backbone, dataset, make_splits(dataset, seed=seed), training, out, on_progress=told, resume=not restart
-        )
+            result = run_training(
+                backbone, dataset, make_splits(dataset, seed=seed), training, out, on_progress=told, resume=not restart
+            )
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; the same command goes on from the last state in {out}", err=True)
+        sys.exit(130)
+    if helper:
+        return
     shown = " ".join(f"{100 * a:.1f}" for a in result.accuracies)
     click.echo(f"{result.checkpoint}\naccuracy of each branch on the profiling split, %: {shown}")
 
 
 def _training(section: Section) -> dict[str, Any]:
     """The ``training`` section of a configuration: the fields of TrainingConfig, with their kinds."""
-    kinds = {"epochs": int, "batch_size": int, "learning_rate": float, "weight_decay": float, "seed": int}
-    kinds |= {"augment": str, "precision": str, "threads": int}
-    required = ("epochs", "batch_size", "learning_rate")
+    kinds: dict[str, type] = {"epochs": int, "batch_size": int, "learning_rate": float}
+    required = tuple(kinds)
+    kinds |= {"weight_decay": float, "optimizer": str, "schedule": str, "label_smoothing": float, "seed": int}
+    kinds |= {"augment": str, "precision": str, "compile": bool, "threads": int, "workers": int}
+    kinds |= {"accelerator": str, "strategy": str, "num_nodes": int, "tensorboard": bool, "checkpoint_minutes": float}
     values: dict[str, Any] = {
         key: section.get(key, kind) for key, kind in kinds.items() if section.has(key) or key in required
     }
+    if section.has("devices"):
+        values["devices"] = section.get("devices", object)
+        if not isinstance(values["devices"], int | str) or isinstance(values["devices"], bool):
+            raise ConfigError(
+                f"{section.at('devices')}: a count or a text such as auto is needed here, but got {values['devices']!r}"
+            )
+    values |= _what_to_train(section)
+    for key, parts in (
+        ("distillation", {"weight": float, "temperature": float}),
+        ("early_stopping", {"patience": int, "min_delta": float, "share": float}),
+    ):
+        if section.has(key):
+            inner = section.section(key)
+            values[key] = {
+                part: inner.get(part, kind) for part, kind in parts.items() if inner.has(part) or part == "patience"
+            }
+            inner.done()
     section.done()
     return values
+
+
+def _what_to_train(section: Section) -> dict[str, Any]:
+    """Which exits, with which weights, and whether the backbone too: from ``mode`` and what belongs to it."""
+    mode = section.get("mode", str, "joint")
+    values: dict[str, Any] = {}
+    if mode == "plan":
+        values["exits"] = _read_plan(section.get("plan", str)).exits
+        values["freeze_backbone"] = section.get("freeze_backbone", bool, False)
+    elif mode in ("joint", "exits"):
+        values["freeze_backbone"] = mode == "exits"
+        if section.has("exits"):
+            values["exits"] = _list_of(section, "exits", int)
+    else:
+        raise ConfigError(f"{section.at('mode')}: choose joint, exits or plan, but got {mode!r}")
+    if section.has("exit_weights"):
+        values["exit_weights"] = _list_of(section, "exit_weights", float)
+    return values
+
+
+def _list_of(section: Section, key: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    items = section.get(key, list)
+    if any(isinstance(item, bool) or not isinstance(item, int if kind is int else (int, float)) for item in items):
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(f"{section.at(key)}: a list of {what} is needed here, but got {items!r:.60}")
+    return tuple(kind(item) for item in items)
+
+
+def _first_weights(config: str, network: str, options: dict[str, Any], init: str) -> Backbone:
+    """A new network, or the one of a checkpoint, which must be the network that the configuration names, if any."""
+    from portend.models.checkpoint import load_checkpoint
+    from portend.models.zoo import build
+
+    if not init:
+        return build(network, **options)
+    backbone = load_checkpoint(init)
+    asked = {**backbone.architecture, **options}
+    if network not in ("", backbone.name) or asked != backbone.architecture:
+        raise ConfigError(
+            f"{config}: {init} holds {backbone.name} {backbone.architecture}, but network and options say "
+            f"{network or 'nothing'} {options}; leave them out, or begin with a checkpoint of that network"
+        )
+    return backbone
 
 
 @cli.command()

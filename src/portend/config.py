@@ -62,7 +62,7 @@ class Section:
             raise ConfigError(f"{self.place}: {key} is missing{hint}")
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        wrong_bool = isinstance(value, bool) and kind is not bool
+        wrong_bool = isinstance(value, bool) and kind not in (bool, object)
         if value is not default and (not isinstance(value, kind) or wrong_bool):
             raise ConfigError(f"{self.at(key)}: a {_KIND_NAMES[kind]} is needed here, but got {_shown(value)}")
         return cast(_T, value)

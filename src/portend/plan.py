@@ -91,6 +91,12 @@ class Plan:
         """Block ranges (start cut, end cut) of the partitions."""
         return tuple(pairwise((0, *self.cuts)))
 
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Cuts whose exit branches the plan runs: the early ones at which somebody may leave, and the last."""
+        early = (cut for cut, threshold in zip(self.cuts, self.thresholds, strict=False) if threshold > 0)
+        return (*early, self.cuts[-1])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return {

@@ -1,9 +1,10 @@
-"""Train all exits of a backbone together, and score samples at every branch.
+"""Train the exits of a backbone: all together, on a frozen backbone, or only those that a plan uses.
 
-The loss is the sum of the branches' cross-entropies (paper, Sec. II-B). Everything random
-is a function of the seed and the epoch, so a resumed run ends with the same bits as an uninterrupted one.
+The loss is the weighted sum of the trained exits' losses (paper, Sec. II-B: all exits, each with weight 1).
+Everything random is a function of the seed and the step, so a resumed run ends with the same bits as an
+uninterrupted one on the same machine. Training itself runs on Lightning (``fitting.py``).
 
-Axes: B batch, N branches, S samples, K classes.
+Axes: E trained exits, N branches.
 """
 
 from __future__ import annotations
@@ -12,46 +13,77 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
-from torch.nn import functional
+from numpy.typing import NDArray
 
-from portend.errors import InvalidValue, MismatchError, StorageError, TrainingError
+from portend.errors import InvalidValue, MismatchError, StorageError, law
+from portend.models.augment import Augment
 from portend.models.backbone import Backbone
 from portend.models.checkpoint import save_checkpoint
 from portend.models.data import Dataset, Splits
-from portend.models.exits import normalized_entropy
-from portend.models.tensorfile import read_tensors, write_tensors
+from portend.models.schedules import Schedule
+from portend.models.scoring import check_fit, evaluate
+from portend.models.state import read_state
+from portend.models.tensorfile import tensors_sha256
 from portend.storage import atomic_path
 
 __all__ = [
     "CIFAR10_TRAINING",
     "DIGITS_TRAINING",
+    "Distillation",
+    "EarlyStopping",
     "EpochRecord",
+    "Parts",
     "Progress",
     "TrainingConfig",
     "TrainingResult",
-    "evaluate",
     "train",
+    "write_history",
 ]
 
-Augment = Literal["none", "crop", "crop+flip"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Optimizer = Literal["sgd", "adamw"]
 
-_MOMENTUM = 0.9
-_WARM_UP = 0.3  # share of the steps in which the learning rate rises
-_START, _END = 1 / 25, 1 / 10_000  # first and last learning rate, as shares of the peak
-_STATE_KIND = "training-state"
-_STATE_VERSION = 1
+_IDLE = ("tensorboard", "workers", "checkpoint_minutes")  # settings that do not change the weights
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distillation:
+    """Earlier exits also learn from the last trained one: ``weight`` of that loss in 0–1, ``temperature`` > 0."""
+
+    weight: float = 0.5
+    temperature: float = 3.0
+
+    def __post_init__(self) -> None:
+        law(0 < self.weight <= 1, f"the weight of distillation lies within 0–1 and is not 0, but got {self.weight}")
+        law(0 < self.temperature < math.inf, f"temperature is positive, but got {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyStopping:
+    """Stop when the loss on a validation part stands still, and keep the weights of the best epoch.
+
+    Attributes:
+        patience: epochs without improvement by more than ``min_delta`` until training stops.
+        share: of the training split, in 0–1, that validates instead of training: drawn by the seed, each class in
+            proportion. The profiling and the test split never steer training.
+    """
+
+    patience: int
+    min_delta: float = 0.0
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        law(self.patience >= 1, f"patience is at least 1 epoch, but got {self.patience}")
+        law(0 <= self.min_delta < math.inf, f"min_delta is not negative, but got {self.min_delta}")
+        law(0 < self.share < 1, f"share lies between 0 and 1, but got {self.share}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,35 +92,68 @@ class TrainingConfig:
 
     Attributes:
         epochs, batch_size: counts; batch_size is an upper limit, the batches of an epoch are of equal size.
-        learning_rate: peak of the one-cycle schedule (30 % linear rise, then cosine to almost 0).
-        weight_decay: L2, on all parameters; seed: of sample order and augmentation.
-        augment: ``none``, ``crop`` (shifted by up to an eighth of the size), or ``crop+flip`` (also mirrored).
-        precision: ``bfloat16`` is autocast on the CPU: faster only where the CPU has AVX512-BF16 or AMX.
-        threads: of torch while training; None leaves torch's setting.
+        learning_rate: peak of the schedule; weight_decay: L2 for ``sgd`` (Nesterov, 0.9), decoupled for ``adamw``.
+        label_smoothing: in 0–1; seed: of order, augmentation, dropout and the validation part.
+        schedule: see ``schedules.peak_share``; augment: see ``augment.augmented``.
+        precision: ``bfloat16`` is autocast, faster where the CPU has AVX512-BF16 or AMX; ``auto`` chooses it there,
+            and float32 elsewhere; ``float16`` is for GPUs.
+        exits: cuts, counted from 1, whose branches are trained, in increasing order; none: all that exist.
+        exit_weights: of the loss of each trained exit; none: 1 each.
+        freeze_backbone: train the exits alone; blocks keep weights and batch-norm statistics.
+        compile: let ``torch.compile`` make kernels first; threads: of torch while training; None leaves its setting.
+        accelerator, devices, strategy, num_nodes: as Lightning's Trainer takes them; ``batch_size`` counts the samples
+            of all devices.
+        workers: processes that decode samples that do not fit into memory.
+        tensorboard: also write curves to the folder ``tensorboard``.
+        checkpoint_minutes: time between two states within an epoch.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float = 5e-4
+    optimizer: Optimizer = "sgd"
+    schedule: Schedule = "one-cycle"
+    label_smoothing: float = 0.0
     seed: int = 0
     augment: Augment = "none"
     precision: Precision = "float32"
+    exits: tuple[int, ...] = ()
+    exit_weights: tuple[float, ...] = ()
+    freeze_backbone: bool = False
+    distillation: Distillation | None = None
+    early_stopping: EarlyStopping | None = None
+    compile: bool = False
     threads: int | None = None
+    accelerator: str = "cpu"
+    devices: int | str = 1
+    strategy: str = "auto"
+    num_nodes: int = 1
+    workers: int = 2
+    tensorboard: bool = False
+    checkpoint_minutes: float = 2.0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("threads", 1)):
+        least = {"epochs": 1, "batch_size": 1, "seed": 0, "threads": 1, "workers": 0, "num_nodes": 1}
+        for name, lowest in least.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InvalidValue(f"{name} is at least {least}, but got {value}")
-        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
-            raise InvalidValue(
-                f"learning_rate is positive and weight_decay not negative, "
-                f"but got {self.learning_rate} and {self.weight_decay}"
-            )
-        for name, choices in (("augment", get_args(Augment)), ("precision", get_args(Precision))):
-            if getattr(self, name) not in choices:
-                raise InvalidValue(f"{name} is one of {', '.join(choices)}, but got {getattr(self, name)!r}")
+            law(value is None or value >= lowest, f"{name} is at least {lowest}, but got {value}")
+        law(0 < self.learning_rate < math.inf, f"learning_rate is positive, but got {self.learning_rate}")
+        for name in ("weight_decay", "checkpoint_minutes"):
+            law(0 <= getattr(self, name) < math.inf, f"{name} is not negative, but got {getattr(self, name)}")
+        law(0 <= self.label_smoothing < 1, f"label_smoothing lies within 0–1, but got {self.label_smoothing}")
+        choices = {"augment": Augment, "precision": Precision, "optimizer": Optimizer, "schedule": Schedule}
+        for name, kind in choices.items():
+            value = getattr(self, name)
+            law(value in get_args(kind), f"{name} is one of {', '.join(get_args(kind))}, but got {value!r}")
+        law(
+            list(self.exits) == sorted(set(self.exits)) and all(cut >= 1 for cut in self.exits),
+            f"exits are cuts from 1 on in increasing order, but got {self.exits}",
+        )
+        law(
+            all(0 < weight < math.inf for weight in self.exit_weights),
+            f"exit_weights are positive, but got {self.exit_weights}; leave an exit out of exits to not train it",
+        )
 
 
 DIGITS_TRAINING = TrainingConfig(epochs=12, batch_size=32, learning_rate=0.05)
@@ -103,8 +168,8 @@ class Progress:
 
     Attributes:
         epoch, step: completed ones, of ``epochs`` and ``steps`` (all epochs together).
-        loss: mean over the epoch so far, summed over the branches.
-        accuracies: training accuracy of each branch in 0–1, at the end of an epoch only.
+        loss: mean over the epoch so far, summed over the exits.
+        accuracies: training accuracy of each trained exit in 0–1, at the end of an epoch only.
     """
 
     epoch: int
@@ -117,12 +182,23 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochRecord:
-    """One row of ``history.csv``: mean loss (summed over branches), training accuracy per branch, wall seconds."""
+    """One row of ``history.csv``: mean loss (summed over exits), accuracy per trained exit, wall seconds.
+
+    The validation values are None without early stopping.
+    """
 
     epoch: int
     loss: float
     accuracies: tuple[float, ...]
     seconds: float
+    validation_loss: float | None = None
+    validation_accuracies: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EpochRecord:
+        """Return the record that ``dataclasses.asdict`` made these values of."""
+        own: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in values.items()}
+        return cls(**own)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +216,15 @@ class TrainingResult:
     accuracies: tuple[float, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Parts:
+    """Indices of the samples that train and validate (possibly none), and the cuts of the exits that are trained."""
+
+    fitting: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    exits: tuple[int, ...]
+
+
 def train(
     backbone: Backbone,
     dataset: Dataset,
@@ -150,277 +235,131 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     resume: bool = True,
 ) -> TrainingResult:
-    """Train all exits of ``backbone`` in place and write the result to ``directory``.
+    """Train exits of ``backbone`` in place and write the result to ``directory``.
 
-    Writes ``state.safetensors`` and ``history.csv`` after each epoch and ``checkpoint.safetensors`` at the end.
-    With ``resume``, a state in the directory is continued; an interrupted run loses the begun epoch at most.
-    Afterwards the backbone is in evaluation mode.
+    Writes ``state.safetensors`` every few minutes and after each epoch, ``history.csv`` after each epoch, and
+    ``checkpoint.safetensors`` at the end. With ``resume``, a state in the directory is continued; an interrupted
+    run loses ``checkpoint_minutes`` at most. Afterwards the backbone is on the CPU, in evaluation mode.
 
     Raises:
-        MismatchError: the network does not take this dataset's samples or has another number of classes.
-        TrainingError: the loss is not finite, or the state belongs to another config, network or split.
+        MismatchError: the network does not take this dataset's samples, has another number of classes, or lacks
+            an exit that is to be trained.
+        DataError: a sample cannot be decoded.
+        TrainingError: the loss is not finite, the state belongs to another config, network or split, memory is short,
+            or Lightning refuses the devices.
         StorageError: the directory cannot be written, or the state in it is damaged.
     """
-    _check_fit(backbone, dataset)
+    check_fit(backbone, dataset)
+    config = replace(config, precision=_precision(config))
+    parts = _parts(backbone, dataset, splits, config)
+    identity = _identity(backbone, dataset, parts, config)
     folder = Path(directory)
+    state = folder / "state.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            state.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"cannot make the folder {folder} ({error}); choose another") from error
+    first = True
     with _threads(config.threads):
-        run = _Run(backbone, dataset, splits, config, folder)
-        if resume:
-            run.restore()
-        run.fit(on_progress)
+        if not (state.exists() and read_state(state, identity)["portend"]["finished"]):
+            from portend.models.fitting import fit
+
+            first = fit(backbone, dataset, parts, config, state, identity, on_progress)
+        kept = read_state(state, identity)
+        weights = kept["portend"]["best"] or kept["state_dict"]
+        backbone.load_state_dict({name.removeprefix("backbone."): value for name, value in weights.items()})
+        backbone.eval()
         _, correct = evaluate(backbone, dataset, splits.profiling)
+    result = TrainingResult(
+        checkpoint=folder / "checkpoint.safetensors",
+        history=tuple(EpochRecord.from_dict(record) for record in kept["portend"]["history"]),
+        accuracies=tuple(correct.mean(axis=0).tolist()),
+    )
+    if first:
+        write_history(folder / "history.csv", result.history, parts.exits)
+        save_checkpoint(backbone, result.checkpoint, provenance=_provenance(dataset, splits, config))
+    return result
+
+
+def write_history(path: str | Path, history: Sequence[EpochRecord], exits: Sequence[int]) -> None:
+    """Write one row per epoch; the accuracies are named after the cuts of the trained exits."""
+    validated = history[0].validation_accuracies is not None
+    names = ["epoch", "loss", "seconds", *(f"accuracy_{cut}" for cut in exits)]
+    names += ["validation_loss", *(f"validation_accuracy_{cut}" for cut in exits)] if validated else []
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for record in history:
+            row: list[float | None] = [record.epoch, record.loss, round(record.seconds, 3), *record.accuracies]
+            row += [record.validation_loss, *(record.validation_accuracies or ())] if validated else []
+            writer.writerow(row)
+
+
+def _provenance(dataset: Dataset, splits: Splits, config: TrainingConfig) -> dict[str, str]:
     provenance = {
         "dataset": dataset.name,
         "decoder": json.dumps(dataset.decoder.to_dict()),
         "training": json.dumps(asdict(config)),
         "torch": str(torch.__version__),
     }
-    checkpoint = folder / "checkpoint.safetensors"
-    if splits.seed is not None:
-        provenance["split_seed"] = str(splits.seed)
-    save_checkpoint(backbone, checkpoint, provenance=provenance)
-    return TrainingResult(
-        checkpoint=checkpoint, history=tuple(run.history), accuracies=tuple(correct.mean(axis=0).tolist())
-    )
+    return provenance | ({} if splits.seed is None else {"split_seed": str(splits.seed)})
 
 
-def evaluate(
-    backbone: Backbone,
-    dataset: Dataset,
-    indices: ArrayLike,
-    batch_size: int = 256,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return (normalized entropy float64 [S, N], correct bool [S, N]) of every branch, in float32 arithmetic.
-
-    Args:
-        indices: S samples of the dataset; on_progress: called with (samples done, S) after each batch.
-
-    Raises:
-        MismatchError: the network does not take this dataset's samples; DataError: a sample cannot be decoded.
-    """
-    _check_fit(backbone, dataset)
-    if batch_size < 1:
-        raise InvalidValue(f"batch_size is at least 1, but got {batch_size}")
-    chosen = np.asarray(indices, dtype=np.int64)
-    shape = (chosen.size, len(backbone.blocks))
-    score, correct = np.empty(shape), np.empty(shape, dtype=np.bool_)
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        for first in range(0, chosen.size, batch_size):
-            rows = slice(first, first + batch_size)
-            logits = _logits(backbone, dataset.tensors(chosen[rows]))
-            score[rows] = normalized_entropy(logits).numpy()
-            correct[rows] = logits.argmax(dim=2).numpy() == dataset.labels[chosen[rows], None]
-            if on_progress:
-                on_progress(min(first + batch_size, chosen.size), chosen.size)
-    finally:
-        backbone.train(was_training)
-    return score, correct
+def _precision(config: TrainingConfig) -> Precision:
+    """Return the precision, with ``auto`` decided for this machine."""
+    if config.precision != "auto":
+        return config.precision
+    if config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 and later
+    return "bfloat16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
 
 
-@torch.inference_mode()
-def _logits(backbone: Backbone, samples: NDArray[np.float32]) -> Tensor:
-    return torch.stack(backbone(torch.from_numpy(samples)), dim=1)
-
-
-class _Run:
-    """One training run: network, optimizer, samples in memory, and the epochs done so far."""
-
-    def __init__(
-        self, backbone: Backbone, dataset: Dataset, splits: Splits, config: TrainingConfig, folder: Path
-    ) -> None:
-        self.backbone = backbone.to(memory_format=torch.channels_last)
-        self.config = config
-        self.folder = folder
-        self.state_path = folder / "state.safetensors"
-        self.history: list[EpochRecord] = []
-        self.images = torch.from_numpy(dataset.tensors(splits.train))
-        self.labels = torch.from_numpy(dataset.labels[splits.train])
-        self.identity = _identity(backbone, dataset, splits, config)
-        self.optimizer = torch.optim.SGD(
-            backbone.parameters(),
-            lr=config.learning_rate,
-            momentum=_MOMENTUM,
-            nesterov=True,
-            weight_decay=config.weight_decay,
+def _parts(backbone: Backbone, dataset: Dataset, splits: Splits, config: TrainingConfig) -> Parts:
+    """Divide the training split and find the exits to train."""
+    existing = tuple(cut for cut, branch in enumerate(backbone.branches, start=1) if branch is not None)
+    exits = config.exits or existing
+    missing = sorted(set(exits) - set(existing))
+    if missing:
+        raise MismatchError(
+            f"{backbone.name} has exits at the cuts {', '.join(map(str, existing))}, but {missing} shall be trained; "
+            "take a plan or exits of this network"
         )
-        self.steps_per_epoch = math.ceil(len(self.labels) / config.batch_size)
-
-    def fit(self, on_progress: Callable[[Progress], None] | None) -> None:
-        """Run the epochs that are missing, then leave plain memory layout and evaluation mode."""
-        for epoch in range(len(self.history), self.config.epochs):
-            self.history.append(self._epoch(epoch, on_progress))
-            self._save()
-            self._report(on_progress, (epoch + 1) * self.steps_per_epoch, self.history[-1].loss)
-        _write_history(self.folder / "history.csv", self.history)
-        self.backbone.to(memory_format=torch.contiguous_format)
-        self.backbone.eval()
-
-    def _epoch(self, epoch: int, on_progress: Callable[[Progress], None] | None) -> EpochRecord:
-        began = perf_counter()
-        self.backbone.train()
-        rng = np.random.default_rng((self.config.seed, epoch))
-        order = rng.permutation(len(self.labels))
-        loss_sum, correct, seen = 0.0, torch.zeros(len(self.backbone.blocks), dtype=torch.int64), 0
-        for index, batch in enumerate(np.array_split(order, self.steps_per_epoch)):
-            step = epoch * self.steps_per_epoch + index
-            loss, hits = self._step(step, batch, rng)
-            loss_sum, correct, seen = loss_sum + loss * batch.size, correct + hits, seen + batch.size
-            self._report(on_progress, step + 1, loss_sum / seen)
-        return EpochRecord(
-            epoch=epoch + 1,
-            loss=loss_sum / seen,
-            accuracies=tuple((correct / seen).tolist()),
-            seconds=perf_counter() - began,
+    if len(config.exit_weights) not in (0, len(exits)):
+        raise MismatchError(
+            f"each of the {len(exits)} trained exits needs one weight, but exit_weights has "
+            f"{len(config.exit_weights)}; the trained exits are those at the cuts {', '.join(map(str, exits))}"
         )
-
-    def _step(self, step: int, batch: NDArray[np.int64], rng: np.random.Generator) -> tuple[float, Tensor]:
-        """Take one optimizer step; return the loss and the correct answers of each branch [N]."""
-        rows = torch.from_numpy(batch)
-        labels = self.labels[rows]
-        images = _augmented(self.images[rows], self.config.augment, rng).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            outputs = self.backbone(images)
-        logits = torch.stack(outputs).float()
-        loss = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(outputs)), reduction="sum") / batch.size
-        if not math.isfinite(loss.item()):
-            raise TrainingError(self._lost(step, loss.item()))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * _one_cycle(step, self.steps_per_epoch * self.config.epochs)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return loss.item(), (logits.argmax(dim=2) == labels).sum(dim=1)
-
-    def _lost(self, step: int, loss: float) -> str:
-        good = f"the last good state is {self.state_path} (epoch {len(self.history)})"
-        return (
-            f"training needs a finite loss, but it is {loss} at step {step + 1} of "
-            f"{self.steps_per_epoch * self.config.epochs}; lower learning_rate {self.config.learning_rate:g}; "
-            f"{good if self.history else 'no epoch was completed, so there is no state to go back to'}"
-        )
-
-    def _report(self, on_progress: Callable[[Progress], None] | None, step: int, loss: float) -> None:
-        if on_progress:
-            ended = len(self.history) * self.steps_per_epoch == step
-            on_progress(
-                Progress(
-                    epoch=len(self.history),
-                    epochs=self.config.epochs,
-                    step=step,
-                    steps=self.steps_per_epoch * self.config.epochs,
-                    loss=loss,
-                    accuracies=self.history[-1].accuracies if ended else None,
-                )
+    chosen = np.zeros(splits.train.size, dtype=np.bool_)
+    if config.early_stopping is not None:
+        labels, rng = dataset.labels[splits.train], np.random.default_rng((config.seed, 1))
+        for label in np.unique(labels):
+            of_class = rng.permutation(np.flatnonzero(labels == label))
+            chosen[of_class[: round(config.early_stopping.share * of_class.size)]] = True
+        if not chosen.any() or chosen.all():
+            raise InvalidValue(
+                f"early stopping needs samples to validate on and to train on, but a share of "
+                f"{config.early_stopping.share} of {splits.train.size} samples leaves none; change share"
             )
-
-    def _save(self) -> None:
-        tensors = {f"weights.{name}": tensor for name, tensor in self.backbone.state_dict().items()}
-        for name, parameter in self.backbone.named_parameters():
-            tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
-        document = {
-            "kind": _STATE_KIND,
-            "version": _STATE_VERSION,
-            "identity": self.identity,
-            "history": [asdict(record) for record in self.history],
-        }
-        write_tensors(self.state_path, tensors, document)
-        _write_history(self.folder / "history.csv", self.history)
-
-    def restore(self) -> None:
-        """Continue from the state in the folder, if there is one."""
-        if not self.state_path.exists():
-            return
-        tensors, document = read_tensors(self.state_path)
-        history = self._checked_history(document)
-        own = dict(self.backbone.named_parameters())
-        self.backbone.load_state_dict(_under("weights.", tensors))
-        for name, momentum in _under("momentum.", tensors).items():
-            buffer = torch.empty_like(own[name], requires_grad=False).copy_(momentum)
-            self.optimizer.state[own[name]]["momentum_buffer"] = buffer
-        self.history = [EpochRecord(**{**record, "accuracies": tuple(record["accuracies"])}) for record in history]
-
-    def _checked_history(self, document: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-        """Return the epochs of a state; the digest vouches for its contents once kind and version are right."""
-        if document is None or (document.get("kind"), document.get("version")) != (_STATE_KIND, _STATE_VERSION):
-            raise StorageError(
-                f"{self.state_path} is not a training state of this version; "
-                "remove it, or start over (resume=False, --restart)"
-            )
-        there = document["identity"]
-        differing = [key for key, value in self.identity.items() if there.get(key) != value]
-        if differing:
-            pairs = "; ".join(f"{key}: {there.get(key)} there, {self.identity[key]} here" for key in differing)
-            raise TrainingError(
-                f"{self.state_path} belongs to another training run ({pairs}); "
-                "choose another folder, or start over (resume=False, --restart)"
-            )
-        return list(document["history"])
+    return Parts(fitting=splits.train[~chosen], validation=splits.train[chosen], exits=exits)
 
 
-def _identity(backbone: Backbone, dataset: Dataset, splits: Splits, config: TrainingConfig) -> dict[str, Any]:
+def _identity(backbone: Backbone, dataset: Dataset, parts: Parts, config: TrainingConfig) -> dict[str, Any]:
     """Return, as JSON values, what must not change between the parts of one training run."""
-    digest = hashlib.sha256(splits.train.tobytes() + dataset.labels[splits.train].tobytes()).hexdigest()
-    parts = {
+    samples = np.concatenate([parts.fitting, parts.validation])
+    digest = hashlib.sha256(samples.tobytes() + dataset.labels[samples].tobytes()).hexdigest()
+    identity = {
         "network": backbone.name,
         "architecture": backbone.architecture,
+        "first weights": tensors_sha256(backbone.state_dict())[:16],
         "dataset": dataset.name,
         "decoder": dataset.decoder.to_dict(),
         "training samples": digest[:16],
-        "config": asdict(config),
+        "config": {key: value for key, value in asdict(config).items() if key not in _IDLE},
     }
-    return dict(json.loads(json.dumps(parts)))
-
-
-def _check_fit(backbone: Backbone, dataset: Dataset) -> None:
-    if backbone.input_shape != dataset.decoder.shape or backbone.num_classes != dataset.num_classes:
-        raise MismatchError(
-            f"{backbone.name} takes samples of shape {backbone.input_shape} in {backbone.num_classes} classes, but "
-            f"{dataset.name} has {dataset.decoder.shape} in {dataset.num_classes}; "
-            "build the network with the dataset's in_channels, input_size and num_classes"
-        )
-
-
-def _one_cycle(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate at a step (Smith and Topin 2017, one cycle)."""
-    rise = max(1.0, _WARM_UP * steps)
-    if step < rise:
-        return _START + (1 - _START) * step / rise
-    done = (step - rise) / max(1.0, steps - 1 - rise)
-    return _END + (1 - _END) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
-
-
-def _augmented(images: Tensor, augment: Augment, rng: np.random.Generator) -> Tensor:
-    """Return randomly shifted (and mirrored) images [B, C, H, W], each with its own shift."""
-    if augment == "none":
-        return images
-    count, _, height, width = images.shape
-    margin = max(1, width // 8)
-    shift = torch.from_numpy(rng.integers(0, 2 * margin + 1, size=(2, count, 1)))
-    rows, columns = torch.arange(height) + shift[0], torch.arange(width) + shift[1]
-    if augment == "crop+flip":
-        mirrored = torch.from_numpy(rng.random((count, 1)) < 0.5)
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    padded = functional.pad(images, (margin,) * 4).permute(0, 2, 3, 1)
-    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _write_history(path: Path, history: list[EpochRecord]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", "loss", "seconds", *(f"accuracy_{i + 1}" for i in range(len(history[0].accuracies)))])
-        for record in history:
-            writer.writerow([record.epoch, record.loss, round(record.seconds, 3), *record.accuracies])
+    return dict(json.loads(json.dumps(identity)))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from portend.errors import DataError
 from portend.models.backbone import Backbone
 from portend.models.data import Dataset
-from portend.models.training import evaluate
+from portend.models.scoring import evaluate
 from portend.profile import SampleExits
 
 __all__ = ["profile_exits"]
