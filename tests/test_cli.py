@@ -90,6 +90,14 @@ def test_an_infeasible_problem_is_an_answer() -> None:
         (("run", "none.json", "--checkpoint", "c", "--topology", TOPOLOGY, "--out", "x"), "there is no file none.json"),
         (("train", "none.yaml", "--out", "x"), "there is no file none.yaml"),
         (("profile", "none.safetensors", "--out", "x.zip"), "none.safetensors"),
+        (
+            ("refine", PROFILE, "--checkpoint", "c", "--topology", TOPOLOGY, "--out", "x"),
+            "--min-accuracy, --max-latency",
+        ),
+        (
+            ("refine", PROFILE, "--checkpoint", "none", "--topology", TOPOLOGY, "--out", "x", "--min-accuracy", "0.9"),
+            "there is no file none",
+        ),
         (("nonsense",), "No such command"),
     ],
 )
@@ -131,7 +139,7 @@ def test_a_plan_that_is_none(tmp_path: Path, text: str, message: str) -> None:
 
 def test_help_names_every_command() -> None:
     done = portend("--help")
-    for command in ("demo", "train", "profile", "plan", "run", "compare", "report"):
+    for command in ("demo", "train", "profile", "plan", "refine", "run", "compare", "report"):
         assert f"portend {command}" in done.stdout
         assert portend(command, "--help").returncode == 0
 

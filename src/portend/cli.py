@@ -109,6 +109,7 @@ def cli() -> None:
     portend train     a multi-exit network
     portend profile   how its samples exit, and what this machine needs for it
     portend plan      the proven best cuts, exits, thresholds and tiers
+    portend refine    a plan and the network's weights for it, in turns
     portend run       a plan, across agents and emulated links
     portend compare   predictions with measurements
     portend report    one HTML page with everything
@@ -188,20 +189,17 @@ def train(config: str, out: str, restart: bool) -> None:
     data, options, seed = root.get("data", str), root.get("options", dict, {}), root.get("seed", int, 0)
     section = root.section("training")
     init = section.get("init", str, "")
-    values = _training(section)
+    values = _training(section, _what_to_train)
     root.done()
     if not (network or init):
         raise ConfigError(f"{config}: network is missing; name one, or begin with a checkpoint (training.init)")
 
     from portend.models.data import load_dataset, make_splits
-    from portend.models.training import Distillation, EarlyStopping, Progress, TrainingConfig
+    from portend.models.training import Progress, TrainingConfig
     from portend.models.training import train as run_training
 
     try:
-        for key, kind in (("distillation", Distillation), ("early_stopping", EarlyStopping)):
-            if key in values:
-                values[key] = kind(**values[key])
-        training = TrainingConfig(**values)
+        training = TrainingConfig(**_nested(values))
         backbone = _first_weights(config, network, {str(name): value for name, value in options.items()}, init)
     except (TypeError, InvalidValue) as error:
         raise ConfigError(f"{config}: {error}") from None
@@ -225,8 +223,8 @@ def train(config: str, out: str, restart: bool) -> None:
     click.echo(f"{result.checkpoint}\naccuracy of each branch on the profiling split, %: {shown}")
 
 
-def _training(section: Section) -> dict[str, Any]:
-    """The ``training`` section of a configuration: the fields of TrainingConfig, with their kinds."""
+def _training(section: Section, what: Callable[[Section], dict[str, Any]]) -> dict[str, Any]:
+    """The ``training`` section of a configuration: fields of TrainingConfig; ``what`` reads what is to be trained."""
     kinds: dict[str, type] = {"epochs": int, "batch_size": int, "learning_rate": float}
     required = tuple(kinds)
     kinds |= {"weight_decay": float, "optimizer": str, "schedule": str, "label_smoothing": float, "seed": int}
@@ -241,7 +239,7 @@ def _training(section: Section) -> dict[str, Any]:
             raise ConfigError(
                 f"{section.at('devices')}: a count or a text such as auto is needed here, but got {values['devices']!r}"
             )
-    values |= _what_to_train(section)
+    values |= what(section)
     for key, parts in (
         ("distillation", {"weight": float, "temperature": float}),
         ("early_stopping", {"patience": int, "min_delta": float, "share": float}),
@@ -254,6 +252,14 @@ def _training(section: Section) -> dict[str, Any]:
             inner.done()
     section.done()
     return values
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the inner sections as the types that they stand for."""
+    from portend.models.training import Distillation, EarlyStopping
+
+    kinds: dict[str, Any] = {"distillation": Distillation, "early_stopping": EarlyStopping}
+    return values | {key: kind(**values[key]) for key, kind in kinds.items() if key in values}
 
 
 def _what_to_train(section: Section) -> dict[str, Any]:
@@ -509,6 +515,87 @@ def _space(
     space = SearchSpace(**hints)
     wider = replace(space, exits_per_tier=2)
     return wider if "exits_per_tier" not in hints and count_plans(wider, model) <= _MANY_PLANS else space
+
+
+@cli.command()
+@click.argument("profile", type=click.Path(dir_okay=False))
+@click.option("--checkpoint", required=True, type=click.Path(dir_okay=False), help="The network's weights.")
+@_topology
+@_data
+@_seed
+@_planning
+@click.option(
+    "--training", "tuning", type=click.Path(dir_okay=False),
+    help="YAML with a section `training`, as for `portend train` but without mode; default: 4 epochs.",
+)  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), default=4, show_default=True, help="Most rounds of fine-tuning.")
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for every round's files.")
+@_json
+def refine(
+    profile: str, checkpoint: str, topology: str, data: str | None, seed: int | None, min_accuracy: float | None,
+    max_latency: float | None, estimator: Any, exits_per_tier: int | None, tuning: str | None, rounds: int, out: str,
+    as_json: bool, **hints: Any,
+) -> None:  # fmt: skip
+    """Plan for PROFILE, fine-tune the network for the plan, and plan again, until the plan stands still.
+
+    Each round trains the exits that the plan uses (and the blocks before them, unless freeze_backbone is set)
+    and profiles the exits anew; the devices' times are PROFILE's. An interrupted call goes on where it was.
+    """
+    from portend.config import load_topology
+    from portend.perfmodel.model import PerformanceModel
+    from portend.storage import load_profile
+
+    if min_accuracy is None and max_latency is None:
+        raise click.UsageError("say what is asked for: --min-accuracy, --max-latency, or both")
+    values = {} if tuning is None else _fine_tuning(tuning)
+    places, measured = load_topology(topology), load_profile(profile)
+    problem = _problem(
+        PerformanceModel(measured, places, estimator=estimator), min_accuracy, max_latency, exits_per_tier, **hints
+    )
+
+    from portend.models.data import make_splits
+    from portend.models.training import TrainingConfig
+    from portend.refine import FINE_TUNING, refinement_table
+    from portend.refine import refine as run_rounds
+
+    try:
+        training = TrainingConfig(**_nested(values)) if tuning else FINE_TUNING
+    except InvalidValue as error:
+        raise ConfigError(f"{tuning}: {error}") from None
+    dataset, trained = _dataset(checkpoint, data, seed)
+    try:
+        with _progress(quiet=as_json) as tell:
+            found = run_rounds(
+                measured, checkpoint, dataset, make_splits(dataset, seed=trained), places, problem, out,
+                training=training, rounds=rounds, estimator=estimator, tell=tell,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; the same command goes on from the last state in {out}", err=True)
+        sys.exit(130)
+    if as_json:
+        click.echo(json.dumps(found.to_dict()))
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=130)
+    console.print(refinement_table(found, [tier.name for tier in places.tiers]))
+    best = found.rounds[found.best]
+    still = "the plan stands still" if found.stands_still else f"the plan still moves after {rounds} rounds"
+    console.print(f"{problem}: {still}; the best is round {found.best}:\n  {best.plan}\n  {best.checkpoint}")
+
+
+def _fine_tuning(path: str) -> dict[str, Any]:
+    from portend.config import read_yaml
+
+    root = read_yaml(path)
+    values = _training(
+        root.section("training"),
+        lambda section: {"freeze_backbone": section.get("freeze_backbone", bool, False)},
+    )
+    root.done()
+    return values
 
 
 def _read_plan(path: str) -> Plan:
