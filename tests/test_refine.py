@@ -22,7 +22,7 @@ from portend.models.scoring import evaluate
 from portend.models.training import TrainingConfig, train
 from portend.plan import takes_exit
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
-from portend.profile import Profile
+from portend.profile import Profile, SampleExits
 from portend.profiling.exits import profile_exits
 from portend.refine import Refinement, refine, refinement_table
 from portend.storage import load_profile, save
@@ -106,8 +106,9 @@ def test_the_devices_stay_and_the_exits_are_profiled_anew(
             kept.devices["here"].compute_repeats_s, profile.devices["here"].compute_repeats_s, equal_nan=True
         )
         score, correct = evaluate(backbone, digits, splits.profiling)
+        assert isinstance(kept.exits, SampleExits)
         assert np.array_equal(kept.exits.score, score)
-        assert np.array_equal(kept.exits.correct, correct)  # type: ignore[arg-type]
+        assert np.array_equal(kept.exits.correct, correct)
 
 
 def test_the_test_splits_accuracy_is_that_of_a_replay(refined: Refinement, digits: Dataset, splits: Splits) -> None:

@@ -63,9 +63,7 @@ CHILD = """
 import sys
 from portend.models import zoo
 from portend.models.data import load_dataset, make_splits
-from portend.models.schedules import peak_share
-from portend.models.scoring import evaluate
-from portend.models.training import Distillation, TrainingConfig, train
+from portend.models.training import TrainingConfig, train
 digits = load_dataset("digits:size=8")
 config = TrainingConfig(epochs=20, batch_size=64, learning_rate=0.1, threads=1, checkpoint_minutes=0.001)
 backbone = zoo.build("resnet8", in_channels=1, input_size=8)

@@ -532,9 +532,8 @@ def _space(
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for every round's files.")
 @_json
 def refine(
-    profile: str, checkpoint: str, topology: str, data: str | None, seed: int | None, min_accuracy: float | None,
-    max_latency: float | None, estimator: Any, exits_per_tier: int | None, tuning: str | None, rounds: int, out: str,
-    as_json: bool, **hints: Any,
+    profile: str, checkpoint: str, topology: str, data: str | None, seed: int | None, estimator: Any,
+    tuning: str | None, rounds: int, out: str, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Plan for PROFILE, fine-tune the network for the plan, and plan again, until the plan stands still.
 
@@ -545,13 +544,9 @@ def refine(
     from portend.perfmodel.model import PerformanceModel
     from portend.storage import load_profile
 
-    if min_accuracy is None and max_latency is None:
-        raise click.UsageError("say what is asked for: --min-accuracy, --max-latency, or both")
     values = {} if tuning is None else _fine_tuning(tuning)
     places, measured = load_topology(topology), load_profile(profile)
-    problem = _problem(
-        PerformanceModel(measured, places, estimator=estimator), min_accuracy, max_latency, exits_per_tier, **hints
-    )
+    problem = _problem(PerformanceModel(measured, places, estimator=estimator), **asked)
 
     from portend.models.data import make_splits
     from portend.models.training import TrainingConfig
