@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from portend.errors import ConfigError, InvalidValue, MismatchError, PortendError
+from portend.plan import CRITERIA
 from portend.units import parse
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def cli() -> None:
     \b
     portend demo      the whole path on handwritten digits, in about three minutes
     portend train     a multi-exit network
+    portend calibrate its exits' probabilities, on a split of their own
     portend profile   how its samples exit, and what this machine needs for it
     portend plan      the proven best cuts, exits, thresholds and tiers
     portend refine    a plan and the network's weights for it, in turns
@@ -187,6 +189,9 @@ def train(config: str, out: str, restart: bool) -> None:
     root = read_yaml(config)
     network = root.get("network", str, "")
     data, options, seed = root.get("data", str), root.get("options", dict, {}), root.get("seed", int, 0)
+    calibration = root.get("calibration", object, None)
+    if not (calibration is None or (isinstance(calibration, int | float) and not isinstance(calibration, bool))):
+        raise ConfigError(f"{root.at('calibration')}: a count or a share of samples is needed, but got {calibration!r}")
     section = root.section("training")
     init = section.get("init", str, "")
     values = _training(section, _what_to_train)
@@ -211,9 +216,8 @@ def train(config: str, out: str, restart: bool) -> None:
             def told(progress: Progress) -> None:
                 tell("train", progress.step, progress.steps)
 
-            result = run_training(
-                backbone, dataset, make_splits(dataset, seed=seed), training, out, on_progress=told, resume=not restart
-            )
+            splits = make_splits(dataset, seed=seed, calibration=calibration)
+            result = run_training(backbone, dataset, splits, training, out, on_progress=told, resume=not restart)
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from the last state in {out}", err=True)
         sys.exit(130)
@@ -312,9 +316,16 @@ def _first_weights(config: str, network: str, options: dict[str, Any], init: str
 @click.option("--device", default="local", show_default=True, help="Name that topologies give to this machine.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Compute threads.")
 @click.option("--gap", type=_Time(), default="50 ms", show_default=True, help="Idle time of the traffic to predict.")
+@click.option(
+    "--criterion",
+    type=click.Choice(list(CRITERIA)),
+    default="entropy",
+    show_default=True,
+    help="What thresholds will be compared with: normalized entropy, 1 - largest probability, 1 - its lead.",
+)
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Profile file to write (.zip).")
 def profile(
-    checkpoint: str, data: str | None, seed: int | None, device: str, threads: int, gap: float, out: str
+    checkpoint: str, data: str | None, seed: int | None, device: str, threads: int, gap: float, criterion: str, out: str
 ) -> None:
     """Measure how samples exit and what this machine needs for CHECKPOINT."""
     from portend.models.checkpoint import load_checkpoint
@@ -329,13 +340,84 @@ def profile(
     backbone = load_checkpoint(checkpoint)
     with _progress() as tell:
         indices = make_splits(dataset, seed=chosen).profiling
-        exits = profile_exits(backbone, dataset, indices, on_progress=lambda *at: tell("exits", *at))
-        measured = profile_device(
-            device, checkpoint, dataset, DeviceProfiling(threads=threads, gap_s=gap), on_progress=tell
+        exits = profile_exits(
+            backbone, dataset, indices, criterion=criterion, on_progress=lambda *at: tell("exits", *at)
         )
+        config = DeviceProfiling(threads=threads, gap_s=gap)
+        measured = profile_device(device, checkpoint, dataset, config, criterion=criterion, on_progress=tell)
     provenance = {"data": dataset.name, "seed": str(chosen), "split": f"profiling, {exits.samples} samples"}
     save(Profile(backbone=backbone.spec(), exits=exits, devices={device: measured}, provenance=provenance), out)
     click.echo(f"{out}: {backbone.name}, {exits.samples} samples, device {device!r}")
+
+
+@cli.command()
+@click.argument("checkpoint", type=click.Path(dir_okay=False))
+@_data
+@_seed
+@click.option(
+    "--samples", type=click.IntRange(1), help="Of the training samples, for a network that was not trained on them."
+)
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="Checkpoint file to write.")
+@_json
+def calibrate(
+    checkpoint: str, data: str | None, seed: int | None, samples: int | None, out: str, as_json: bool
+) -> None:
+    """Fit one temperature for each exit of CHECKPOINT, so that its probabilities mean what they say.
+
+    Uses the calibration split that CHECKPOINT was trained without (`calibration:` in the training's
+    configuration) and reports on the profiling split. Profile and plan anew with the new checkpoint.
+    """
+    from portend.models.calibration import calibrate as run_calibration
+    from portend.models.checkpoint import load_checkpoint, read_provenance, save_checkpoint
+    from portend.models.data import make_splits
+
+    _check_writable(out)
+    backbone, provenance = load_checkpoint(checkpoint), read_provenance(checkpoint)
+    if "temperatures" in provenance:
+        raise ConfigError(f"{checkpoint} is calibrated already; calibrate the one that it was made of")
+    kept = provenance.get("split_calibration")
+    if kept is None and samples is None:
+        raise ConfigError(
+            f"{checkpoint} has no calibration split; train it with `calibration: 500` in the configuration, "
+            "or, where it was trained elsewhere on other samples, give --samples"
+        )
+    if samples is not None and "split_seed" in provenance:
+        raise ConfigError(
+            f"{checkpoint} was trained on the samples that --samples would take; train it with "
+            f"`calibration: {samples}` in the configuration instead"
+        )
+    dataset, chosen = _dataset(checkpoint, data, seed)
+    splits = make_splits(dataset, seed=chosen, calibration=int(kept) if samples is None and kept else samples)
+    assert splits.calibration is not None
+    with _progress(quiet=as_json) as tell:
+        found = run_calibration(
+            backbone,
+            dataset,
+            splits.calibration,
+            judge_on=splits.profiling,
+            on_progress=lambda *at: tell("calibrate", *at),
+        )
+    exits = [
+        None if one is None else {"temperature": one.temperature, "nll": list(one.nll), "ece": list(one.ece)}
+        for one in found
+    ]
+    temperatures = json.dumps([None if one is None else one.temperature for one in found])
+    save_checkpoint(backbone, out, provenance={**provenance, "temperatures": temperatures})
+    if as_json:
+        click.echo(json.dumps({"checkpoint": out, "samples": int(splits.calibration.size), "exits": exits}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Calibrated on {splits.calibration.size} samples, judged on {splits.profiling.size} others")
+    for column in ("exit", "temperature", "NLL before", "after", "ECE before, %", "after, %"):
+        table.add_column(column, justify="right")
+    for number, one in enumerate(found, start=1):
+        if one is not None:
+            errors = (f"{one.nll[0]:.4f}", f"{one.nll[1]:.4f}", f"{100 * one.ece[0]:.2f}", f"{100 * one.ece[1]:.2f}")
+            table.add_row(str(number), f"{one.temperature:.3f}", *errors)
+    Console().print(table)
+    click.echo(out)
 
 
 def _check_writable(out: str) -> None:
@@ -656,7 +738,9 @@ def run(
     test = draw(make_splits(dataset, seed=trained).test, samples, seed=trained)
     with (
         _progress(quiet=as_json) as tell,
-        Deployment(places, checkpoint, dataset.decoder, threads=threads, port=port) as deployment,
+        Deployment(
+            places, checkpoint, dataset.decoder, criterion=chosen.criterion, threads=threads, port=port
+        ) as deployment,
     ):
         deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])
         deployment.deploy(chosen)

@@ -12,14 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import InvalidValue, law
 
-__all__ = ["Plan", "PlanBatch", "takes_exit"]
+__all__ = ["CRITERIA", "Plan", "PlanBatch", "takes_exit"]
+
+CRITERIA: Final = MappingProxyType({"entropy": "η", "max_probability": "1−p₁", "margin": "1−(p₁−p₂)"})
+"""How a score is made of a branch's soft-max (``models.exits.score``), and how it is written."""
 
 
 def takes_exit(score: ArrayLike, threshold: ArrayLike) -> NDArray[np.bool_]:
@@ -43,12 +47,14 @@ class Plan:
             and the exit branch is not run.
         codecs: how the tensor entering each partition is encoded; None where it stays on its
             tier (then nothing is sent). Empty: to be chosen by ``PerformanceModel.complete``.
+        criterion: what the thresholds are compared with, one of ``CRITERIA``.
     """
 
     cuts: tuple[int, ...]
     placement: tuple[int, ...]
     thresholds: tuple[float, ...] = ()
     codecs: tuple[str | None, ...] = ()
+    criterion: str = "entropy"
 
     def __post_init__(self) -> None:
         count = len(self.cuts)
@@ -82,6 +88,12 @@ class Plan:
             f"each partition has one incoming codec (or None), but got {count} partitions and "
             f"{len(self.codecs)} codecs",
         )
+        law(self.criterion in CRITERIA, f"a criterion is one of {', '.join(CRITERIA)}, but got {self.criterion!r}")
+
+    @property
+    def asks(self) -> bool:
+        """Whether any exit before the last is used."""
+        return any(threshold > 0 for threshold in self.thresholds)
 
     def __len__(self) -> int:
         return len(self.cuts)
@@ -104,6 +116,7 @@ class Plan:
             "placement": list(self.placement),
             "thresholds": list(self.thresholds),
             "codecs": list(self.codecs),
+            "criterion": self.criterion,
         }
 
     @classmethod
@@ -117,11 +130,14 @@ class Plan:
             if not isinstance(items, list) or any(not isinstance(x, kind) or isinstance(x, bool) for x in items):  # type: ignore[arg-type]
                 what = {"thresholds": "numbers", "codecs": "names or null"}.get(name, "whole numbers")
                 raise InvalidValue(f"a plan's {name} is a list of {what}, but got {items!r:.60}")
+        if not isinstance(values.get("criterion", ""), str):
+            raise InvalidValue(f"a plan's criterion is a name, but got {values['criterion']!r:.60}")
         return cls(
             cuts=tuple(values["cuts"]),
             placement=tuple(values["placement"]),
             thresholds=tuple(float(x) for x in values.get("thresholds", [])),
             codecs=tuple(values.get("codecs", [])),
+            criterion=values.get("criterion", "entropy"),
         )
 
     def describe(self, tier_names: Sequence[str] | None = None) -> str:
@@ -134,7 +150,7 @@ class Plan:
             leave = ""
             if index < len(self.thresholds):
                 threshold = self.thresholds[index]
-                leave = f" η<{threshold:g}" if threshold > 0 else " (no exit)"
+                leave = f" {CRITERIA[self.criterion]}<{threshold:g}" if threshold > 0 else " (no exit)"
             parts.append(f"{name} [{blocks}]{leave}")
         return " → ".join(parts)
 

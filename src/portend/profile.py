@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import MismatchError, law
-from portend.plan import takes_exit
+from portend.plan import CRITERIA, takes_exit
 
 __all__ = [
     "BackboneSpec",
@@ -153,7 +153,7 @@ class SampleExits:
     Attributes:
         score: float64 [S, N]; low means confident; a sample leaves where score < threshold.
         correct: bool [S, N].
-        criterion: how the score is computed (``entropy``: normalized entropy).
+        criterion: how the score is computed, one of ``plan.CRITERIA``.
     """
 
     score: Floats
@@ -167,6 +167,7 @@ class SampleExits:
             f"score and correct are [samples, branches] alike and not empty, but got {self.score.shape} "
             f"and {self.correct.shape}",
         )
+        law(self.criterion in CRITERIA, f"a criterion is one of {', '.join(CRITERIA)}, but got {self.criterion!r}")
 
     @property
     def samples(self) -> int:
@@ -222,6 +223,11 @@ class TabulatedExits:
     @property
     def num_branches(self) -> int:
         return int(self.correct.size)
+
+    @property
+    def criterion(self) -> str:
+        """What the thresholds are compared with: tables count by normalized entropy."""
+        return "entropy"
 
     def rates(self, thresholds: ArrayLike) -> Floats:
         """Exit rates ER_i^T, [T, N]; MismatchError for a threshold that is not in the table."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from portend.errors import InvalidValue, MismatchError
 from portend.models.backbone import Backbone
 from portend.models.data import Dataset
-from portend.models.exits import normalized_entropy
+from portend.models.exits import score
 
 __all__ = ["check_fit", "evaluate"]
 
@@ -26,8 +26,10 @@ def evaluate(
     indices: ArrayLike,
     batch_size: int = 256,
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    criterion: str = "entropy",
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return (normalized entropy float64 [S, N], correct bool [S, N]) of every branch, in float32 arithmetic.
+    """Return (score by ``criterion`` float64 [S, N], correct bool [S, N]) of every branch, in float32 arithmetic.
 
     Args:
         indices: S samples of the dataset; on_progress: called with (samples done, S) after each batch.
@@ -40,20 +42,20 @@ def evaluate(
         raise InvalidValue(f"batch_size is at least 1, but got {batch_size}")
     chosen = np.asarray(indices, dtype=np.int64)
     shape = (chosen.size, len(backbone.blocks))
-    score, correct = np.empty(shape), np.empty(shape, dtype=np.bool_)
+    scores, correct = np.empty(shape), np.empty(shape, dtype=np.bool_)
     was_training = backbone.training
     backbone.eval()
     try:
         for first in range(0, chosen.size, batch_size):
             rows = slice(first, first + batch_size)
             logits = _logits(backbone, dataset.tensors(chosen[rows]))
-            score[rows] = normalized_entropy(logits).numpy()
+            scores[rows] = score(logits, criterion).numpy()
             correct[rows] = logits.argmax(dim=2).numpy() == dataset.labels[chosen[rows], None]
             if on_progress:
                 on_progress(min(first + batch_size, chosen.size), chosen.size)
     finally:
         backbone.train(was_training)
-    return score, correct
+    return scores, correct
 
 
 def check_fit(backbone: Backbone, dataset: Dataset) -> None:

@@ -304,7 +304,11 @@ def _provenance(dataset: Dataset, splits: Splits, config: TrainingConfig) -> dic
         "training": json.dumps(asdict(config)),
         "torch": str(torch.__version__),
     }
-    return provenance | ({} if splits.seed is None else {"split_seed": str(splits.seed)})
+    if splits.seed is not None:
+        provenance["split_seed"] = str(splits.seed)
+    if splits.calibration is not None:
+        provenance["split_calibration"] = str(splits.calibration.size)
+    return provenance
 
 
 def _precision(config: TrainingConfig) -> Precision:

@@ -74,9 +74,15 @@ class PerformanceModel:
             raise MismatchError(
                 f"the profile has the codecs {list(self.tables.codecs)}, but the plan uses {sorted(unknown)}"
             )
+        if plan.asks and plan.codecs and plan.criterion != self.profile.exits.criterion:
+            raise MismatchError(
+                f"the profile's scores are {self.profile.exits.criterion}, but the plan's thresholds are for "
+                f"{plan.criterion}; profile with --criterion {plan.criterion}, or plan with this profile"
+            )
 
     def complete(self, plan: Plan, codecs: tuple[str, ...] | None = None) -> Plan:
-        """Return the plan with the cheapest admitted codec on each hop."""
+        """Return the plan with the cheapest admitted codec on each hop and the profile's criterion."""
+        plan = replace(plan, codecs=(), criterion=self.profile.exits.criterion)
         self.check(plan)
         _, best = self.tables.hop_s(codecs)
         senders = (self.topology.source, *plan.placement[:-1])

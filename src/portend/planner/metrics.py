@@ -261,6 +261,7 @@ class Batch:
                     placement=self.placement,
                     thresholds=tuple(self.thresholds[i].tolist()),
                     codecs=tuple(names[k] for k in self.codecs[i]),
+                    criterion=self.model.profile.exits.criterion,
                 ),
                 estimator=self.model.estimator,
                 share=self.share[i],

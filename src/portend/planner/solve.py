@@ -25,6 +25,10 @@ def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True, 
         SearchError: the space is empty, or too large to compute metrics of every plan.
     """
     solution = search(problem, model, seconds=seconds)
+    criterion = model.profile.exits.criterion
+    if any(point.plan.criterion != criterion for point in solution.front[:1]):
+        front = tuple(replace(point, plan=replace(point.plan, criterion=criterion)) for point in solution.front)
+        solution = replace(solution, front=front)
     if not baselines:
         return solution
     why = explain(solution, model, seconds=seconds) if problem.cost is not None else None

@@ -157,13 +157,14 @@ class PlanSpace:
         return float(self.theta[row]) if self.used[row, cut] else 0.0
 
     def complete(self, plan: Plan) -> Plan:
-        """Return the plan with the codec on each hop that costs least."""
+        """Return the plan with the codec on each hop that costs least, and the profile's criterion."""
         names, senders = self.model.tables.codecs, (self.model.topology.source, *plan.placement[:-1])
         chosen = (
             int(self.codec[start, sender, tier])
             for (start, _), sender, tier in zip(plan.partitions, senders, plan.placement, strict=True)
         )
-        return replace(plan, codecs=tuple(names[k] if k >= 0 else None for k in chosen))
+        codecs = tuple(names[k] if k >= 0 else None for k in chosen)
+        return replace(plan, codecs=codecs, criterion=self.model.profile.exits.criterion)
 
     def value(self, quanta: ArrayLike) -> Floats:
         """The metric's value of a sum of samples times quanta, in its unit."""

@@ -74,18 +74,21 @@ def profile_device(
     dataset: Dataset,
     config: DeviceProfiling | None = None,
     *,
+    criterion: str = "entropy",
     on_progress: Progress | None = None,
 ) -> DeviceProfile:
     """Measure this machine as the device ``name`` and return its profile.
 
-    ``on_progress`` is called with (what, done, total).
+    Branches score by ``criterion``. ``on_progress`` is called with (what, done, total).
 
     Raises:
         DeploymentError: the agents do not start or die.
     """
     config = config or DeviceProfiling()
     spec = load_checkpoint(checkpoint).spec()
-    with Deployment(_bench(), checkpoint, dataset.decoder, emulate=False, threads=config.threads) as bench:
+    with Deployment(
+        _bench(), checkpoint, dataset.decoder, emulate=False, threads=config.threads, criterion=criterion
+    ) as bench:
         bench.load_samples([dataset.encoded[0]], dataset.labels[:1])
         compute, idle = _compute(bench, spec, config, on_progress)
         branch = _branches(bench, spec, config)

@@ -21,11 +21,13 @@ def profile_exits(
     dataset: Dataset,
     indices: NDArray[np.int64],
     *,
+    criterion: str = "entropy",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> SampleExits:
     """Return scores and correctness [S, N] of all branches in one pass over the samples ``indices``.
 
-    Each branch sees every sample, whether or not an earlier one would have let it go (paper, Sec. II-B).
+    Scores are those of ``criterion`` (``models.exits.score``). Each branch sees every sample, whether or not an
+    earlier one would have let it go (paper, Sec. II-B).
 
     Raises:
         DataError: the data set's labels or samples do not fit the network.
@@ -39,5 +41,5 @@ def profile_exits(
             f"{backbone.name} takes samples of shape {tuple(backbone.input_shape)}, but {dataset.name} gives "
             f"{dataset.decoder.shape}; load the data with another size, or build the network for it"
         )
-    score, correct = evaluate(backbone, dataset, indices, on_progress=on_progress)
-    return SampleExits(score=score, correct=correct, criterion="entropy")
+    score, correct = evaluate(backbone, dataset, indices, criterion=criterion, on_progress=on_progress)
+    return SampleExits(score=score, correct=correct, criterion=criterion)

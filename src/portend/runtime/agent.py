@@ -201,7 +201,9 @@ class Agent:
         self._slowdown = float(values["slowdown"])
         self._source, self._destination = int(values["source"]), int(values["destination"])
         self._ingest_by_message = values["ingest"] == "message"
-        self._executor = TorchExecutor(values["checkpoint"], threads=int(values["threads"]))
+        self._executor = TorchExecutor(
+            values["checkpoint"], threads=int(values["threads"]), criterion=str(values["criterion"])
+        )
         self._decoder = decoder_from_dict(values["decoder"])
         for peer, endpoint in values["peers"].items():
             socket = self._socket(zmq.PUSH)

@@ -27,7 +27,7 @@ from portend.emulation.relay import Relay, Route
 from portend.errors import DeploymentError, InvalidValue
 from portend.measurement import SPAN_KINDS, Measurement
 from portend.models.decoding import InputDecoder
-from portend.plan import Plan
+from portend.plan import CRITERIA, Plan
 from portend.runtime.codecs import CODECS
 from portend.runtime.messages import pack_control, unpack_control
 from portend.topology import Topology
@@ -45,6 +45,7 @@ class Deployment:
 
     Args:
         checkpoint: the network; decoder: how a sample's own bytes become its tensor.
+        criterion: of the scores that the agents compute; a plan whose exits need another is refused.
         emulate: pass messages through the emulated links; otherwise agents connect directly.
         threads: compute threads of each agent; port: of the control socket (0: any free one).
         patience_s: longest silence that is not a failure.
@@ -59,12 +60,15 @@ class Deployment:
         checkpoint: str | Path,
         decoder: InputDecoder,
         *,
+        criterion: str = "entropy",
         emulate: bool = True,
         threads: int = 1,
         port: int = 0,
         patience_s: float = 60.0,
     ) -> None:
         remote = sorted({tier.host for tier in topology.tiers} - {"127.0.0.1", "localhost"})
+        if criterion not in CRITERIA:
+            raise InvalidValue(f"a criterion is one of {', '.join(CRITERIA)}, but got {criterion!r}")
         if remote:
             raise DeploymentError(
                 f"agents run as processes of this machine, but the topology names the hosts {remote}; "
@@ -78,7 +82,7 @@ class Deployment:
             )
         self.topology = topology
         self._checkpoint = Path(checkpoint)
-        self._decoder = decoder
+        self._decoder, self._criterion = decoder, criterion
         self._emulate = emulate and len(topology.tiers) > 1
         self._threads, self._port, self._patience_s = threads, port, patience_s
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -137,6 +141,7 @@ class Deployment:
                 checkpoint=str(self._checkpoint.resolve()),
                 threads=self._threads,
                 decoder=self._decoder.to_dict(),
+                criterion=self._criterion,
                 peers={str(peer): reach[index, peer] for peer in self.endpoints if peer != index},
             )
         ready, _ = self._await("ready")[self.topology.source]
@@ -260,7 +265,8 @@ class Deployment:
         """Load the plan's partitions on their tiers and run each once.
 
         Raises:
-            InvalidValue: the plan names a tier that does not exist, or not the codec that a hop needs.
+            InvalidValue: the plan names a tier that does not exist, not the codec that a hop needs, or thresholds
+                for another criterion than the deployment's.
             DeploymentError: an agent cannot load its partitions.
         """
         if max(plan.placement) >= len(self.topology.tiers):
@@ -270,6 +276,11 @@ class Deployment:
         if not plan.codecs:
             raise InvalidValue(
                 "a plan that runs names a codec for each hop; complete it with PerformanceModel.complete"
+            )
+        if plan.asks and plan.criterion != self._criterion:
+            raise InvalidValue(
+                f"the agents score by {self._criterion}, but the plan's thresholds are for {plan.criterion}; "
+                "start the deployment with the plan's criterion"
             )
         senders = (self.topology.source, *plan.placement[:-1])
         for step, (sender, tier, codec) in enumerate(zip(senders, plan.placement, plan.codecs, strict=True)):

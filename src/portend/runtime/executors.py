@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from portend.models.backbone import Backbone, Segment
 from portend.models.checkpoint import load_checkpoint
-from portend.models.exits import normalized_entropy
+from portend.models.exits import score
 
 __all__ = ["Executor", "Outcome", "Partition", "TorchExecutor"]
 
@@ -47,27 +47,27 @@ class Executor(Protocol):
 
 
 class TorchExecutor:
-    """Eager PyTorch in inference mode on the CPU, with a fixed number of threads."""
+    """Eager PyTorch in inference mode on the CPU, with a fixed number of threads; scores by ``criterion``."""
 
     name = "torch"
 
-    def __init__(self, backbone: Backbone | str | Path, *, threads: int = 1) -> None:
+    def __init__(self, backbone: Backbone | str | Path, *, threads: int = 1, criterion: str = "entropy") -> None:
         self.backbone = backbone if isinstance(backbone, Backbone) else load_checkpoint(backbone)
         self.backbone.eval()
+        self.criterion = criterion
         torch.set_num_threads(threads)
 
     def partition(self, start: int, end: int, *, branch: bool) -> _TorchPartition:
-        return _TorchPartition(self.backbone.segment(start, end, branch=branch).eval())
+        return _TorchPartition(self.backbone.segment(start, end, branch=branch).eval(), self.criterion)
 
 
 class _TorchPartition:
-    def __init__(self, segment: Segment) -> None:
-        self._segment = segment
+    def __init__(self, segment: Segment, criterion: str) -> None:
+        self._segment, self._criterion = segment, criterion
 
     def __call__(self, tensor: Tensor) -> Outcome:
         with torch.inference_mode():
             features, logits = self._segment(torch.from_numpy(tensor)[None])
             if logits is None:
                 return Outcome(features[0].numpy(), float("nan"), -1)
-            score = float(normalized_entropy(logits)[0])
-            return Outcome(features[0].numpy(), score, int(logits[0].argmax()))
+            return Outcome(features[0].numpy(), float(score(logits, self._criterion)[0]), int(logits[0].argmax()))
