@@ -26,7 +26,7 @@ def test_plan_prints_the_promised_json() -> None:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["status"] == "optimal"
-    assert set(answer["plan"]) == {"cuts", "placement", "thresholds", "codecs"}
+    assert set(answer["plan"]) == {"cuts", "placement", "thresholds", "codecs", "criterion"}
     estimate = answer["estimate"]
     assert {"mean", "p50", "p95", "p99", "parts"} <= set(estimate["latency_ms"])
     assert sum(estimate["latency_ms"]["parts"].values()) == pytest.approx(estimate["latency_ms"]["mean"])
