@@ -630,6 +630,7 @@ def refine(
     places, measured = load_topology(topology), load_profile(profile)
     problem = _problem(PerformanceModel(measured, places, estimator=estimator), **asked)
 
+    from portend.models.checkpoint import read_provenance
     from portend.models.data import make_splits
     from portend.models.training import TrainingConfig
     from portend.refine import FINE_TUNING, refinement_table
@@ -640,10 +641,12 @@ def refine(
     except InvalidValue as error:
         raise ConfigError(f"{tuning}: {error}") from None
     dataset, trained = _dataset(checkpoint, data, seed)
+    kept = read_provenance(checkpoint).get("split_calibration")
+    splits = make_splits(dataset, seed=trained, calibration=None if kept is None else int(kept))
     try:
         with _progress(quiet=as_json) as tell:
             found = run_rounds(
-                measured, checkpoint, dataset, make_splits(dataset, seed=trained), places, problem, out,
+                measured, checkpoint, dataset, splits, places, problem, out,
                 training=training, rounds=rounds, estimator=estimator, tell=tell,
             )  # fmt: skip
     except KeyboardInterrupt:

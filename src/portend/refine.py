@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,9 @@ def refine(
             backbone = load_checkpoint(weights)
         spec = backbone.spec()
         now, tested = (
-            replace(profile, backbone=spec, exits=_exits(backbone, dataset, indices, stage, tell))
+            replace(
+                profile, backbone=spec, exits=_exits(backbone, dataset, indices, profile.exits.criterion, stage, tell)
+            )
             for indices in (splits.profiling, splits.test)
         )
         model = PerformanceModel(now, topology, estimator=estimator)
@@ -215,8 +218,11 @@ def _tuned(
     return train(backbone, dataset, splits, config, folder / "training", on_progress=told).checkpoint
 
 
-def _exits(backbone: Backbone, dataset: Dataset, indices: Indices, stage: str, tell: Tell) -> SampleExits:
-    return profile_exits(backbone, dataset, indices, on_progress=lambda *at: tell(f"{stage}: exits", *at))
+def _exits(
+    backbone: Backbone, dataset: Dataset, indices: Indices, criterion: str, stage: str, tell: Tell
+) -> SampleExits:
+    told = partial(tell, f"{stage}: exits")
+    return profile_exits(backbone, dataset, indices, criterion=criterion, on_progress=told)
 
 
 def _check_same(profile: Profile, backbone: Backbone, checkpoint: Path) -> None:
