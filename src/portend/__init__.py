@@ -9,8 +9,14 @@ What needs no torch is imported here::
     problem = pt.Problem(minimize=pt.latency, subject_to=[pt.accuracy >= 0.97])
     print(pt.solve(problem, pt.PerformanceModel(profile, topology)))
 
-Training, profiling and running live in ``portend.models``, ``portend.profiling`` and ``portend.runtime``.
+Training, profiling and running live in ``portend.models``, ``portend.profiling`` and ``portend.runtime``; of these
+``split``, ``multi_exit`` and ``Chain`` have their names here too, and are loaded, with torch, when they are first used.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from portend.config import load_topology
 from portend.errors import PortendError
@@ -49,11 +55,25 @@ from portend.profile import (
 from portend.storage import load_measurement, load_profile, save
 from portend.topology import Link, Tier, Topology
 
+if TYPE_CHECKING:
+    from portend.models.heads import multi_exit
+    from portend.models.split import Chain, split
+
 __version__ = "0.1.0"
+
+_WITH_TORCH = {"Chain": "models.split", "multi_exit": "models.heads", "split": "models.split"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module 'portend' has no attribute {name!r}")
+    return getattr(import_module(f"portend.{_WITH_TORCH[name]}"), name)
+
 
 __all__ = [
     "BackboneSpec",
     "Batch",
+    "Chain",
     "CodecProfile",
     "DeviceProfile",
     "Estimate",
@@ -87,9 +107,11 @@ __all__ = [
     "load_topology",
     "memory",
     "metric",
+    "multi_exit",
     "price",
     "save",
     "solve",
+    "split",
     "takes_exit",
     "throughput",
     "utilization",

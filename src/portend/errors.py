@@ -10,6 +10,7 @@ A message states the law that was broken, the values that broke it, and the reme
     ├── DataError         samples or labels cannot be used
     ├── TrainingError     training cannot go on
     ├── SearchError       a problem cannot be searched as it was put
+    ├── SplitError        a network cannot be traced, or not be cut where it was asked
     └── DeploymentError   an agent, a port or a link of the running system failed
         └── MessageError  a message from the network is not one of ours
 """
@@ -25,6 +26,7 @@ __all__ = [
     "MismatchError",
     "PortendError",
     "SearchError",
+    "SplitError",
     "StorageError",
     "TrainingError",
     "law",
@@ -67,6 +69,10 @@ class TrainingError(PortendError):
 
 class SearchError(PortendError):
     """A planning problem cannot be searched as it was put."""
+
+
+class SplitError(PortendError):
+    """A network cannot be traced, or not be cut where it was asked."""
 
 
 class DeploymentError(PortendError):

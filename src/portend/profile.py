@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -94,6 +95,7 @@ class BackboneSpec:
         cut_shapes: N+1 tensor shapes of one sample, without the batch axis.
         weights_sha256: digest of the weights that were profiled.
         block_bytes, branch_bytes: N sizes each of the weights of the blocks and of the exit branches; empty: unknown.
+        exits: cuts that have an exit branch, increasing; the last cut is one of them. None: all of 1–N.
     """
 
     name: str
@@ -103,6 +105,7 @@ class BackboneSpec:
     weights_sha256: str = ""
     block_bytes: tuple[float, ...] = ()
     branch_bytes: tuple[float, ...] = ()
+    exits: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         law(len(self.block_names) >= 1, "a backbone has at least one block, but got none")
@@ -118,6 +121,12 @@ class BackboneSpec:
                 f"{name} are {len(self.block_names)} sizes of at least 0, or none where they are not known, "
                 f"but got {sizes}",
             )
+        cuts = (0, *self.exit_cuts)
+        law(
+            all(a < b for a, b in pairwise(cuts)) and cuts[-1] == self.num_blocks,
+            f"cuts with an exit branch increase within 1–{self.num_blocks} and end with {self.num_blocks}, "
+            f"but got {self.exits}; the last block always has one",
+        )
 
     @property
     def num_blocks(self) -> int:
@@ -144,6 +153,11 @@ class BackboneSpec:
             held = np.maximum.accumulate(tensors[start:-1] + tensors[start + 1 :])
             table[start, start + 1 :] = weights[start + 1 :] - weights[start] + self.branch_bytes[start:] + held
         return table
+
+    @property
+    def exit_cuts(self) -> tuple[int, ...]:
+        """The cuts that have an exit branch."""
+        return tuple(range(1, self.num_blocks + 1)) if self.exits is None else self.exits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""A network as the planner sees it: a chain of N blocks with an exit branch after each.
+"""A network as the planner sees it: a chain of N blocks with exit branches after some or all.
 
 Axes: B batch, N blocks (N+1 cuts), K classes, C channels, H height, W width.
 """
@@ -37,12 +37,13 @@ class Segment(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A chain of N blocks, each followed by an exit branch (paper, Sec. II-A).
+    """A chain of N blocks, each followed by an exit branch (paper, Sec. II-A) or by none; the last has one.
 
     Attributes:
         name: zoo name; architecture: JSON-able arguments with which ``zoo.build(name, **architecture)`` rebuilds it.
-        block_names: N names; blocks, branches: N modules each.
-        num_classes: K; input_shape: (C, H, W) of one sample.
+        block_names: N names; blocks: N modules; branches: N modules, None where there is no branch.
+        exits: the cuts that have a branch, increasing.
+        num_classes: K; input_shape: of one sample, such as (C, H, W); input_dtype: of its tensor.
     """
 
     def __init__(
@@ -50,37 +51,44 @@ class Backbone(nn.Module):
         *,
         name: str,
         blocks: Mapping[str, nn.Module],
-        branches: Sequence[nn.Module],
+        branches: Sequence[nn.Module | None],
         num_classes: int,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         architecture: Mapping[str, Any],
+        input_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         if len(blocks) != len(branches) or not blocks:
             raise InvalidValue(
-                f"each block has one exit branch, but got {len(blocks)} blocks and {len(branches)} branches; "
+                f"each block has one exit branch or None, but got {len(blocks)} blocks and {len(branches)} branches; "
                 "give as many branches as blocks, at least one"
             )
+        if branches[-1] is None:
+            raise InvalidValue("the last block has an exit branch, for samples that left nowhere, but it is None")
         self.name = name
         self.block_names = tuple(blocks)
         self.blocks = nn.ModuleList(blocks.values())
-        self.branches = nn.ModuleList(branches)
+        self.branches = nn.ModuleList(branches)  # type: ignore[arg-type]  # None is kept as None
+        self.exits = tuple(cut for cut, branch in enumerate(branches, start=1) if branch is not None)
         self.num_classes = num_classes
-        self.input_shape = input_shape
+        self.input_shape = tuple(input_shape)
+        self.input_dtype = input_dtype
         self.architecture = dict(architecture)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of all N branches, [B, K] each, for samples [B, C, H, W]."""
+        """Return the logits [B, K] of each branch there is, in the order of ``exits``, for samples [B, ...]."""
         logits = []
         for block, branch in zip(self.blocks, self.branches, strict=True):
             x = block(x)
-            logits.append(branch(x))
+            if branch is not None:
+                logits.append(branch(x))
         return logits
 
     def segment(self, start: int, end: int, *, branch: bool = True) -> Segment:
         """Return blocks ``start:end`` (cuts, half-open), with the exit branch at ``end`` unless ``branch`` is False.
 
-        Chained segments compute bit for bit what the whole backbone computes.
+        Where the cut ``end`` has no exit branch, the segment has none. Chained segments compute bit for bit what
+        the whole backbone computes.
 
         Raises:
             InvalidValue: not 0 <= start < end <= N.
@@ -91,7 +99,8 @@ class Backbone(nn.Module):
                 f"a segment lies between two cuts with 0 <= start < end <= {count}, but got {start}:{end}; "
                 "each segment needs at least one block"
             )
-        segment = Segment(list(self.blocks[start:end]), self.branches[end - 1] if branch else None)
+        asked = branch and end in self.exits
+        segment = Segment(list(self.blocks[start:end]), self.branches[end - 1] if asked else None)
         segment.training = self.training
         return segment
 
@@ -108,13 +117,14 @@ class Backbone(nn.Module):
             weights_sha256=tensors_sha256(self.state_dict()),
             block_bytes=tuple(map(_weight_bytes, self.blocks)),
             branch_bytes=tuple(map(_weight_bytes, self.branches)),
+            exits=None if len(self.exits) == len(self.blocks) else self.exits,
         )
 
     @torch.no_grad()
     def _cut_shapes(self) -> tuple[tuple[int, ...], ...]:
         was_training = self.training
         self.eval()
-        x = torch.zeros(1, *self.input_shape)
+        x = torch.zeros(1, *self.input_shape, dtype=self.input_dtype)
         shapes = [tuple(x.shape[1:])]
         for block in self.blocks:
             x = block(x)
@@ -123,6 +133,6 @@ class Backbone(nn.Module):
         return tuple(shapes)
 
 
-def _weight_bytes(module: nn.Module) -> float:
-    """Bytes of the parameters and buffers of a module."""
-    return float(sum(tensor.nbytes for tensor in module.state_dict().values()))
+def _weight_bytes(module: nn.Module | None) -> float:
+    """Bytes of the parameters and buffers of a module; none where there is no module."""
+    return 0.0 if module is None else float(sum(tensor.nbytes for tensor in module.state_dict().values()))
