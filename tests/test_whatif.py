@@ -26,6 +26,7 @@ from portend.analysis.whatif import (
     sweep,
 )
 from portend.errors import InvalidValue, MismatchError
+from portend.planner.metrics import energy, latency_quantile
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.profile import Profile, SampleExits, TabulatedExits
 from portend.topology import Link, Tier, Topology
@@ -58,6 +59,7 @@ def tiny(**space: Any) -> Scenario:
     )
 
 
+p95 = latency_quantile(0.95)
 FIRST, SECOND = 8 * 164 / 0.039, 8 * 900 / 0.039
 
 
@@ -302,6 +304,79 @@ def test_random_problems_flip_only_at_the_crossovers(seed: int) -> None:
         assert point.decides_like(expected)
 
 
+def test_crossovers_are_found_along_every_field() -> None:
+    """At B bit/s the edge alone takes 100·s ms, one block on each 21 + 40·s ms + 8·164/B: they meet at both fields."""
+    axes = [Axis(path="links[0].bandwidth", values=(1e4, 5e4)), Axis(path="tiers[edge].slowdown", values=(0.3, 1.0))]
+    found = sweep(tiny(), axes)
+    flips = find_crossovers(found)
+    slower = [flip for flip in flips if flip.axis == 1]
+    assert [flip.value for flip in flips if flip.axis == 0] == pytest.approx([FIRST], rel=1e-9), "only at slowdown 1"
+    assert [flip.below.values[0] for flip in slower] == [5e4]
+    assert [flip.value for flip in slower] == pytest.approx([(0.021 + 8 * 164 / 5e4) / 0.06], rel=1e-8)
+    page = whatif_page.render_page(found, flips)
+    assert "along" in page
+    table = whatif_page.crossover_table(found, flips)
+    assert [str(column.header) for column in table.columns][:3] == ["along", *(axis.path for axis in axes)]
+    assert [flip.value for flip in find_crossovers(found, axis=0)] == [flips[0].value]
+
+
+def with_power() -> Scenario:
+    """The edge draws 2 W, the cloud 100 W: all on the edge 0.2 J, one block each 0.08 + 0.1 J, in the cloud 0.2 J."""
+    scenario = tiny(truncation=True)
+    tiers = tuple(replace(t, power_w=w) for t, w in zip(scenario.topology.tiers, (2.0, 100.0), strict=True))
+    return replace(scenario, topology=replace(scenario.topology, tiers=tiers))
+
+
+def test_any_metric_may_be_swept_drawn_and_bounded() -> None:
+    scenario = with_power()
+    whole = replace(scenario.problem.space, truncation=False)
+    least = replace(scenario, problem=Problem(minimize=energy, subject_to=(p95 <= 1.0,), space=whole))
+    found = sweep(least, [Axis(path="tiers[cloud].power", values=(50.0, 150.0))])
+    assert [p.solution and p.solution.values["energy"] for p in found.points] == pytest.approx([0.1, 0.2])
+    flips = find_crossovers(found, pieces=1)
+    # all in the cloud 2 ms · P, one block each 80 mJ + 1 ms · P, all on the edge 200 mJ: from 80 to 120 W the second
+    assert [flip.value for flip in flips] == pytest.approx([80.0, 120.0], rel=1e-6)
+    assert [flip.kind for flip in flips] == ["tie", "tie"]
+    assert found.points[0].to_dict()["metrics"] == pytest.approx({"energy": 0.1, "p95": 0.022 + 0.08512})
+    page = whatif_page.render_page(found, flips)
+    assert "energy [mJ]" in page
+    assert "mean latency [ms]" not in page.lower().split("<h2>plans")[0]
+    bounded = sweep(least, [parse_axis(least, "problem.max_p95=50, 80, 300 ms")], baselines=False)
+    assert [p.status for p in bounded.points] == ["infeasible", "optimal", "optimal"]
+    assert bounded.asked == "minimize energy"
+
+
+def test_several_objectives_show_the_plan_and_all_their_values() -> None:
+    scenario = with_power()
+    both = replace(scenario, problem=replace(scenario.problem, minimize=(energy, p95)))
+    found = sweep(both, [Axis(path="tiers[cloud].power", values=(10.0, 150.0))])
+    flips = find_crossovers(found)
+    table = whatif_page.sweep_table(found, flips)
+    headers = [str(column.header) for column in table.columns]
+    assert headers[-2:] == ["energy", "best baseline"]
+    assert "p95" in whatif_page.render_page(found, flips)
+    for point in found.points:
+        assert point.solution is not None
+        assert set(point.to_dict()["metrics"]) == {"energy", "p95"}
+
+
+def test_other_metrics_go_through_the_command(tmp_path: Path) -> None:
+    done = whatif(
+        "--minimize", "p95", "--subject-to", "accuracy>=0.97", "--subject-to", "link_bytes<=5 kB",
+        "--exits-per-tier", "1", "--sweep", "problem.max_link_bytes=0, 5, 20 kB", "--tiers", "edge,base",
+        "--crossovers", "--json", "--out", str(tmp_path / "page.html"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["problem"] == "minimize p95 subject to accuracy ≥ 0.97"
+    values = [point["metrics"]["p95"] for point in answer["points"]]
+    assert values == sorted(values, reverse=True)
+    for point, bound in zip(answer["points"], (0, 5e3, 2e4), strict=True):
+        assert point["metrics"]["link_bytes"] <= bound
+        assert 2 not in point["plan"]["placement"]
+    assert "p95 [ms]" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 # --- backends ----------------------------------------------------------------------------------
 
 
@@ -384,8 +459,8 @@ def test_the_command_prints_json_only_and_writes_the_page(tmp_path: Path) -> Non
     ]
     first = answer["points"][0]
     assert first["values"] == {"links[0].bandwidth": 1e6}
-    assert set(first) == {"values", "status", "plan", "latency_ms", "accuracy", "baselines"}
-    assert set(first["baselines"]["edge-only"]) == {"status", "plan", "latency_ms", "accuracy"}
+    assert set(first) == {"values", "status", "plan", "latency_ms", "accuracy", "metrics", "baselines"}
+    assert set(first["baselines"]["edge-only"]) == {"status", "plan", "latency_ms", "accuracy", "metrics"}
     for flip in answer["crossovers"]:
         assert 1e6 < flip["below"]["value"] < flip["above"]["value"] < 1e7
         assert flip["below"]["plan"] != flip["above"]["plan"]
@@ -415,7 +490,7 @@ def test_the_command_prints_tables() -> None:
         (("--sweep", "links[0].mtu=40 B", "--min-accuracy", "0.9"), "links[0].mtu = 40 B: a packet holds its headers"),
         (("--sweep", "links[0].mtu=1500 B", "--min-accuracy", "0.9", "--backend", "slurm"), "slurm"),
         (("--sweep", "links[0].mtu=1500 B", "--min-accuracy", "0.9", "--jobs", "0"), "at least one worker"),
-        (("--sweep", "space.truncation=yes,no", "--min-accuracy", "0.9", "--crossovers"), "needs numbers in the first"),
+        (("--sweep", "space.truncation=yes,no", "--min-accuracy", "0.9", "--crossovers"), "needs a --sweep of numbers"),
         (
             ("--sweep", "links[0].mtu=1500 B", "--min-accuracy", "0.9", "--out", f"{TOPOLOGY}/x.html"),
             "cannot be written",

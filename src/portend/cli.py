@@ -858,7 +858,7 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
 )  # fmt: skip
 @_planning
 @click.option("--zip", "zipped", is_flag=True, help="Swept fields advance together instead of making a grid.")
-@click.option("--crossovers", is_flag=True, help="Also find where the plan flips along the first field.")
+@click.option("--crossovers", is_flag=True, help="Also find where the plan flips along each field of numbers.")
 @click.option("--no-baselines", is_flag=True, help="Plan without the baselines, which is about twice as fast.")
 @click.option("--jobs", type=int, help="Workers; default: 1, or with --backend as many as it has.")
 @click.option(
@@ -887,8 +887,9 @@ def whatif(
     problem = _problem(PerformanceModel(measured, places, estimator=estimator), swept=swept, **asked)
     scenario = lib.Scenario(profile=measured, topology=places, problem=problem, estimator=estimator)
     axes = [lib.parse_axis(scenario, text) for text in sweeps]
-    if crossovers and (not lib.find_field(scenario, axes[0].path).ordered or (zipped and len(axes) > 1)):
-        raise click.UsageError("--crossovers needs numbers in the first --sweep, and a grid (no --zip)")
+    ordered = any(lib.find_field(scenario, axis.path).ordered and None not in axis.values for axis in axes)
+    if crossovers and (not ordered or (zipped and len(axes) > 1)):
+        raise click.UsageError("--crossovers needs a --sweep of numbers, and a grid (no --zip)")
     if out and len(axes) > 2 and not zipped:
         raise click.UsageError(f"--out draws one or two fields, but {len(axes)} are swept; use --json for more")
     workers: dict[str, Any] = {"n_jobs": jobs, "backend": backend}

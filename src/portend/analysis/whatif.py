@@ -204,7 +204,7 @@ def _number(text: str) -> float:
 
 def fields_of(scenario: Scenario) -> dict[str, Field]:
     """Return every field that can be swept, by path."""
-    fields = [*_link_fields(scenario), *_tier_fields(scenario), *_problem_fields(), *_space_fields(scenario)]
+    fields = [*_link_fields(scenario), *_tier_fields(scenario), *_problem_fields(scenario), *_space_fields(scenario)]
     fields += _profile_fields(scenario.profile)
     return {field.path: field for field in fields}
 
@@ -286,10 +286,15 @@ def _tier_fields(scenario: Scenario) -> Iterator[Field]:
     )
 
 
-def _problem_fields() -> Iterator[Field]:
+def _bound_path(metric: Metric, sense: Literal["<=", ">="]) -> str:
+    """The path of a bound, such as ``problem.max_p95``."""
+    return f"problem.{'max' if sense == '<=' else 'min'}_{metric.name}"
+
+
+def _problem_fields(scenario: Scenario) -> Iterator[Field]:
     def bound(metric: Metric, sense: Literal["<=", ">="]) -> Callable[[Scenario, Any], Scenario]:
         def write(s: Scenario, value: Any) -> Scenario:
-            others = tuple(c for c in s.problem.subject_to if c.metric != metric)
+            others = tuple(c for c in s.problem.subject_to if (c.metric, c.sense) != (metric, sense))
             return replace(s, problem=replace(s.problem, subject_to=(*others, Constraint(metric, sense, float(value)))))
 
         return write
@@ -300,6 +305,16 @@ def _problem_fields() -> Iterator[Field]:
     yield Field(
         path="problem.max_latency", kind="time", read=lambda s: s.problem.max_latency_s, write=bound(latency, "<=")
     )
+    kinds: dict[str, Dimension] = {"s": "time", "B": "size"}
+    for c in dict.fromkeys((c.metric, c.sense) for c in scenario.problem.subject_to):
+        if c in ((accuracy, ">="), (latency, "<=")):
+            continue  # these have their own names
+
+        def read(s: Scenario, metric: Metric = c[0], sense: Literal["<=", ">="] = c[1]) -> float:
+            return next(c.bound for c in s.problem.subject_to if (c.metric, c.sense) == (metric, sense))
+
+        kind: Dimension | Literal["number"] = kinds.get(c[0].unit, "number")
+        yield Field(path=_bound_path(*c), kind=kind, read=read, write=bound(*c))
     yield Field(
         path="model.estimator",
         kind="choice",
@@ -499,7 +514,7 @@ class SweepPoint:
         return (self.status, self.plan) == (other.status, other.plan)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return status, plan and latencies (ms) as JSON values."""
+        """Return status, plan, latencies (ms) and the problem's metrics (in their units) as JSON values."""
         answer: dict[str, Any] = {"status": self.status}
         if self.solution is None:
             return answer | {"reason": self.reason}
@@ -516,6 +531,7 @@ def _outcome(solution: Solution) -> dict[str, Any]:
     return {
         "latency_ms": {"mean": 1e3 * estimate.mean_s, "p95": 1e3 * estimate.quantile_s(0.95)},
         "accuracy": estimate.accuracy,
+        "metrics": solution.metrics,
     }
 
 
@@ -544,10 +560,9 @@ class Sweep:
     def asked(self) -> str:
         """The problem in words, without the bounds that are themselves swept."""
         swept = {axis.path for axis in self.axes}
-        bounds = {"problem.min_accuracy": accuracy, "problem.max_latency": latency}
-        gone = [metric for path, metric in bounds.items() if path in swept]
         problem = self.scenario.problem
-        return str(replace(problem, subject_to=tuple(c for c in problem.subject_to if c.metric not in gone)))
+        fixed = tuple(c for c in problem.subject_to if _bound_path(c.metric, c.sense) not in swept)
+        return str(replace(problem, subject_to=fixed))
 
     def describe_plan(self, point: SweepPoint, *, codecs: bool = False) -> str:
         """Return the plan in words; with ``codecs``, also how each hop is encoded."""
@@ -654,8 +669,8 @@ class Crossover:
         one, two = self.below.solution, self.above.solution
         if one is None or two is None or one.status != two.status:
             return "jump"
-        goal = [(s.estimate.mean_s if s.problem.minimize else s.estimate.accuracy) for s in (one, two)]
-        return "tie" if math.isclose(*goal, rel_tol=1e-6) else "jump"
+        goals = [[s.metrics[m.name] for m, _ in s.problem.objectives] for s in (one, two)]
+        return "tie" if all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(*goals, strict=True)) else "jump"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the crossover as JSON values; field values in SI units."""
@@ -670,14 +685,15 @@ class Crossover:
 def find_crossovers(
     found: Sweep,
     *,
-    axis: int = 0,
+    axis: int | None = None,
     tolerance: float = 1e-9,
     pieces: int = 8,
     n_jobs: int | None = None,
     backend: str | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[Crossover, ...]:
-    """Find where the plan flips along one axis of a grid, for each combination of the others' values.
+    """Find where the plan flips along one axis of a grid (None: along each that has an order), for each combination of
+    the others' values.
 
     Each gap between neighboring values is planned at ``pieces - 1`` more values, and wherever two neighbors then
     differ, bisected until their values are relatively closer than ``tolerance`` (or are neighboring floats); a third
@@ -689,24 +705,35 @@ def find_crossovers(
     Raises:
         InvalidValue: the field's values have no order, or the axes advance together.
     """
+    if axis is None:
+        ordered = [i for i, a in enumerate(found.axes) if found.field(i).ordered and None not in a.values]
+        axes = ordered or [0]
+    else:
+        axes = [axis]
+    law(0 < tolerance < 1 and pieces >= 1, f"got the tolerance {tolerance} and {pieces} pieces; 0 < tolerance < 1")
+    gaps = [(along, *gap) for along in axes for gap in _gaps(found, along)]
+    task = partial(_flips, found.scenario, tuple(a.path for a in found.axes), tolerance, pieces)
+    flips = _each(task, gaps, n_jobs=n_jobs, backend=backend, on_progress=on_progress)
+    return tuple(
+        Crossover(path=found.axes[along].path, axis=along, below=below, above=above)
+        for (along, *_), flip in zip(gaps, flips, strict=True)
+        for below, above in flip
+    )
+
+
+def _gaps(found: Sweep, axis: int) -> list[tuple[SweepPoint, SweepPoint]]:
+    """Neighboring points along an axis."""
     field = found.field(axis)
     law(field.ordered, f"crossovers need a field of numbers, but {field.path} is a {field.kind}")
     law(not found.zipped or len(found.axes) == 1, "crossovers need a grid, but here several fields advance together")
-    law(0 < tolerance < 1 and pieces >= 1, f"got the tolerance {tolerance} and {pieces} pieces; 0 < tolerance < 1")
     lines: dict[tuple[Any, ...], list[SweepPoint]] = {}
     for point in found.points:
         lines.setdefault((*point.values[:axis], *point.values[axis + 1 :]), []).append(point)
     gaps: list[tuple[SweepPoint, SweepPoint]] = []
     for line in lines.values():
         law(all(p.values[axis] is not None for p in line), f"crossovers need numbers, but {field.path} holds 'all'")
-        ordered = sorted({p.values[axis]: p for p in line}.items())
-        gaps += pairwise(point for _, point in ordered)
-    paths = tuple(a.path for a in found.axes)
-    task = partial(_flips, found.scenario, paths, axis, field.whole, tolerance, pieces)
-    flips = _each(task, gaps, n_jobs=n_jobs, backend=backend, on_progress=on_progress)
-    return tuple(
-        Crossover(path=field.path, axis=axis, below=below, above=above) for flip in flips for below, above in flip
-    )
+        gaps += pairwise(point for _, point in sorted({p.values[axis]: p for p in line}.items()))
+    return gaps
 
 
 _MOST_PLANS: Final = 4000  # per gap: ends a search among plans that tie within rounding all the way
@@ -715,13 +742,12 @@ _MOST_PLANS: Final = 4000  # per gap: ends a search among plans that tie within 
 def _flips(
     scenario: Scenario,
     paths: Sequence[str],
-    axis: int,
-    whole: bool,
     tolerance: float,
     pieces: int,
-    gap: tuple[SweepPoint, SweepPoint],
+    gap: tuple[int, SweepPoint, SweepPoint],
 ) -> list[tuple[SweepPoint, SweepPoint]]:
-    start, end = gap
+    axis, start, end = gap
+    whole = find_field(scenario, paths[axis]).whole
     low, high = start.values[axis], end.values[axis]
     planned = 0
 

@@ -18,7 +18,7 @@ from portend.analysis.tables import format_ms, format_share
 from portend.analysis.whatif import Crossover, Field, Sweep, SweepPoint
 from portend.errors import law
 from portend.plan import Plan
-from portend.planner.problem import Solution
+from portend.planner.problem import Metric, Solution, accuracy, latency
 from portend.storage import write_text
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class _Names:
         return "–" if point.plan is None else _letters(self.plans.index(point.plan))
 
     def tint(self, point: SweepPoint) -> str:
-        if point.plan is None or point.status != "optimal":
+        if point.plan is None or not _met(point):
             return _MISSED
         return _TINTS[self.plans.index(point.plan) % len(_TINTS)]
 
@@ -79,13 +79,71 @@ def _numeric(found: Sweep, axis: int) -> bool:
     return found.field(axis).ordered and None not in found.axes[axis].values
 
 
+def _met(one: SweepPoint | Solution) -> bool:
+    """Whether the constraints are met."""
+    return one.status in ("optimal", "feasible")
+
+
 def _best_baseline(point: SweepPoint) -> tuple[str, Solution] | None:
-    """The baseline that meets the constraints and does best."""
+    """The baseline that meets the constraints and does best in the first objective."""
     if point.solution is None:
         return None
-    met = [(name, s) for name, s in point.solution.baselines.items() if s.status == "optimal"]
-    minimize = point.solution.problem.minimize
-    return min(met, key=lambda item: item[1].estimate.mean_s if minimize else -item[1].estimate.accuracy, default=None)
+    met = [(name, s) for name, s in point.solution.baselines.items() if _met(s)]
+    metric, sense = point.solution.problem.objectives[0]
+    return min(met, key=lambda item: sense * item[1].metrics[metric.name], default=None)
+
+
+# --- what is drawn and listed ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Goal:
+    """The metric that figures draw: the first objective, or mean latency where that is accuracy.
+
+    ``unit``: as shown, so many (``per_unit``) in one of the metric's own.
+    """
+
+    metric: Metric
+    unit: str
+    per_unit: float
+
+    @classmethod
+    def of(cls, found: Sweep) -> _Goal:
+        first = found.scenario.problem.objectives[0][0]
+        metric = latency if first == accuracy else first
+        if metric.unit == "s":
+            return cls(metric, "ms", 1e3)
+        values = [p.solution.metrics[metric.name] for p in found.points if p.solution]
+        most = max(map(abs, values), default=1.0)
+        prefix, per_unit = next((item for item in _PREFIXES if most * item[1] >= 1), _PREFIXES[-1])
+        return cls(metric, prefix + metric.unit, per_unit) if metric.unit in ("J", "USD", "B") else cls(metric, "", 1.0)
+
+    @property
+    def name(self) -> str:
+        return "mean latency" if self.metric == latency else self.metric.name
+
+    def value(self, solution: Solution) -> float:
+        seconds = solution.estimate.mean_s
+        return self.per_unit * (seconds if self.metric == latency else solution.metrics[self.metric.name])
+
+    def title(self) -> str:
+        shown = self.unit or self.metric.unit
+        return self.name + (f" [{shown}]" if shown else "")
+
+    def text(self, solution: Solution) -> str:
+        """A value of the objective's column, without its unit where that is ms."""
+        if self.unit == "ms":
+            return format_ms(self.value(solution) / 1e3)
+        return f"{self.value(solution):.4g}"
+
+
+_PREFIXES: Final = (("M", 1e-6), ("k", 1e-3), ("", 1.0), ("m", 1e3), ("µ", 1e6), ("n", 1e9))
+
+
+def _others(found: Sweep) -> list[Metric]:
+    """The problem's metrics that tables have no column for: all but mean latency, p95 and accuracy."""
+    known = {latency.name, accuracy.name, "p95"}
+    return [metric for metric in found.scenario.problem.metrics if metric.name not in known]
 
 
 # --- tables for a terminal -------------------------------------------------------------------
@@ -103,39 +161,49 @@ def sweep_table(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Table:
         table.add_column(Text(axis.path), justify="right", overflow="fold")
     table.add_column("", no_wrap=True)
     table.add_column("plan", overflow="fold", min_width=24)
-    for column in ("mean\nms", "p95\nms", "accuracy"):
+    for column in ("mean\nms", "p95\nms", "accuracy", *(m.name for m in _others(found))):
         table.add_column(column, justify="right")
     table.add_column("best baseline")
     for point in found.points:
         values = [found.field(i).format(v) for i, v in enumerate(point.values)]
         note = "  (misses the constraint)" if point.status == "infeasible" else ""
-        table.add_row(*values, names.letter(point), Text(names.text(point) + note), *_cells(point))
+        table.add_row(*values, names.letter(point), Text(names.text(point) + note), *_cells(found, point))
     return table
 
 
-def _cells(point: SweepPoint) -> list[str]:
+def _cells(found: Sweep, point: SweepPoint) -> list[str]:
+    others = _others(found)
     if point.solution is None:
-        return ["–"] * 4
-    estimate, best = point.solution.estimate, _best_baseline(point)
-    other = f"{format_ms(best[1].estimate.mean_s)} ms  {best[0]}" if best else "–"
-    return [format_ms(estimate.mean_s), format_ms(estimate.quantile_s(0.95)), format_share(estimate.accuracy), other]
+        return ["–"] * (4 + len(others))
+    estimate, best, goal = point.solution.estimate, _best_baseline(point), _Goal.of(found)
+    other = f"{goal.text(best[1])} {goal.unit}".rstrip() + f"  {best[0]}" if best else "–"
+    own = [
+        f"{goal.text(point.solution)} {goal.unit}".rstrip()
+        if metric == goal.metric
+        else metric.format(point.solution.metrics[metric.name])
+        for metric in others
+    ]
+    times = [format_ms(estimate.mean_s), format_ms(estimate.quantile_s(0.95))]
+    return [*times, format_share(estimate.accuracy), *own, other]
 
 
 def crossover_table(found: Sweep, crossovers: Sequence[Crossover]) -> Table:
-    """Return one row per crossover: where, the plans below and above it, and mean latency and accuracy of each."""
+    """Return one row per crossover: along which field, where, the plans on both sides, and what each of them gives."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     names = _Names(found, crossovers)
     table = Table(title="Crossovers: where the plan flips", title_justify="left", box=box.SIMPLE_HEAD)
-    for path in _paths(found, crossovers):
-        table.add_column(Text(path), justify="right", overflow="fold")
-    for column in ("±", "", "kind", "ms below | above", "accuracy below | above"):
-        table.add_column(column)
+    for column in _places_head(found, crossovers):
+        table.add_column(Text(column), justify="right", overflow="fold")
+    goal = _Goal.of(found)
+    for column in ("±", "", "kind", f"{goal.unit or goal.name} below | above", "accuracy below | above"):
+        table.add_column(Text(column))
     for crossover in crossovers:
-        places = map(Text, _places(found, crossover))
-        table.add_row(*places, _width(crossover), Text(_change(names, crossover)), crossover.kind, *_sides(crossover))
+        places = map(Text, _places(found, crossovers, crossover))
+        sides = _sides(goal, crossover)
+        table.add_row(*places, _width(crossover), Text(_change(names, crossover)), crossover.kind, *sides)
     if not crossovers:
         table.caption = "none: the plan is the same from end to end"
     return table
@@ -147,16 +215,20 @@ def _change(names: _Names, crossover: Crossover) -> str:
     return f"{marks[0]} → {marks[1]}"
 
 
-def _paths(found: Sweep, crossovers: Sequence[Crossover]) -> list[str]:
-    """The paths of all axes, that of the crossovers first."""
-    own = crossovers[0].axis if crossovers else 0
-    return [found.axes[own].path, *(axis.path for i, axis in enumerate(found.axes) if i != own)]
+def _several(crossovers: Sequence[Crossover]) -> bool:
+    return len({crossover.axis for crossover in crossovers}) > 1
 
 
-def _places(found: Sweep, crossover: Crossover) -> list[str]:
-    """The crossover's value, then those of the other axes."""
-    others = [found.field(i).format(v) for i, v in enumerate(crossover.below.values) if i != crossover.axis]
-    return [found.field(crossover.axis).format(crossover.value, 10), *others]
+def _places_head(found: Sweep, crossovers: Sequence[Crossover]) -> list[str]:
+    """The field along which the plan flips, where there are several, and all fields."""
+    return [*(["along"] if _several(crossovers) else []), *(axis.path for axis in found.axes)]
+
+
+def _places(found: Sweep, crossovers: Sequence[Crossover], crossover: Crossover) -> list[str]:
+    """As ``_places_head``: the crossover's own value with more digits, those of the other fields."""
+    values = [found.field(i).format(v) for i, v in enumerate(crossover.below.values)]
+    values[crossover.axis] = found.field(crossover.axis).format(crossover.value, 10)
+    return [*([crossover.path] if _several(crossovers) else []), *values]
 
 
 def _width(crossover: Crossover) -> str:
@@ -165,11 +237,11 @@ def _width(crossover: Crossover) -> str:
     return "exact" if isinstance(high, int) else f"{(high - low) / 2 / max(abs(high), 1e-300):.0e}"
 
 
-def _sides(crossover: Crossover) -> list[str]:
-    pair = [side.solution.estimate if side.solution else None for side in (crossover.below, crossover.above)]
+def _sides(goal: _Goal, crossover: Crossover) -> list[str]:
+    pair = [side.solution for side in (crossover.below, crossover.above)]
     return [
-        " | ".join(f"{1e3 * e.mean_s:.6g}" if e else "–" for e in pair),
-        " | ".join(f"{100 * e.accuracy:.2f} %" if e else "–" for e in pair),
+        " | ".join(f"{goal.value(s):.6g}" if s else "–" for s in pair),
+        " | ".join(f"{100 * s.estimate.accuracy:.2f} %" if s else "–" for s in pair),
     ]
 
 
@@ -209,14 +281,14 @@ class _Scale:
 
 
 def plot_sweep(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
-    """Draw mean latency of the plan and of the baselines over one field, above the plan's accuracy.
+    """Draw the first objective of the plan and of the baselines over one field, above the plan's accuracy.
 
     Each plan has its band. With ``crossovers`` bands end where the plans flip; without, halfway between points.
     """
     from plotly.subplots import make_subplots
 
     law(len(found.axes) == 1 or found.zipped, "plot_sweep draws one field; plot_grid draws two")
-    names, scale = _Names(found, crossovers), _Scale.of(found, 0)
+    names, scale, goal = _Names(found, crossovers), _Scale.of(found, 0), _Goal.of(found)
     points = _ordered(found, scale, crossovers)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.76, 0.24], vertical_spacing=0.05)
     ends = _limits(found, scale)
@@ -226,7 +298,7 @@ def plot_sweep(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
         line = {"width": 0}
         for y in ("y domain", "y2 domain"):
             figure.add_shape(**shape, yref=y, fillcolor=names.tint(point), line=line)
-    for index, (label, values) in enumerate(_baseline_lines(found).items()):
+    for index, (label, values) in enumerate(_baseline_lines(found, goal).items()):
         style: dict[str, Any] = {
             "color": _LINES[index % len(_LINES)],
             "width": 1.6,
@@ -239,7 +311,7 @@ def plot_sweep(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
             legendrank=1001 + index,
             name=escape(label, quote=False), row=1, col=1,
         )  # fmt: skip
-    _plan_lines(figure, found, scale, points, names)
+    _plan_lines(figure, found, scale, points, names, goal)
     y_values = [y for trace in figure.data if trace.yaxis in (None, "y") for y in trace.y if y is not None]
     limits, logarithmic = plots.axis_range(y_values or [1.0], ratio=2.5)
     plots.apply_style(figure, height=640)
@@ -247,7 +319,12 @@ def plot_sweep(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
         margin={"t": 56 if crossovers else 20, "b": 140, "l": 70, "r": 28}, hovermode="closest",
         legend={"y": 0.0, "yanchor": "bottom", "x": 0.5, "xanchor": "center"},
     )  # fmt: skip
-    figure.update_yaxes(**plots.log_axis(logarithmic, limits), title_text="latency [ms]", row=1, col=1)
+    figure.update_yaxes(
+        **plots.log_axis(logarithmic, limits),
+        title_text="latency [ms]" if goal.metric == latency else escape(goal.title(), quote=False),
+        row=1,
+        col=1,
+    )
     shares = [p.solution.estimate.accuracy for p in points if p.solution] or [1.0]
     spare = max(0.15 * (max(shares) - min(shares)), 0.004)
     range_ = [min(shares) - spare, max(shares) + spare]
@@ -306,37 +383,41 @@ def _bands(
     return [(low, high, point) for (low, high), point in zip(pairwise([*edges, ends[1]]), inside, strict=True)]
 
 
-def _baseline_lines(found: Sweep) -> dict[str, list[float | None]]:
-    """Each baseline's mean latency in ms at every point, None where it misses the constraints; equal ones as one."""
+def _baseline_lines(found: Sweep, goal: _Goal) -> dict[str, list[float | None]]:
+    """Each baseline's first objective at every point, None where it misses the constraints; equal ones as one."""
     names = dict.fromkeys(n for p in found.points if p.solution for n in p.solution.baselines)
     lines: dict[tuple[float | None, ...], list[str]] = {}
     for name in names:
         solutions = [p.solution.baselines.get(name) if p.solution else None for p in found.points]
-        values = tuple(1e3 * s.estimate.mean_s if s and s.status == "optimal" else None for s in solutions)
+        values = tuple(goal.value(s) if s and _met(s) else None for s in solutions)
         if any(value is not None for value in values):
             lines.setdefault(values, []).append(name)
     return {", ".join(same): list(values) for values, same in lines.items()}
 
 
-def _plan_lines(figure: Figure, found: Sweep, scale: _Scale, points: Sequence[SweepPoint], names: _Names) -> None:
-    """The plan's mean, 95th percentile and accuracy; hollow markers where it misses the constraints."""
+def _plan_lines(
+    figure: Figure, found: Sweep, scale: _Scale, points: Sequence[SweepPoint], names: _Names, goal: _Goal
+) -> None:
+    """The plan's first objective and accuracy, of latency also p95; hollow markers where it misses the constraints."""
     xs = [_x(found, scale, p) if p in found.points else scale.at(p.values[0]) for p in points]
     estimates = [p.solution.estimate if p.solution else None for p in points]
     hover = [f"{names.letter(p)}: {escape(names.text(p), quote=False)}" for p in points]
     color, swept = plots.CHOSEN, set(map(id, found.points))
     sizes = [7 if id(p) in swept else 0.1 for p in points]
-    fills = [color if p.status == "optimal" else "#FFFFFF" for p in points]
+    fills = [color if _met(p) else "#FFFFFF" for p in points]
     marker = {"size": sizes, "color": fills, "line": {"color": color, "width": 1.5}, "opacity": 1}
-    mean = [1e3 * e.mean_s if e else None for e in estimates]
+    mean = [goal.value(p.solution) if p.solution else None for p in points]
     tail = [1e3 * e.quantile_s(0.95) if e else None for e in estimates]
     share = [e.accuracy if e else None for e in estimates]
     text = {"text": hover, "hovertemplate": "%{y:.4g}<br>%{text}<extra></extra>"}
     dashed = {"color": color, "width": 1.3, "dash": "dot"}
+    if goal.metric == latency:
+        figure.add_scatter(
+            x=xs, y=tail, mode="lines", line=dashed, name="plan, 95th percentile", legendrank=2, row=1, col=1
+        )
     figure.add_scatter(
-        x=xs, y=tail, mode="lines", line=dashed, name="plan, 95th percentile", legendrank=2, row=1, col=1
-    )
-    figure.add_scatter(
-        x=xs, y=mean, mode="lines+markers", line={"color": color, "width": 3}, marker=marker, name="<b>plan, mean</b>",
+        x=xs, y=mean, mode="lines+markers", line={"color": color, "width": 3}, marker=marker,
+        name="<b>plan, mean</b>" if goal.metric == latency else "<b>plan</b>",
         legendrank=1,
         row=1, col=1, **text,
     )  # fmt: skip
@@ -418,11 +499,12 @@ def _given_mark(figure: Figure, found: Sweep, scale: _Scale, ends: tuple[float, 
 
 
 def plot_grid(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
-    """Draw two fields twice: the plan of each point, with crossovers as bars, above its mean latency."""
+    """Draw two fields twice: the plan of each point, with crossovers as bars, above its first objective."""
     from plotly.subplots import make_subplots
 
     law(len(found.axes) == 2 and not found.zipped, "plot_grid draws two fields; plot_sweep draws one")
     names, columns, rows = _Names(found, crossovers), found.axes[0].values, found.axes[1].values
+    goal = _Goal.of(found)
     cell = {point.values: point for point in found.points}
     grid = [[cell[x, y] for x in columns] for y in rows]
     shared: dict[str, Any] = {
@@ -430,7 +512,7 @@ def plot_grid(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
         "hovertemplate": "%{customdata}<extra></extra>", "texttemplate": "%{text}", "xgap": 1, "ygap": 1,
         "textfont": {"size": 13, "color": plots.INK},
     }  # fmt: skip
-    titles = ["<b>best plan</b>", "<b>its mean latency [ms]</b>"]
+    titles = ["<b>best plan</b>", f"<b>its {escape(goal.title(), quote=False)}</b>"]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09, subplot_titles=titles)
     tints = list(dict.fromkeys(names.tint(p) for line in grid for p in line))
     steps = [(k + end) / len(tints) for k in range(len(tints)) for end in (0, 1)]
@@ -440,26 +522,26 @@ def plot_grid(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
         text=[[names.letter(p) + (" ✗" if p.status == "infeasible" else "") for p in line] for line in grid],
         row=1, col=1, **shared,
     )  # fmt: skip
-    means = [[p.solution.estimate.mean_s if p.solution else None for p in line] for line in grid]
+    means = [[goal.value(p.solution) if p.solution else None for p in line] for line in grid]
     flat = [mean for line in means for mean in line if mean]
-    logarithmic = bool(flat) and max(flat) / min(flat) > 6
+    logarithmic = bool(flat) and min(flat) > 0 and max(flat) / min(flat) > 6
     shades = [[math.log10(mean) if logarithmic and mean else mean for mean in line] for line in means]
     readable = len(columns) <= 16
     figure.add_heatmap(
         z=shades, colorscale=[[0, "#F7FBFF"], [1, "#74B3DB"]], showscale=False,
-        text=[[format_ms(mean) if mean and readable else "" for mean in line] for line in means],
+        text=[[goal.text(p.solution) if p.solution and readable else "" for p in line] for line in grid],
         row=2, col=1, **shared,
     )  # fmt: skip
     places = [_place(found, crossover) for crossover in crossovers]
-    along = crossovers[0].axis if crossovers else 0
     line = {"color": plots.CHOSEN, "width": 3}
-    for x, y in places:
-        dx, dy = (0.0, 0.48) if along == 0 else (0.48, 0.0)
+    for (x, y), crossover in zip(places, crossovers, strict=True):
+        dx, dy = (0.0, 0.48) if crossover.axis == 0 else (0.48, 0.0)
         figure.add_shape(type="line", x0=x - dx, x1=x + dx, y0=y - dy, y1=y + dy, line=line, row=1, col=1)
     if places:
         figure.add_scatter(
             x=[x for x, _ in places], y=[y for _, y in places], mode="markers", showlegend=False,
-            marker={"color": plots.CHOSEN, "size": 5}, text=[", ".join(_places(found, c)) for c in crossovers],
+            marker={"color": plots.CHOSEN, "size": 5},
+            text=[", ".join(_places(found, crossovers, c)) for c in crossovers],
             hovertemplate="%{text}<extra></extra>", row=1, col=1,
         )  # fmt: skip
     plots.apply_style(figure, height=150 + 2 * max(32 * len(rows), 130))
@@ -498,7 +580,10 @@ def _hover(found: Sweep, names: _Names, point: SweepPoint) -> str:
     lines.append(f"{names.letter(point)}: {names.text(point)}")
     if point.solution:
         e = point.solution.estimate
-        lines.append(f"mean {format_ms(e.mean_s)} ms, accuracy {format_share(e.accuracy)}, {point.status}")
+        metrics = {m.name: m.format(point.solution.metrics[m.name]) for m in found.scenario.problem.metrics}
+        known = (latency.name, accuracy.name)
+        own = "".join(f", {name} {value}" for name, value in metrics.items() if name not in known)
+        lines.append(f"mean {format_ms(e.mean_s)} ms, accuracy {format_share(e.accuracy)}{own}, {point.status}")
     return "<br>".join(escape(line, quote=False) for line in lines)
 
 
@@ -523,7 +608,7 @@ def render_page(found: Sweep, crossovers: Sequence[Crossover] | None = None) -> 
         f"<header><h1>What if: {escape(paths)}</h1><p class='problem'>{escape(found.asked)}; "
         f"{found.scenario.profile.backbone.name} on {escape(found.scenario.topology.name)}, planned anew at each of "
         f"{len(found.points)} points.</p></header>",
-        _drawn(figure, two, crossovers is not None),
+        _drawn(figure, _Goal.of(found), two, crossovers is not None),
         report.html_section(
             "Plans", _plans(found, names, flips), "In the order of the letters; blocks are counted from 1."
         ),
@@ -548,7 +633,7 @@ _CROSSOVER_NOTE: Final = (
 )
 
 
-def _drawn(figure: Figure, two: bool, searched: bool) -> str:
+def _drawn(figure: Figure, goal: _Goal, two: bool, searched: bool) -> str:
     from plotly.io import to_html
 
     note = (
@@ -566,7 +651,9 @@ def _drawn(figure: Figure, two: bool, searched: bool) -> str:
         default_height=f"{figure.layout.height}px", config={"responsive": True, "displayModeBar": False},
     )  # fmt: skip
     return report.html_section(
-        "The best plan" if two else "Mean latency", f"<div class='scroll'><div class='plot'>{drawn}</div></div>", note
+        "The best plan" if two else escape(goal.name[0].upper() + goal.name[1:]),
+        f"<div class='scroll'><div class='plot'>{drawn}</div></div>",
+        note,
     )
 
 
@@ -575,18 +662,28 @@ def _chip(names: _Names, point: SweepPoint) -> str:
 
 
 def _plans(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) -> str:
-    rows = []
+    rows, known = [], (latency.name, accuracy.name)
+    shown = [metric for metric in found.scenario.problem.metrics if metric.name not in known]
     for plan, text, members in zip(names.plans, names.texts, names.members, strict=True):
         estimates = [p.solution.estimate for p in members if p.solution]
         span = [format_ms(f(e.mean_s for e in estimates)) for f in (min, max)]
         steps = " → ".join(f"<span class='step'>{escape(step)}</span>" for step in text.split(" → "))
         shares = sorted({format_share(e.accuracy) for e in estimates})
-        cells = [_spans(found, plan, crossovers), "–".join(dict.fromkeys(span)), " to ".join(shares)]
-        good = next((p for p in members if p.status == "optimal"), members[0])
+        own = [
+            "–".join(
+                dict.fromkeys(
+                    m.format(f(p.solution.metrics[m.name] for p in members if p.solution)) for f in (min, max)
+                )
+            )
+            for m in shown
+        ]
+        cells = [_spans(found, plan, crossovers), "–".join(dict.fromkeys(span)), " to ".join(shares), *map(escape, own)]
+        good = next((p for p in members if _met(p)), members[0])
         rows.append(
             f"<tbody><tr><th scope='row'>{_chip(names, good)} {steps}</th>{report.html_cells(cells)}</tr></tbody>"
         )
-    return report.html_table(["Plan", "Best for", "Mean latency [ms]", "Accuracy"], rows)
+    head = ["Plan", "Best for", "Mean latency [ms]", "Accuracy", *(m.name for m in shown)]
+    return report.html_table(head, rows)
 
 
 def _spans(found: Sweep, plan: Plan, crossovers: Sequence[Crossover]) -> str:
@@ -605,20 +702,20 @@ def _spans(found: Sweep, plan: Plan, crossovers: Sequence[Crossover]) -> str:
 def _crossovers(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) -> str:
     if not crossovers:
         return "<p>None: the plan is the same from end to end.</p>"
-    rows = []
+    rows, goal = [], _Goal.of(found)
     for crossover in crossovers:
-        at, *others = map(escape, _places(found, crossover))
+        at, *others = map(escape, _places(found, crossovers, crossover))
         change = " → ".join(
             _chip(names, p) + (" ✗" if p.status == "infeasible" else "") for p in (crossover.below, crossover.above)
         )
-        cells = report.html_cells([*others, _width(crossover), change, crossover.kind, *_sides(crossover)])
+        cells = report.html_cells([*others, _width(crossover), change, crossover.kind, *_sides(goal, crossover)])
         rows.append(f"<tbody><tr><th scope='row'>{at}</th>{cells}</tr></tbody>")
     head = [
-        *_paths(found, crossovers),
+        *_places_head(found, crossovers),
         "±, relative",
         "Plan",
         "",
-        "Mean latency below | above [ms]",
+        f"{goal.title()} below | above",
         "Accuracy below | above",
     ]
     return report.html_table(head, rows)
@@ -628,7 +725,8 @@ def _points(found: Sweep, names: _Names) -> str:
     rows = []
     for point in found.points:
         values = " | ".join(found.field(i).format(v) for i, v in enumerate(point.values))
-        cells = report.html_cells([_chip(names, point), *map(escape, _cells(point)), point.status])
+        cells = report.html_cells([_chip(names, point), *map(escape, _cells(found, point)), point.status])
         rows.append(f"<tbody><tr><th scope='row'>{escape(values)}</th>{cells}</tr></tbody>")
     head = [" | ".join(axis.path for axis in found.axes), "Plan", "Mean [ms]", "95th percentile [ms]", "Accuracy"]
+    head += [metric.name for metric in _others(found)]
     return report.html_table([*head, "Best baseline", ""], rows)
