@@ -241,7 +241,8 @@ class _Search:
             move = self.space.first[step.tier] if first else self.space.step[cut, step.sender, step.tier]
             cost = move + table[step.woken, step.tier, cut, later]
             latency = nodes.latency[:, step.before, None] + nodes.count[:, None] * np.minimum(cost, NEVER)
-            latency[:, ~np.isfinite(cost)] = NEVER  # even if nobody is left who would do it
+            if self.lengths.start > 1:  # so that nobody may be left who would do what is forbidden
+                latency[:, ~np.isfinite(cost)] = NEVER
             if step.on_tier:
                 latency[~self._fits(nodes, step)] = NEVER
             yield step.after, latency
