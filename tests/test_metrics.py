@@ -22,6 +22,7 @@ from portend.planner import exhaustive
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.metrics import (
     Batch,
+    Block,
     Metric,
     accuracy,
     deadline_misses,
@@ -434,6 +435,11 @@ def slowest_each(estimate: Any) -> float:
     return float(estimate.latency_s.max())
 
 
+@metric("s", block=True, name="slowest by blocks")
+def slowest_block(block: Block) -> Any:
+    return np.broadcast_to(np.maximum.reduce(np.broadcast_arrays(*block.latency_s)), block.shape)
+
+
 def partitions(estimate: Any) -> float:
     return float(len(estimate.plan))
 
@@ -446,9 +452,12 @@ def test_own_metrics_are_as_good_as_built_in_ones() -> None:
     space = SearchSpace(thresholds=(0.0, 0.5))
     found = [
         solve_exhaustive(Problem(minimize=m, subject_to=(accuracy >= 0.3,), space=space), model)
-        for m in (slowest, slowest_each)
+        for m in (slowest, slowest_each, slowest_block)
     ]
-    assert found[0].plan == found[1].plan
+    assert found[0].plan == found[1].plan == found[2].plan
+    assert found[2].metrics["slowest by blocks"] == found[0].metrics["slowest"]
+    with pytest.raises(InvalidValue, match="one by one or a whole block"):
+        metric(each=True, block=True)
     assert found[0].metrics["slowest"] == found[1].estimate.latency_s.max()
     count = load_metric("test_metrics:partitions")
     fewest = solve_exhaustive(Problem(maximize=count, subject_to=(count <= 2,), space=space), model)
@@ -456,10 +465,31 @@ def test_own_metrics_are_as_good_as_built_in_ones() -> None:
     assert "partitions 2  " in str(fewest)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_a_block_says_what_its_plans_say_one_by_one(seed: int) -> None:
+    case = powered(small_case(seed, exact=seed % 2 == 0))
+    space = random_space(np.random.default_rng([seed, 4]), case.profile.num_blocks, len(case.topology.tiers))
+    search_ = exhaustive._Search(space, case.model())
+    metrics = [m for m in (*BUILT_IN, slowest_block) if m.name != "link_bytes(0)" or case.topology.links]
+    for length in search_.lengths():
+        for cuts in search_.columns(length, 64):
+            for block in search_.plans_of(cuts, search_.rows(length)):
+                flat = block.flat
+                assert len(flat) == block.shape[0] * block.shape[1]
+                np.testing.assert_allclose(block.reach.reshape(length, -1).T, flat.reach, atol=1e-15)
+                for k, seconds in enumerate(block.latency_s):
+                    each = np.broadcast_to(seconds, block.shape).ravel()
+                    np.testing.assert_allclose(each, flat.latency_s[:, k], rtol=1e-12)
+                for asked in metrics:
+                    np.testing.assert_allclose(asked.of_block(block), asked.of(flat), rtol=1e-12, err_msg=asked.name)
+
+
 def test_a_metric_that_gives_no_numbers_is_refused() -> None:
     model = hand_model()
     for wrong, message in (
         (Metric("short", "", lambda batch: [1.0]), "one number a plan"),
+        (metric("", block=True, name="row")(lambda block: block.accuracy[0]), r"got \(\d+,\) for \(1, \d+\) plans"),
+        (metric("", block=True, name="no")(lambda block: math.nan * block.accuracy), r"not a number for cuts \[1\]"),
         (Metric("nan", "", lambda batch: np.full(len(batch), np.nan)), r"not a number for cuts \[1\], placement \[0\]"),
     ):
         with pytest.raises(InvalidValue, match=message):

@@ -26,6 +26,7 @@ from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan, PlanBatch, takes_exit
 from portend.planner.metrics import (
     Batch,
+    Block,
     Metric,
     accuracy,
     additive,
@@ -73,6 +74,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "BackboneSpec",
     "Batch",
+    "Block",
     "Chain",
     "CodecProfile",
     "DeviceProfile",

@@ -24,7 +24,8 @@ from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planner.answers import by_front, points
-from portend.planner.metrics import Batch, latency
+from portend.planner.batch import Batch, Block, Outcomes
+from portend.planner.metrics import latency
 from portend.planner.pareto import front_indices
 from portend.planner.problem import FrontPoint, Problem, SearchSpace, SearchStats, Solution
 from portend.planner.space import PlanSpace
@@ -88,16 +89,16 @@ def _solve_metrics(problem: Problem, search: _Search, begin: float) -> Solution:
     for length in search.lengths():
         rows = search.rows(length)
         for cuts in search.columns(length, _BATCH_CELLS):
-            for batch in search.batches(cuts, rows):
-                goals = [sense * metric.of(batch) for metric, sense in problem.objectives]
-                missed = np.zeros(len(batch))
+            for block in search.plans_of(cuts, rows):
+                goals = [sense * metric.of_block(block) for metric, sense in problem.objectives]
+                missed = np.zeros(goals[0].size)
                 for constraint in problem.subject_to:
-                    missed += constraint.missed_by(constraint.metric.of(batch))
+                    missed += constraint.missed_by(constraint.metric.of_block(block))
                 met = np.flatnonzero(missed == 0)
                 if met.size:
-                    best.add(batch, rows, met, goals, [])
+                    best.add(block, rows, met, goals, [])
                 elif not best.found:
-                    nearest.add(batch, rows, np.arange(len(batch)), [missed], goals)
+                    nearest.add(block, rows, np.arange(missed.size), [missed], goals)
     found = sorted((best if best.found else nearest).found.values())
     if not found:
         raise search.empty()
@@ -144,9 +145,9 @@ class _NonDominated:
         self.found: dict[tuple[float, ...], _Found] = {}
 
     def add(
-        self, batch: Batch, rows: list[tuple[int, ...]], among: Ints, goals: list[Floats], ties: list[Floats]
+        self, plans: Batch | Block, rows: list[tuple[int, ...]], among: Ints, goals: list[Floats], ties: list[Floats]
     ) -> None:
-        """Add the plans ``among`` a batch; in goals and ties, each [C], less is better."""
+        """Add those ``among`` the plans; in goals and ties, each [R x C], less is better."""
         values = np.stack([_rounded(goal[among]) for goal in goals])
         before = np.array(list(self.found)).reshape(-1, len(goals)).T
         kept = _non_dominated(np.concatenate([before, values], axis=1))
@@ -154,6 +155,7 @@ class _NonDominated:
         if not new.any():
             return
         among, values = among[new], values[:, new]
+        batch = plans.flat if isinstance(plans, Block) else plans
         seconds, right = batch.mean_s[among], batch.accuracy[among]
         keys = np.stack([*values, *(_rounded(tie[among]) for tie in ties), _rounded(seconds), -_rounded(right)])
         order = np.lexsort((among, *keys[::-1]))
@@ -329,14 +331,12 @@ class _Search(PlanSpace):
         np.subtract(self.samples, np.cumsum(share, axis=1)[:, :-1].T, out=reach[1:-1])
         np.sum(correct, axis=1, out=right)
 
-    def batches(self, cuts: Ints, rows: list[tuple[int, ...]]) -> Iterator[Batch]:
-        """Every placement's plans, row after row, without the cuts that a hint or a codec forbids there."""
+    def plans_of(self, cuts: Ints, rows: list[tuple[int, ...]]) -> Iterator[Block]:
+        """Every placement's plans, without the cuts that a hint or a codec forbids there."""
         columns, length = cuts.shape
-        share, correct = self._shares(cuts, rows)
-        theta = np.zeros((length - 1, len(rows), columns))
-        for index, row in enumerate(rows):
-            for k, t in enumerate(row):
-                theta[k, index] = np.where(self.used[t, cuts[:, k]], self.theta[t], 0.0)
+        outcomes = self._shares(cuts, rows)
+        asked = np.where(self.used, self.theta[:, None], 0.0)
+        theta = asked[np.array(rows, dtype=np.intp).T[:, :, None], cuts.T[:-1, None]]
         start = np.concatenate([np.zeros((columns, 1), dtype=np.intp), cuts[:, :-1]], axis=1)
         _, best = self.model.tables.hop_s(self.space.codecs)
         for placement in self.placements(length):
@@ -351,34 +351,35 @@ class _Search(PlanSpace):
             allowed = np.isfinite(seconds) & self.fits(cuts, placement)
             if not allowed.any():
                 continue
-            kept = slice(None) if allowed.all() else allowed
-            yield Batch(
+            kept: slice | NDArray[np.bool_] = slice(None) if allowed.all() else allowed
+            yield Block(
                 model=self.model,
                 placement=placement,
-                cuts=np.tile(cuts[kept].T, len(rows)).T,
-                thresholds=theta[:, :, kept].reshape(length - 1, len(rows) * int(allowed.sum())).T,
-                codecs=np.tile(codecs[:, kept], len(rows)).T,
-                share=share[:, :, kept].reshape(length, -1).T,
-                correct=correct[:, :, kept].reshape(length, -1).T,
+                cuts=cuts[kept],
+                codecs=codecs[:, kept].T,
+                thresholds=theta[:, :, kept],
+                outcomes=outcomes if isinstance(kept, slice) else outcomes.take(kept),
             )
 
-    def _shares(self, cuts: Ints, rows: list[tuple[int, ...]]) -> tuple[Floats, Floats]:
+    def _shares(self, cuts: Ints, rows: list[tuple[int, ...]]) -> Outcomes:
         """Shares [L, R, C] that leave at each partition, and that leave there and are right."""
         columns, length = cuts.shape
         share, correct = np.empty((2, length, len(rows), columns))
-        for index, row in enumerate(rows):
-            if self.bits is not None:
+        if self.bits is not None:
+            for index, row in enumerate(rows):
                 each = np.broadcast_to(np.asarray(row, dtype=np.intp), (columns, len(row)))
                 left, right = self.bits.outcomes(cuts, each)
                 share[:, index], correct[:, index] = left.T, right.T
-                continue
-            reach = np.full(columns, float(self.samples))
+        else:
+            picked = np.array(rows, dtype=np.intp)
+            reach: Floats = np.full((len(rows), columns), float(self.samples))
             for k in range(length):
-                after = np.minimum(reach, self.stays[row[k], cuts[:, k]]) if k < len(row) else np.zeros(columns)
-                share[k, index] = reach - after
-                correct[k, index] = share[k, index] * self.right[cuts[:, k]] / self.samples
+                last = k == length - 1
+                after = np.zeros(1) if last else np.minimum(reach, self.stays[picked[:, k, None], cuts[:, k]])
+                np.subtract(reach, after, out=share[k])
+                correct[k] = share[k] * self.right[cuts[:, k]] / self.samples
                 reach = after
-        return share / self.samples, correct / self.samples
+        return Outcomes(share=share / self.samples, correct=correct / self.samples)
 
     def latency(self, cuts: Ints, rows: list[tuple[int, ...]], reach: Floats, placement: tuple[int, ...]) -> Floats:
         """Mean latency of one placement in samples times quanta, [R, C]; +inf where a hint or a codec forbids it."""

@@ -1,6 +1,6 @@
 """Quantities of plans that may be minimized, maximized or bounded: the built-in ones, and the user's own.
 
-A metric is computed for a whole ``Batch`` of plans at once. Definitions and limits: ``docs/metrics.md``.
+A metric is computed for a whole ``Batch`` or ``Block`` of plans at once. Definitions and limits: ``docs/metrics.md``.
 
 Axes: C plans of one batch, L partitions, M tiers, N+1 cuts, K codecs, P latency parts.
 """
@@ -10,26 +10,25 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import ConfigError, InvalidValue, MismatchError, law
-from portend.perfmodel.estimate import PARTS, Estimate, EstimateBatch
+from portend.perfmodel.estimate import PARTS, Estimate
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan, PlanBatch
+from portend.planner.batch import Batch, Block, OnBlocks, weighted
 from portend.planner.terms import Additive, Hops, OwnCosts, Results, Runs, Terms, message_bytes
-from portend.profile import DeviceProfile
 from portend.units import format_bytes, format_time, parse
 
 __all__ = [
     "ACCURACY_SLACK",
     "LATENCY_SLACK",
     "Batch",
+    "Block",
     "Constraint",
     "Metric",
     "accuracy",
@@ -55,233 +54,6 @@ ACCURACY_SLACK: Final = 1e-12
 LATENCY_SLACK: Final = 1e-9
 """A bound that a plan meets on paper is not missed by a rounding error: absolute for accuracy and what else has no
 unit and is not additive, otherwise a share of the bound (solvers round every term to a quantum, ``PlanSpace``)."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """C plans with one placement, and what the model says of them.
-
-    The arrays may be views with any memory order, and must not be written to.
-
-    Attributes:
-        model: profile, topology and lookup tables; placement: the tier of each partition.
-        cuts: int [C, L]; thresholds: float [C, L-1], 0 where an exit is not used; codecs: int [C, L], index into
-            ``model.tables.codecs``, -1 where nothing is sent.
-        share: [C, L], of the samples that leave at each partition; correct: [C, L], that leave there and are right.
-    """
-
-    model: PerformanceModel
-    placement: tuple[int, ...]
-    cuts: Ints
-    thresholds: Floats
-    codecs: Ints
-    share: Floats
-    correct: Floats
-
-    @classmethod
-    def of(cls, plan: Plan, model: PerformanceModel) -> Self:
-        """Return the batch of a single plan."""
-        estimate = model.estimate(plan)
-        names = {name: k for k, name in enumerate(model.tables.codecs)}
-        return cls(
-            model=model,
-            placement=plan.placement,
-            cuts=np.array([plan.cuts], dtype=np.intp),
-            thresholds=np.array([plan.thresholds], dtype=np.float64).reshape(1, -1),
-            codecs=np.array([[-1 if c is None else names[c] for c in estimate.plan.codecs]], dtype=np.intp),
-            share=estimate.share[None],
-            correct=estimate.correct[None],
-        )
-
-    def __len__(self) -> int:
-        return len(self.cuts)
-
-    @property
-    def senders(self) -> tuple[int, ...]:
-        """The tier from which each partition gets its input."""
-        return (self.model.topology.source, *self.placement[:-1])
-
-    @cached_property
-    def starts(self) -> Ints:
-        """The cut at which each partition begins, [C, L]."""
-        starts = np.zeros(self.cuts.shape[::-1], dtype=np.intp)
-        starts[1:] = self.cuts.T[:-1]
-        return starts.T
-
-    @cached_property
-    def reach(self) -> Floats:
-        """Share of the samples that reach each partition, [C, L]."""
-        reach = np.array(self.share.T, order="C")
-        for k in range(len(reach) - 2, -1, -1):
-            reach[k] += reach[k + 1]
-        return reach.T
-
-    @cached_property
-    def accuracy(self) -> Floats:
-        """Share of right answers, [C]."""
-        return np.asarray(self.correct.sum(axis=1))
-
-    @cached_property
-    def latency_s(self) -> Floats:
-        """Seconds for a sample that leaves at each partition, ℓ_k, [C, L]."""
-        result = self.model.tables.result_parts_s.sum(axis=-1)
-        seconds = np.empty(self.cuts.shape[::-1])
-        before: Floats | float = 0.0
-        for k, tier in enumerate(self.placement):
-            step = self.compute_s(k)
-            if self.sent(k):
-                step += self.hop_s(k)
-            before = step + before
-            np.add(before, result[tier], out=seconds[k])
-        return seconds.T
-
-    @cached_property
-    def mean_s(self) -> Floats:
-        """Mean latency in seconds, [C]."""
-        return _dot(self.share, self.latency_s)
-
-    def sent(self, k: int) -> bool:
-        """Whether a message goes into partition k; on the source's own tier that is the topology's ``ingest``."""
-        return self.senders[k] != self.placement[k] or (k == 0 and self.model.topology.ingest == "message")
-
-    def hop_s(self, k: int, part: str | None = None) -> Floats:
-        """Seconds [C] of the hop into partition k, or of one of its parts (``PARTS``)."""
-        table = self.model.tables.hop_parts_s[:, :, self.senders[k], self.placement[k]]
-        return self.at_hop(k, table.sum(axis=-1) if part is None else table[..., PARTS.index(part)])
-
-    def hop_bytes(self, k: int) -> Floats:
-        """Bytes [C] of the message into partition k, without the headers of packets."""
-        codecs = _device(self.model, self.senders[k]).codecs
-        never = np.full(self.model.profile.num_blocks + 1, np.nan)
-        sizes = [codecs[c].message_bytes if c in codecs else never for c in self.model.tables.codecs]
-        return self.at_hop(k, np.stack(sizes))
-
-    def compute_s(self, k: int) -> Floats:
-        """Seconds [C] that partition k computes."""
-        return self.at_run(k, self.model.tables.compute_s)
-
-    def at_run(self, k: int, table: Floats) -> Floats:
-        """A table [2 woken, 2 branch run, M, N+1, N+1] at what partition k runs, [C]."""
-        size = self.model.profile.num_blocks + 1
-        woken = int(k == 0 or self.senders[k] != self.placement[k])
-        used: Any = self.thresholds[:, k] > 0 if k < len(self.placement) - 1 else 1
-        row = (used * size + self.starts[:, k]) * size + self.cuts[:, k]
-        return np.asarray(table[woken, :, self.placement[k]].ravel().take(row))
-
-    def at_hop(self, k: int, table: Floats) -> Floats:
-        """A table [K, N+1] at the codec and cut of each message into partition k; 0 where nothing is sent."""
-        size = table.shape[1]
-        padded = np.append(table.ravel(), np.zeros(size))  # codec -1 finds the zeros at the end
-        return np.asarray(padded.take(self.codecs[:, k] * size + self.starts[:, k]))
-
-    @cached_property
-    def busy_s(self) -> dict[int, Floats]:
-        """Mean seconds [C] per sample that each tier computes, encodes and decodes; only tiers that do."""
-        busy: dict[int, Floats] = {}
-
-        def add(tier: int, seconds: Floats) -> None:
-            busy[tier] = busy[tier] + seconds if tier in busy else seconds
-
-        tables, to = self.model.tables, self.model.topology.destination
-        encode, decode = PARTS.index("encode"), PARTS.index("decode")
-        for k, (sender, tier) in enumerate(zip(self.senders, self.placement, strict=True)):
-            reach = self.reach[:, k]
-            work = self.compute_s(k)
-            if self.sent(k):
-                add(sender, reach * self.hop_s(k, "encode"))
-                work += self.hop_s(k, "decode")
-            add(tier, reach * work)
-            if tier != to:
-                add(tier, self.share[:, k] * tables.result_parts_s[tier, encode])
-                add(to, self.share[:, k] * tables.result_parts_s[tier, decode])
-        return busy
-
-    def messages(self) -> list[tuple[int, int, Floats, Floats]]:
-        """Messages between tiers: sender, receiver, mean number per sample [C] and bytes each [C]."""
-        found = []
-        to = self.model.topology.destination
-        for k, (sender, tier) in enumerate(zip(self.senders, self.placement, strict=True)):
-            if sender != tier:
-                found.append((sender, tier, self.reach[:, k], self.hop_bytes(k)))
-            if tier != to:
-                size = np.full(len(self), _device(self.model, tier).result.message_bytes)
-                found.append((tier, to, self.share[:, k], size))
-        return found
-
-    @cached_property
-    def link_s(self) -> dict[tuple[int, int], Floats]:
-        """Mean seconds [C] per sample that each link (j, direction ±1) is sending, packet headers included."""
-        busy: dict[tuple[int, int], Floats] = {}
-        for sender, receiver, count, size in self.messages():
-            path = self.model.topology.path(sender, receiver)
-            header = max(link.header_bytes for link in path)
-            room = min(link.mtu_bytes for link in path) - header
-            bits = 8 * (size + header * np.maximum(np.ceil(size / room), 1.0))
-            way = 1 if receiver > sender else -1
-            for j in range(min(sender, receiver), max(sender, receiver)):
-                seconds = count * bits / self.model.topology.links[j].bandwidth_bps
-                busy[j, way] = busy[j, way] + seconds if (j, way) in busy else seconds
-        return busy
-
-    @cached_property
-    def busiest_s(self) -> Floats:
-        """Seconds [C] per sample of the tier or link direction that is busy longest."""
-        return np.asarray(np.maximum.reduce([*self.busy_s.values(), *self.link_s.values()]))
-
-    @cached_property
-    def plans(self) -> PlanBatch:
-        """The plans as columns."""
-        placement = np.broadcast_to(np.asarray(self.placement, dtype=np.intp), self.cuts.shape)
-        return PlanBatch(cuts=self.cuts, placement=placement, thresholds=self.thresholds, codecs=self.codecs)
-
-    @cached_property
-    def estimates(self) -> EstimateBatch:
-        """The estimates part by part; slower than the other fields, which add the parts up at once."""
-        parts = np.zeros((*self.cuts.shape, len(PARTS)))
-        for k in range(len(self.placement)):
-            if self.sent(k):
-                for index, part in enumerate(PARTS):
-                    parts[:, k, index] = self.hop_s(k, part)
-            parts[:, k, PARTS.index("compute")] = self.compute_s(k)
-        back = self.model.tables.result_parts_s[np.asarray(self.placement)]
-        return EstimateBatch(
-            share=self.share,
-            correct=self.correct,
-            step_parts_s=parts,
-            result_parts_s=np.broadcast_to(back, parts.shape),
-        )
-
-    def __iter__(self) -> Iterator[Estimate]:
-        """The estimates one by one, as ``Estimate``."""
-        names = (*self.model.tables.codecs, None)
-        for i in range(len(self)):
-            yield Estimate(
-                plan=Plan(
-                    cuts=tuple(self.cuts[i].tolist()),
-                    placement=self.placement,
-                    thresholds=tuple(self.thresholds[i].tolist()),
-                    codecs=tuple(names[k] for k in self.codecs[i]),
-                    criterion=self.model.profile.exits.criterion,
-                ),
-                estimator=self.model.estimator,
-                share=self.share[i],
-                correct=self.correct[i],
-                step_parts_s=self.estimates.step_parts_s[i],
-                result_parts_s=self.estimates.result_parts_s[i],
-                samples=self.model.samples,
-            )
-
-
-def _dot(a: Floats, b: Floats) -> Floats:
-    """Sum over the partitions of the products of [C, L] and [C, L], in the order of the partitions."""
-    total = a[:, 0] * b[:, 0]
-    for k in range(1, a.shape[1]):
-        total += a[:, k] * b[:, k]
-    return total
-
-
-def _device(model: PerformanceModel, tier: int) -> DeviceProfile:
-    return model.profile.devices[model.topology.tiers[tier].device]
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,13 +84,27 @@ class Metric:
         Raises:
             InvalidValue: the function did not give one number for each plan.
         """
-        values = np.asarray(self.compute(batch), dtype=np.float64)
-        if values.shape != (len(batch),):
+        return self._checked(self.compute(batch), (len(batch),), batch)
+
+    def of_block(self, block: Block) -> Floats:
+        """Return the values of a block, row after row, [R x C]; without its flat batch where the metric needs none.
+
+        Raises:
+            InvalidValue: the function did not give one number for each plan.
+        """
+        if isinstance(self.compute, OnBlocks):
+            return self._checked(self.compute.on_block(block), block.shape, block).ravel()
+        return self.of(block.flat)
+
+    def _checked(self, given: Any, shape: tuple[int, ...], plans: Batch | Block) -> Floats:
+        values = np.asarray(given, dtype=np.float64)
+        if values.shape != shape:
             raise InvalidValue(
-                f"the metric {self.name!r} gives one number a plan, but got {values.shape} for {len(batch)} plans"
+                f"the metric {self.name!r} gives one number a plan, but got {values.shape} for {shape} plans"
             )
         if np.isnan(values).any():
             i = int(np.flatnonzero(np.isnan(values))[0])
+            batch = plans.flat if isinstance(plans, Block) else plans
             raise InvalidValue(
                 f"the metric {self.name!r} is not a number for cuts {batch.cuts[i].tolist()}, "
                 f"placement {list(batch.placement)}, thresholds {batch.thresholds[i].tolist()}"
@@ -368,6 +154,9 @@ class _Latency(Additive):
     def __call__(self, batch: Batch) -> Floats:
         return batch.mean_s
 
+    def on_block(self, block: Block) -> Floats:
+        return block.mean_s
+
     def terms(self, model: PerformanceModel) -> Terms:
         tables = model.tables
         return Terms(
@@ -377,29 +166,28 @@ class _Latency(Additive):
         )
 
 
-def _accuracy(batch: Batch) -> Floats:
-    return batch.accuracy
+@dataclass(frozen=True)
+class _Accuracy(OnBlocks):
+    def on_block(self, block: Block) -> Floats:
+        return block.accuracy
 
 
 latency: Final = Metric("latency", "s", _Latency())
 """Mean latency in seconds."""
-accuracy: Final = Metric("accuracy", "", _accuracy)
+accuracy: Final = Metric("accuracy", "", _Accuracy())
 """Share of right answers, 0–1."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Quantile:
+class _Quantile(OnBlocks):
     q: float
 
-    def __call__(self, batch: Batch) -> Floats:
+    def on_block(self, block: Block) -> Floats:
         """As ``perfmodel.estimate.quantile_s``, without sorting: few partitions, many plans."""
-        share, seconds = batch.share.T, batch.latency_s.T
-        total = share.sum(axis=0) * self.q - 1e-12
-        best = np.full(len(batch), np.inf)
-        for at in seconds:
-            covered = np.zeros(len(batch))
-            for part, other in zip(share, seconds, strict=True):
-                covered += part * (other <= at)
+        total = block.reach[0] * self.q - 1e-12
+        best = np.full(block.shape, np.inf)
+        for at in block.latency_s:
+            covered = weighted(block.share, [(other <= at).astype(np.float64) for other in block.latency_s])
             np.minimum(best, at, out=best, where=covered >= total)
         return best
 
@@ -411,12 +199,12 @@ def latency_quantile(q: float) -> Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class _Misses:
+class _Misses(OnBlocks):
     deadline_s: float
 
-    def __call__(self, batch: Batch) -> Floats:
-        late = batch.latency_s > self.deadline_s * (1 + ACCURACY_SLACK)
-        return _dot(batch.share, late.astype(np.float64))
+    def on_block(self, block: Block) -> Floats:
+        latest = self.deadline_s * (1 + ACCURACY_SLACK)
+        return weighted(block.share, [(at > latest).astype(np.float64) for at in block.latency_s])
 
 
 def deadline_misses(deadline_s: float) -> Metric:
@@ -582,16 +370,31 @@ class _Each:
         return np.array([self.function(estimate) for estimate in batch], dtype=np.float64)
 
 
-def metric(unit: str = "", *, each: bool = False, name: str | None = None) -> Callable[[Callable[..., Any]], Metric]:
-    """Make a metric of a function of a ``Batch`` (fast), or with ``each`` of one ``Estimate`` (slow)::
+@dataclass(frozen=True, slots=True)
+class _Blocks(OnBlocks):
+    """A function of a ``Block``."""
+
+    function: Callable[[Block], Any]
+
+    def on_block(self, block: Block) -> Any:
+        return self.function(block)
+
+
+def metric(
+    unit: str = "", *, each: bool = False, block: bool = False, name: str | None = None
+) -> Callable[[Callable[..., Any]], Metric]:
+    """Make a metric of a function of a ``Batch``, with ``block`` of a ``Block`` (fast), or with ``each`` of one
+    ``Estimate`` (slow)::
 
     @metric("s")
     def slowest(batch):
         return batch.latency_s.max(axis=1)
     """
 
+    law(not (each and block), "a metric gets estimates one by one or a whole block, not both")
+
     def made(function: Callable[..., Any]) -> Metric:
-        compute = _Each(function) if each else function
+        compute = _Each(function) if each else _Blocks(function) if block else function
         return Metric(name or str(getattr(function, "__name__", "metric")), unit, compute)
 
     return made

@@ -3,26 +3,24 @@
 A plan's value is the sum, over the steps, of the share of samples that take a step times its cost, as mean latency
 is (``docs/model.md``). So the exact searches for latency (``dynamic``, ``replay``) answer any such metric.
 
-Axes: K codecs, M tiers, N+1 cuts, C plans.
+Axes: K codecs, M tiers, N+1 cuts, R rows and C columns of a block.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import InvalidValue
+from portend.errors import InvalidValue, MismatchError
 from portend.perfmodel.estimate import PARTS
 from portend.perfmodel.model import PerformanceModel
-
-if TYPE_CHECKING:
-    from portend.planner.metrics import Batch
+from portend.planner.batch import Block, OnBlocks
 
 __all__ = ["Additive", "Hops", "OwnCosts", "Results", "Runs", "Terms", "message_bytes"]
 
@@ -56,24 +54,34 @@ class Terms:
     unknown: Mapping[int, str] = field(default_factory=dict)
 
 
-class Additive(ABC):
-    """A metric's function of a ``Batch`` that is a sum of ``Terms``."""
+class Additive(OnBlocks):
+    """A metric's function that is a sum of ``Terms``."""
 
     @abstractmethod
     def terms(self, model: PerformanceModel) -> Terms:
         """Return the cost of every step on a model."""
 
-    def __call__(self, batch: Batch) -> Floats:
-        """Return the values of a batch, [C]."""
-        known = _TERMS.setdefault(batch.model, {})
+    def on_block(self, block: Block) -> Floats:
+        """Return the values of a block, [R, C].
+
+        Raises:
+            MismatchError: the costs of a tier that works are not known.
+        """
+        known = _TERMS.setdefault(block.model, {})
         if self not in known:
-            known[self] = self.terms(batch.model)
-        terms, total = known[self], np.zeros(len(batch))
-        for k, tier in enumerate(batch.placement):
-            cost = batch.at_run(k, terms.compute)
-            if batch.sent(k):
-                cost = cost + batch.at_hop(k, terms.hop[:, :, batch.senders[k], tier])
-            total += batch.reach[:, k] * cost + batch.share[:, k] * terms.result[tier]
+            known[self] = self.terms(block.model)
+        terms, tiers = known[self], set(block.placement)
+        for tier in (*tiers, *block.senders[: block.sent(0)], block.model.topology.destination):
+            if tier in terms.unknown:
+                raise MismatchError(terms.unknown[tier])
+        total = np.zeros(block.shape)
+        for k, tier in enumerate(block.placement):
+            cost = block.at_run(k, terms.compute)
+            if block.sent(k):
+                cost = cost + block.at_hop(k, terms.hop[:, :, block.senders[k], tier])
+            total += block.reach[k] * cost
+            if terms.result[tier]:
+                total += block.share[k] * terms.result[tier]
         return total
 
 
