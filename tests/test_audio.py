@@ -9,16 +9,23 @@ import math
 import struct
 import time
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from portend.errors import DataError, InvalidValue
+from portend.models.checkpoint import save_checkpoint
 from portend.models.data import load_dataset, make_splits
 from portend.models.decoding import AudioDecoder, decoder_from_dict
+from portend.models.zoo import build
+from portend.plan import Plan
+from portend.runtime.coordinator import Deployment
 from test_models import shared_data
+from test_runtime import chain
 
 VGGISH = AudioDecoder()
 
@@ -218,6 +225,28 @@ def test_an_audio_decoder_survives_json() -> None:
 def test_a_wrong_audio_decoder_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidValue):
         decoder_from_dict(VGGISH.to_dict() | changes)
+
+
+# --- over a hop ---------------------------------------------------------------------------------
+
+
+def test_a_tier_takes_recordings_in_their_own_encoding(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    decoder = AudioDecoder(bands=32, frames=32)
+    clips = [wav(tone(rng.uniform(200, 3_000), 0.4, 8_000), 8_000) for _ in range(6)]
+    backbone = build("resnet8", in_channels=1, input_size=32)
+    checkpoint = tmp_path / "net.safetensors"
+    save_checkpoint(backbone, checkpoint)
+    with torch.no_grad():
+        answers = backbone.eval()(torch.from_numpy(np.stack([decoder.decode(clip) for clip in clips])))[-1].argmax(1)
+    right = np.arange(6) % 2 == 0
+    labels = np.where(right, answers, (answers + 1) % 10)
+    with Deployment(chain(1.0, 1.0, delay_s=0.0), checkpoint, decoder) as running:
+        running.load_samples(clips, labels)
+        for codec in ("encoded", "float32"):
+            running.deploy(Plan(cuts=(4,), placement=(1,), codecs=(codec,)))
+            measured = running.run(warmup=0)
+            assert measured.correct.tolist() == right.tolist()
 
 
 # --- real recordings ----------------------------------------------------------------------------

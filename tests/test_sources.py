@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
 from pathlib import Path
@@ -184,6 +185,33 @@ def test_torchvisions_image_files_stay_as_they_are(tmp_path: Path) -> None:
     assert dataset.class_names == ("Forest", "River")
     assert dataset.own_test is None
     assert dataset.encoded[2] == (tmp_path / "eurosat" / "2750" / "River" / "picture_0.jpeg").read_bytes()
+
+
+def test_food101_and_pets_from_torchvisions_folders(tmp_path: Path) -> None:
+    food = tmp_path / "food-101"
+    pictures(food / "images", {"apple_pie": 2, "waffles": 2})
+    for path in food.rglob("*.jpeg"):
+        path.rename(path.with_suffix(".jpg"))
+    (food / "meta").mkdir()
+    for part, number in (("train", 0), ("test", 1)):
+        names = {name: [f"{name}/picture_{number}"] for name in ("apple_pie", "waffles")}
+        (food / "meta" / f"{part}.json").write_text(json.dumps(names))
+    dataset = load_dataset(f"torchvision:Food101:{tmp_path}")
+    assert dataset.class_names == ("apple_pie", "waffles")
+    assert (dataset.labels.tolist(), np.asarray(dataset.own_test).tolist()) == ([0, 1, 0, 1], [2, 3])
+    assert dataset.encoded[3] == (food / "images" / "waffles" / "picture_1.jpg").read_bytes()
+
+    pets = tmp_path / "oxford-iiit-pet"
+    (pets / "annotations").mkdir(parents=True)
+    pictures(pets, {"images": 3})
+    for number, name in enumerate(("Abyssinian_1", "beagle_1", "beagle_2")):
+        (pets / "images" / f"picture_{number}.jpeg").rename(pets / "images" / f"{name}.jpg")
+    (pets / "annotations" / "trainval.txt").write_text("Abyssinian_1 1 1 1\nbeagle_1 2 2 1\n")
+    (pets / "annotations" / "test.txt").write_text("beagle_2 2 2 1\n")
+    dataset = load_dataset(f"torchvision:OxfordIIITPet:{tmp_path}")
+    assert dataset.class_names == ("Abyssinian", "Beagle")
+    assert (dataset.labels.tolist(), np.asarray(dataset.own_test).tolist()) == ([0, 1, 1], [2])
+    assert dataset.encoded[2] == (pets / "images" / "beagle_2.jpg").read_bytes()
 
 
 def test_torchvisions_files_of_an_unknown_format_become_png(tmp_path: Path) -> None:
