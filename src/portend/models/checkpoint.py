@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from portend.errors import InvalidValue, StorageError
+from portend.errors import InvalidValue, MismatchError, SplitError, StorageError
 from portend.models import zoo
 from portend.models.backbone import Backbone
 from portend.models.tensorfile import read_tensors, write_tensors
@@ -40,17 +39,26 @@ def save_checkpoint(
     write_tensors(path, backbone.state_dict(), document)
 
 
-def load_checkpoint(path: str | Path) -> Backbone:
+def load_checkpoint(path: str | Path, *, allow_code: Collection[str] = ()) -> Backbone:
     """Return the network of a file written by ``save_checkpoint``, in evaluation mode.
 
+    Args:
+        allow_code: ``module:object`` that the file may name and that are then imported and run; by default a
+            file runs no code but Portend's, timm's and torchvision's.
+
     Raises:
-        StorageError: the file is missing, damaged, not a checkpoint, of a newer version, or of a network that
-            the zoo does not build.
+        StorageError: the file is missing, damaged, not a checkpoint, of a newer version, of a network that
+            the zoo does not build, or names code that is not allowed.
     """
     weights, document = _read(path)
-    backbone = _rebuild(path, document)
+    most = sum(tensor.numel() for tensor in weights.values())
+    try:
+        backbone = zoo.rebuild(document["name"], document["architecture"], most_weights=most, allow_code=allow_code)
+    except (InvalidValue, MismatchError, SplitError) as error:
+        raise StorageError(f"{path} holds a network that this Portend cannot build: {error}") from error
     _check_shapes(path, backbone, weights)
-    backbone.load_state_dict(weights, assign=True)
+    has_memory = not any(tensor.is_meta for tensor in backbone.state_dict().values())
+    backbone.load_state_dict(weights, assign=not has_memory)
     return backbone.eval()
 
 
@@ -77,15 +85,6 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if wrong:
         raise StorageError(f"the header of {path} lacks {', '.join(wrong)}; {_REMEDY}")
     return weights, document
-
-
-def _rebuild(path: str | Path, document: Mapping[str, Any]) -> Backbone:
-    """Build the network without memory for weights: a damaged header must not allocate gigabytes."""
-    try:
-        with torch.device("meta"):
-            return zoo.rebuild(document["name"], document["architecture"])
-    except InvalidValue as error:
-        raise StorageError(f"{path} holds a network that this Portend cannot build: {error}") from error
 
 
 def _check_shapes(path: str | Path, backbone: Backbone, weights: Mapping[str, Tensor]) -> None:
