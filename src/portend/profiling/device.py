@@ -14,7 +14,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import combinations
@@ -76,19 +76,23 @@ def profile_device(
     *,
     criterion: str = "entropy",
     on_progress: Progress | None = None,
+    allow_code: Collection[str] = (),
 ) -> DeviceProfile:
     """Measure this machine as the device ``name`` and return its profile.
 
-    Branches score by ``criterion``. ``on_progress`` is called with (what, done, total).
+    Branches score by ``criterion``. ``on_progress`` is called with (what, done, total). ``allow_code``:
+    ``module:object`` that the checkpoint may name.
 
     Raises:
         DeploymentError: the agents do not start or die.
     """
     config = config or DeviceProfiling()
-    spec = load_checkpoint(checkpoint).spec()
-    with Deployment(
-        _bench(), checkpoint, dataset.decoder, emulate=False, threads=config.threads, criterion=criterion
-    ) as bench:
+    spec = load_checkpoint(checkpoint, allow_code=allow_code).spec()
+    bench = Deployment(
+        _bench(), checkpoint, dataset.decoder, emulate=False, threads=config.threads, criterion=criterion,
+        allow_code=allow_code,
+    )  # fmt: skip
+    with bench:
         bench.load_samples([dataset.encoded[0]], dataset.labels[:1])
         compute, idle = _compute(bench, spec, config, on_progress)
         branch = _branches(bench, spec, config)

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final
@@ -112,10 +112,12 @@ class Agent:
 
     Args:
         tier: index in the topology; control: endpoint of the coordinator; listen: host to bind.
+        allow_code: ``module:object`` that a checkpoint may name; no message adds to it.
     """
 
-    def __init__(self, tier: int, control: str, listen: str = "127.0.0.1") -> None:
+    def __init__(self, tier: int, control: str, listen: str = "127.0.0.1", allow_code: Collection[str] = ()) -> None:
         self.tier = tier
+        self._allow_code = allow_code
         self._context = zmq.Context()
         self._control = self._socket(zmq.DEALER)
         self._control.setsockopt(zmq.IDENTITY, str(tier).encode())
@@ -202,7 +204,10 @@ class Agent:
         self._source, self._destination = int(values["source"]), int(values["destination"])
         self._ingest_by_message = values["ingest"] == "message"
         self._executor = TorchExecutor(
-            values["checkpoint"], threads=int(values["threads"]), criterion=str(values["criterion"])
+            values["checkpoint"],
+            threads=int(values["threads"]),
+            criterion=str(values["criterion"]),
+            allow_code=self._allow_code,
         )
         self._decoder = decoder_from_dict(values["decoder"])
         for peer, endpoint in values["peers"].items():
@@ -476,9 +481,12 @@ class Agent:
 @click.option("--tier", type=int, required=True, help="Index of the tier that this agent runs.")
 @click.option("--control", required=True, help="Endpoint of the coordinator, such as tcp://127.0.0.1:7000.")
 @click.option("--listen", default="127.0.0.1", show_default=True, help="Address to take data messages on.")
-def main(tier: int, control: str, listen: str) -> None:
+@click.option(
+    "--allow-code", multiple=True, metavar="MODULE:OBJECT", help="Code that a checkpoint may name; imported and run."
+)
+def main(tier: int, control: str, listen: str, allow_code: tuple[str, ...]) -> None:
     """Run the agent of one tier until the coordinator stops it."""
-    Agent(tier, control, listen).serve()
+    Agent(tier, control, listen, allow_code).serve()
 
 
 if __name__ == "__main__":

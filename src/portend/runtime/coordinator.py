@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -49,6 +49,7 @@ class Deployment:
         emulate: pass messages through the emulated links; otherwise agents connect directly.
         threads: compute threads of each agent; port: of the control socket (0: any free one).
         patience_s: longest silence that is not a failure.
+        allow_code: ``module:object`` that the checkpoint may name; the agents import and run them.
 
     Raises:
         DeploymentError: a port is in use, an agent does not start, dies, or falls silent.
@@ -65,6 +66,7 @@ class Deployment:
         threads: int = 1,
         port: int = 0,
         patience_s: float = 60.0,
+        allow_code: Collection[str] = (),
     ) -> None:
         remote = sorted({tier.host for tier in topology.tiers} - {"127.0.0.1", "localhost"})
         if criterion not in CRITERIA:
@@ -85,6 +87,7 @@ class Deployment:
         self._decoder, self._criterion = decoder, criterion
         self._emulate = emulate and len(topology.tiers) > 1
         self._threads, self._port, self._patience_s = threads, port, patience_s
+        self._allow_code = tuple(allow_code)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._cleanup = contextlib.ExitStack()
         self._labels: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
@@ -149,6 +152,7 @@ class Deployment:
 
     def _spawn(self, tier: int, control: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "portend.runtime.agent", "--tier", str(tier), "--control", control]
+        command += [word for name in self._allow_code for word in ("--allow-code", name)]
         threads = str(self._threads)
         with (self._logs / f"{tier}.log").open("wb") as log:
             return subprocess.Popen(

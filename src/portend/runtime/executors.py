@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -51,8 +52,17 @@ class TorchExecutor:
 
     name = "torch"
 
-    def __init__(self, backbone: Backbone | str | Path, *, threads: int = 1, criterion: str = "entropy") -> None:
-        self.backbone = backbone if isinstance(backbone, Backbone) else load_checkpoint(backbone)
+    def __init__(
+        self,
+        backbone: Backbone | str | Path,
+        *,
+        threads: int = 1,
+        criterion: str = "entropy",
+        allow_code: Collection[str] = (),
+    ) -> None:
+        if not isinstance(backbone, Backbone):
+            backbone = load_checkpoint(backbone, allow_code=allow_code)
+        self.backbone = backbone
         self.backbone.eval()
         self.criterion = criterion
         torch.set_num_threads(threads)
