@@ -130,6 +130,12 @@ _data = click.option(
 _seed = click.option(
     "--seed", type=click.IntRange(0), help="Seed of the splits; default: the one that the checkpoint was trained with."
 )
+_allow_code = click.option(
+    "--allow-code",
+    multiple=True,
+    metavar="MODULE:OBJECT",
+    help="Code that the checkpoint names (a network, heads or data of your own) and that may be imported and run.",
+)
 _topology = click.option(
     "--topology", required=True, type=click.Path(dir_okay=False), help="YAML file with tiers and links."
 )
@@ -299,7 +305,7 @@ def _first_weights(config: str, network: str, options: dict[str, Any], init: str
 
     if not init:
         return build(network, **options)
-    backbone = load_checkpoint(init)
+    backbone = load_checkpoint(init, allow_code=(network, str(options.get("heads", ""))))
     asked = {**backbone.architecture, **options}
     if network not in ("", backbone.name) or asked != backbone.architecture:
         raise ConfigError(
@@ -323,10 +329,12 @@ def _first_weights(config: str, network: str, options: dict[str, Any], init: str
     show_default=True,
     help="What thresholds will be compared with: normalized entropy, 1 - largest probability, 1 - its lead.",
 )
+@_allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Profile file to write (.zip).")
 def profile(
-    checkpoint: str, data: str | None, seed: int | None, device: str, threads: int, gap: float, criterion: str, out: str
-) -> None:
+    checkpoint: str, data: str | None, seed: int | None, device: str, threads: int, gap: float, criterion: str,
+    allow_code: tuple[str, ...], out: str,
+) -> None:  # fmt: skip
     """Measure how samples exit and what this machine needs for CHECKPOINT."""
     from portend.models.checkpoint import load_checkpoint
     from portend.models.data import make_splits
@@ -336,15 +344,17 @@ def profile(
     from portend.storage import save
 
     _check_writable(out)
-    dataset, chosen = _dataset(checkpoint, data, seed)
-    backbone = load_checkpoint(checkpoint)
+    dataset, chosen = _dataset(checkpoint, data, seed, allow_code)
+    backbone = load_checkpoint(checkpoint, allow_code=allow_code)
     with _progress() as tell:
         indices = make_splits(dataset, seed=chosen).profiling
         exits = profile_exits(
             backbone, dataset, indices, criterion=criterion, on_progress=lambda *at: tell("exits", *at)
         )
         config = DeviceProfiling(threads=threads, gap_s=gap)
-        measured = profile_device(device, checkpoint, dataset, config, criterion=criterion, on_progress=tell)
+        measured = profile_device(
+            device, checkpoint, dataset, config, criterion=criterion, on_progress=tell, allow_code=allow_code
+        )
     provenance = {"data": dataset.name, "seed": str(chosen), "split": f"profiling, {exits.samples} samples"}
     save(Profile(backbone=backbone.spec(), exits=exits, devices={device: measured}, provenance=provenance), out)
     click.echo(f"{out}: {backbone.name}, {exits.samples} samples, device {device!r}")
@@ -431,16 +441,25 @@ def _check_writable(out: str) -> None:
         )
 
 
-def _dataset(checkpoint: str, data: str | None, seed: int | None) -> tuple[Dataset, int]:
+def _dataset(
+    checkpoint: str, data: str | None, seed: int | None, allow_code: tuple[str, ...] = ()
+) -> tuple[Dataset, int]:
     """The data set named, or the one that the checkpoint was trained on, with its decoder; and the splits' seed."""
     from portend.models.checkpoint import read_provenance
     from portend.models.data import load_dataset
     from portend.models.decoding import decoder_from_dict
+    from portend.models.sources import code_in
 
     provenance = read_provenance(checkpoint)
     name = data or provenance.get("dataset")
     if not name:
         raise ConfigError(f"{checkpoint} does not say what it was trained on; give --data")
+    code = None if data else code_in(name)
+    if code is not None and code not in allow_code:
+        raise ConfigError(
+            f"{checkpoint} names {code} as its data, which would be imported and run; if you trust it, "
+            f"give --data {name}, or --allow-code {code}"
+        )
     trained = int(provenance.get("split_seed", seed or 0))
     if seed not in (None, trained):
         raise ConfigError(
@@ -610,12 +629,13 @@ def _space(
     "--training", "tuning", type=click.Path(dir_okay=False),
     help="YAML with a section `training`, as for `portend train` but without mode; default: 4 epochs.",
 )  # fmt: skip
+@_allow_code
 @click.option("--rounds", type=click.IntRange(1), default=4, show_default=True, help="Most rounds of fine-tuning.")
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for every round's files.")
 @_json
 def refine(
     profile: str, checkpoint: str, topology: str, data: str | None, seed: int | None, estimator: Any,
-    tuning: str | None, rounds: int, out: str, as_json: bool, **asked: Any,
+    tuning: str | None, allow_code: tuple[str, ...], rounds: int, out: str, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Plan for PROFILE, fine-tune the network for the plan, and plan again, until the plan stands still.
 
@@ -640,14 +660,14 @@ def refine(
         training = TrainingConfig(**_nested(values)) if tuning else FINE_TUNING
     except InvalidValue as error:
         raise ConfigError(f"{tuning}: {error}") from None
-    dataset, trained = _dataset(checkpoint, data, seed)
+    dataset, trained = _dataset(checkpoint, data, seed, allow_code)
     kept = read_provenance(checkpoint).get("split_calibration")
     splits = make_splits(dataset, seed=trained, calibration=None if kept is None else int(kept))
     try:
         with _progress(quiet=as_json) as tell:
             found = run_rounds(
                 measured, checkpoint, dataset, splits, places, problem, out,
-                training=training, rounds=rounds, estimator=estimator, tell=tell,
+                training=training, rounds=rounds, estimator=estimator, tell=tell, allow_code=allow_code,
             )  # fmt: skip
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from the last state in {out}", err=True)
@@ -709,11 +729,12 @@ def _read_plan(path: str) -> Plan:
     "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="Control port; 0: any free one."
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Compute threads of each agent.")
+@_allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Measurement file to write (.zip).")
 @_json
 def run(
     plan: str, checkpoint: str, topology: str, data: str | None, seed: int | None, samples: int, window: int,
-    gap: float | None, port: int, threads: int, out: str, as_json: bool,
+    gap: float | None, port: int, threads: int, allow_code: tuple[str, ...], out: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Run PLAN (JSON) over agents on this machine and emulated links; write the raw traces."""
     from portend.config import load_topology
@@ -726,7 +747,7 @@ def run(
     from portend.storage import save
 
     _check_writable(out)
-    network = load_checkpoint(checkpoint)
+    network = load_checkpoint(checkpoint, allow_code=allow_code)
     if chosen.cuts[-1] > len(network.blocks):
         raise MismatchError(
             f"{network.name} has the cuts 1–{len(network.blocks)}, but {plan} cuts at {chosen.cuts}; "
@@ -737,12 +758,18 @@ def run(
             f"{topology} has {len(places.tiers)} tiers, but {plan} places on {chosen.placement}; "
             "plan with this topology"
         )
-    dataset, trained = _dataset(checkpoint, data, seed)
+    dataset, trained = _dataset(checkpoint, data, seed, allow_code)
     test = draw(make_splits(dataset, seed=trained).test, samples, seed=trained)
     with (
         _progress(quiet=as_json) as tell,
         Deployment(
-            places, checkpoint, dataset.decoder, criterion=chosen.criterion, threads=threads, port=port
+            places,
+            checkpoint,
+            dataset.decoder,
+            criterion=chosen.criterion,
+            threads=threads,
+            port=port,
+            allow_code=allow_code,
         ) as deployment,
     ):
         deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])

@@ -6,7 +6,7 @@ taken over from the profile (paper, Sec. III-D and Fig. 8: plans with and withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -123,6 +123,7 @@ def refine(
     rounds: int = 4,
     estimator: Any = None,
     tell: Tell = lambda *_: None,
+    allow_code: Collection[str] = (),
 ) -> Refinement:
     """Refine the network of ``checkpoint`` and its plan in turns, for at most ``rounds`` rounds of fine-tuning.
 
@@ -132,7 +133,7 @@ def refine(
 
     Args:
         problem: minimizes mean latency or maximizes accuracy; training: ``exits`` are set by the plans.
-        tell: called with (stage, done, total).
+        tell: called with (stage, done, total); allow_code: ``module:object`` that the checkpoint may name.
 
     Raises:
         MismatchError: profile and checkpoint are of different networks; others as ``train`` and ``solve``.
@@ -153,11 +154,11 @@ def refine(
     weights = Path(checkpoint)
     for number in range(rounds + 1):
         here, stage = folder / f"round-{number}", f"round {number}"
-        backbone = load_checkpoint(weights)
+        backbone = load_checkpoint(weights, allow_code=allow_code)
         _check_same(profile, backbone, weights)
         if number:
             weights = _tuned(backbone, found[-1].solution.plan.exits, dataset, splits, training, here, stage, tell)
-            backbone = load_checkpoint(weights)
+            backbone = load_checkpoint(weights, allow_code=allow_code)
         spec = backbone.spec()
         now, tested = (
             replace(

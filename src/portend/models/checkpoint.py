@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from portend.errors import InvalidValue, MismatchError, SplitError, StorageError
+from portend.errors import PortendError, StorageError
 from portend.models import zoo
 from portend.models.backbone import Backbone
 from portend.models.tensorfile import read_tensors, write_tensors
@@ -54,7 +54,7 @@ def load_checkpoint(path: str | Path, *, allow_code: Collection[str] = ()) -> Ba
     most = sum(tensor.numel() for tensor in weights.values())
     try:
         backbone = zoo.rebuild(document["name"], document["architecture"], most_weights=most, allow_code=allow_code)
-    except (InvalidValue, MismatchError, SplitError) as error:
+    except (PortendError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise StorageError(f"{path} holds a network that this Portend cannot build: {error}") from error
     _check_shapes(path, backbone, weights)
     has_memory = not any(tensor.is_meta for tensor in backbone.state_dict().values())

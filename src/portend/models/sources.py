@@ -23,7 +23,7 @@ from portend.models.encodings import Encodings, Files, Joined, ParquetColumn, Pi
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["load"]
+__all__ = ["code_in", "load"]
 
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _SOUNDS: Final = (".wav", ".flac", ".ogg")
@@ -71,6 +71,12 @@ class _Options:
             not self.values,
             f"{self.spec!r} has the options {', '.join(sorted(self.known))}, but got {', '.join(self.values)}",
         )
+
+
+def code_in(spec: str) -> str | None:
+    """Return the ``module:object`` that loading ``spec`` would import and run; None for Portend's own kinds."""
+    kind, *rest = spec.split(":")
+    return None if kind in _LOADERS else ":".join([kind, *rest[:1]])
 
 
 def load(spec: str) -> Dataset:
