@@ -367,11 +367,13 @@ def profile(
 @click.option(
     "--samples", type=click.IntRange(1), help="Of the training samples, for a network that was not trained on them."
 )
+@_allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Checkpoint file to write.")
 @_json
 def calibrate(
-    checkpoint: str, data: str | None, seed: int | None, samples: int | None, out: str, as_json: bool
-) -> None:
+    checkpoint: str, data: str | None, seed: int | None, samples: int | None, allow_code: tuple[str, ...], out: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Fit one temperature for each exit of CHECKPOINT, so that its probabilities mean what they say.
 
     Uses the calibration split that CHECKPOINT was trained without (`calibration:` in the training's
@@ -382,7 +384,7 @@ def calibrate(
     from portend.models.data import make_splits
 
     _check_writable(out)
-    backbone, provenance = load_checkpoint(checkpoint), read_provenance(checkpoint)
+    backbone, provenance = load_checkpoint(checkpoint, allow_code=allow_code), read_provenance(checkpoint)
     if "temperatures" in provenance:
         raise ConfigError(f"{checkpoint} is calibrated already; calibrate the one that it was made of")
     kept = provenance.get("split_calibration")
@@ -396,7 +398,7 @@ def calibrate(
             f"{checkpoint} was trained on the samples that --samples would take; train it with "
             f"`calibration: {samples}` in the configuration instead"
         )
-    dataset, chosen = _dataset(checkpoint, data, seed)
+    dataset, chosen = _dataset(checkpoint, data, seed, allow_code)
     splits = make_splits(dataset, seed=chosen, calibration=int(kept) if samples is None and kept else samples)
     assert splits.calibration is not None
     with _progress(quiet=as_json) as tell:
@@ -441,9 +443,7 @@ def _check_writable(out: str) -> None:
         )
 
 
-def _dataset(
-    checkpoint: str, data: str | None, seed: int | None, allow_code: tuple[str, ...] = ()
-) -> tuple[Dataset, int]:
+def _dataset(checkpoint: str, data: str | None, seed: int | None, allow_code: tuple[str, ...]) -> tuple[Dataset, int]:
     """The data set named, or the one that the checkpoint was trained on, with its decoder; and the splits' seed."""
     from portend.models.checkpoint import read_provenance
     from portend.models.data import load_dataset
