@@ -215,7 +215,7 @@ def test_what_the_networks_own_code_decides_by_mode_still_switches() -> None:
     module = OwnMode()
     chain = pt.split(module, images())
     assert chain.names == ("conv", "proj")
-    assert chain.notes == ("noisy stays whole: it takes another path in training",)
+    assert chain.notes == ("noisy and its like (Noisy) stay whole: they take another path in training",)
     assert same(chain, module, images())
     assert same(chain, module, images(batch=5))
 
@@ -333,7 +333,7 @@ class ByShape(nn.Module):
 def test_a_module_that_decides_by_data_stays_whole() -> None:
     chain = pt.split(Classifier(ByData(), Residual(4)), images())
     assert chain.names == ("stem", "body.0", "body.1")
-    assert "body.0 stays whole" in chain.notes[0]
+    assert "body.0 and its like stay whole" in chain.notes[0]
     assert "decides by the values of a tensor" in chain.notes[0]
     assert "if x.sum() > 0" in chain.notes[0]
 

@@ -235,6 +235,7 @@ def branch_rows(profile: Profile, plan: Plan, *, level: float = 0.95) -> list[Ro
             "exit_rate": None if threshold is None else float(profile.exits.rates(threshold)[0, branch]),
         }
         for branch, threshold in enumerate(thresholds)
+        if branch + 1 in profile.backbone.exit_cuts
     ]
 
 

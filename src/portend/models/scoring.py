@@ -31,6 +31,8 @@ def evaluate(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return (score by ``criterion`` float64 [S, N], correct bool [S, N]) of every branch, in float32 arithmetic.
 
+    Where a cut has no branch, scores are NaN and nothing is correct.
+
     Args:
         indices: S samples of the dataset; on_progress: called with (samples done, S) after each batch.
 
@@ -42,15 +44,16 @@ def evaluate(
         raise InvalidValue(f"batch_size is at least 1, but got {batch_size}")
     chosen = np.asarray(indices, dtype=np.int64)
     shape = (chosen.size, len(backbone.blocks))
-    scores, correct = np.empty(shape), np.empty(shape, dtype=np.bool_)
+    scores, correct = np.full(shape, np.nan), np.zeros(shape, dtype=np.bool_)
+    exits = np.array(backbone.exits) - 1
     was_training = backbone.training
     backbone.eval()
     try:
         for first in range(0, chosen.size, batch_size):
             rows = slice(first, first + batch_size)
             logits = _logits(backbone, dataset.tensors(chosen[rows]))
-            scores[rows] = score(logits, criterion).numpy()
-            correct[rows] = logits.argmax(dim=2).numpy() == dataset.labels[chosen[rows], None]
+            scores[rows, exits] = score(logits, criterion).numpy()
+            correct[rows, exits] = logits.argmax(dim=2).numpy() == dataset.labels[chosen[rows], None]
             if on_progress:
                 on_progress(min(first + batch_size, chosen.size), chosen.size)
     finally:

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,28 +74,37 @@ def trace(module: nn.Module, example: Tensor, leaves: Iterable[str | type[nn.Mod
         except _Untraceable as error:
             if not error.module or error.module in names:
                 raise SplitError(f"{type(module).__name__} cannot be traced: {error}; {_REMEDY}") from None
-            names.add(error.module)
-            notes[error.module] = f"{error.module} stays whole: {error}"
+            names |= _alike(module, error.module)
+            notes[error.module] = f"{error.module} and its like stay whole: {error}"
             continue
         try:
             with _mode(module, training=True):
                 learning = _Tracer(names, kinds, example).run(module)
         except _Untraceable as error:
             if error.module and error.module not in names:
-                names.add(error.module)
+                names |= _alike(module, error.module)
+                notes[error.module] = f"{error.module} and its like stay whole: in training, {error}"
                 continue
             notes[""] = f"in training mode `forward` cannot be traced ({error}); the chain does what evaluation does"
             learning = frozen
         differing = _differing(frozen, learning)
         if not differing - {""}:
             break
-        names |= differing - {""}
-        notes |= {name: f"{name} stays whole: it takes another path in training" for name in differing if name}
+        for name in sorted(differing - {""}):
+            kind = type(module.get_submodule(name))
+            names |= _alike(module, name)
+            notes[str(kind)] = f"{name} and its like ({kind.__name__}) stay whole: they take another path in training"
     if not differing:
         _follow_mode(frozen, learning)
     else:
         notes[""] = "in training mode `forward` itself takes another path; the chain does what evaluation does"
     return Trace(graph=frozen, leaves=frozenset(names), notes=tuple(notes.values()))
+
+
+def _alike(module: nn.Module, name: str) -> set[str]:
+    """The names of all modules of one's class: what happens in one happens in its like."""
+    kind = type(module.get_submodule(name))
+    return {other for other, each in module.named_modules() if type(each) is kind and other}
 
 
 @contextmanager
@@ -199,8 +209,10 @@ class _Tracer(fx.Tracer):
         self._values: dict[fx.Node, Any] = {}
         self._failed_in: str | None = None
         self._recording = True
+        self._own: set[nn.Module] = set()
 
     def run(self, module: nn.Module) -> fx.GraphModule:
+        self._own = set(module.modules())
         try:
             graph = self.trace(module)
         except SplitError as error:
@@ -227,8 +239,8 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache) if self._recording else attr_val
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if not self._recording:
-            return forward(*args, **kwargs)
+        if not self._recording or m not in self._own:
+            return forward(*args, **kwargs)  # such as `nn.ReLU()(x)`, made on the spot: its operations are recorded
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -295,7 +307,7 @@ def _told(error: Exception, module: nn.Module, where: str) -> str:
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and f.filename != __file__
     ]
-    line = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    line = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
     kind = type(module.get_submodule(where)).__name__
     what = "\n".join(str(error).splitlines()[:1])
     return f"`forward` of {where or 'the network'} ({kind}){line}: {what or type(error).__name__}"

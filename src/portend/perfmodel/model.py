@@ -63,10 +63,18 @@ class PerformanceModel:
         return marginal_outcomes(exits, cuts, thresholds)
 
     def check(self, plan: Plan) -> None:
-        """Raise MismatchError unless the plan's cuts, tiers and codecs exist here."""
+        """Raise MismatchError unless the plan's cuts, exit branches, tiers and codecs exist here."""
         blocks, tiers = self.profile.num_blocks, len(self.topology.tiers)
         if plan.cuts[-1] > blocks:
             raise MismatchError(f"{self.profile.backbone.name} has the cuts 1–{blocks}, but the plan has {plan.cuts}")
+        exits = self.profile.backbone.exit_cuts
+        asked = [cut for cut, threshold in zip(plan.cuts, (*plan.thresholds, 1.0), strict=True) if threshold > 0]
+        missing = [cut for cut in asked if cut not in exits]
+        if missing:
+            raise MismatchError(
+                f"{self.profile.backbone.name} has exit branches at the cuts {', '.join(map(str, exits))}, but the "
+                f"plan asks one at {missing}; end with one of them, and set the threshold at other cuts to 0"
+            )
         if max(plan.placement) >= tiers:
             raise MismatchError(f"the topology has the tiers 0–{tiers - 1}, but the plan places on {plan.placement}")
         unknown = {codec for codec in plan.codecs if codec is not None} - set(self.tables.codecs)

@@ -67,6 +67,7 @@ class PlanSpace:
         self.blocks = model.profile.num_blocks
         self.tiers = len(model.topology.tiers)
         _check_hints(space, self.blocks, self.tiers)
+        _check_exits(space, model.profile.backbone.exit_cuts)
         self.samples = model.samples
         self.last_cuts = self._last_cuts()
         cuts = np.arange(self.blocks + 1)
@@ -79,6 +80,7 @@ class PlanSpace:
     def _look_up_exits(self) -> None:
         exits, space = self.model.profile.exits, self.space
         allowed = np.isin(np.arange(self.blocks + 1), range(self.blocks + 1) if space.exits is None else space.exits)
+        allowed &= np.isin(np.arange(self.blocks + 1), self.model.profile.backbone.exit_cuts)
         theta = np.asarray(sorted(space.thresholds))
         self.theta: Floats = theta if allowed[1:].any() else theta[:1] * 0.0
         self.used: NDArray[np.bool_] = (self.theta[:, None] > 0) & allowed[None, :]
@@ -186,7 +188,8 @@ class PlanSpace:
 
     def _last_cuts(self) -> tuple[int, ...]:
         cuts = range(1, self.blocks + 1) if self.space.cuts is None else sorted(set(self.space.cuts))
-        return tuple(c for c in cuts if self.space.truncation or c == self.blocks)
+        ending = self.model.profile.backbone.exit_cuts if self.space.truncation else (self.blocks,)
+        return tuple(c for c in cuts if c in ending)
 
     def _inner_cuts(self) -> tuple[int, ...]:
         return tuple(range(1, self.blocks)) if self.space.cuts is None else tuple(sorted(set(self.space.cuts)))
@@ -297,6 +300,15 @@ def _check_hints(space: SearchSpace, blocks: int, tiers: int) -> None:
         wrong = [v for v in values or () if not low <= v <= high]
         if wrong:
             raise InvalidValue(f"the hint {name} holds numbers within {low}–{high} here, but got {wrong}")
+
+
+def _check_exits(space: SearchSpace, existing: tuple[int, ...]) -> None:
+    missing = sorted(set(space.exits or ()) - set(existing))
+    if missing:
+        raise InvalidValue(
+            f"the hint exits names cuts that have an exit branch, here {', '.join(map(str, existing))}, "
+            f"but got {missing}"
+        )
 
 
 def _compositions(total: int, parts: int, most: int) -> Iterator[tuple[int, ...]]:

@@ -157,11 +157,17 @@ def _named(on_progress: Progress, what: str) -> Callable[[int, int], None]:
 
 
 def _branches(bench: Deployment, spec: BackboneSpec, config: DeviceProfiling) -> Floats:
-    """Seconds [R, N+1] that the exit branch adds at each cut: one block with it less the same without."""
-    jobs = [(end - 1, end, branch) for end in range(1, spec.num_blocks + 1) for branch in (True, False)]
-    seconds = bench.time_partitions(0, jobs * config.repeats)[:, 0].reshape(config.repeats, spec.num_blocks, 2)
-    added = np.maximum(seconds[..., 0] - seconds[..., 1], 0.0)
-    return np.concatenate([np.full((config.repeats, 1), np.nan), added], axis=1)
+    """Seconds [R, N+1] that the exit branch adds at each cut, 0 where there is none.
+
+    One block with it less the same without.
+    """
+    exits = spec.exit_cuts
+    jobs = [(end - 1, end, branch) for end in exits for branch in (True, False)]
+    seconds = bench.time_partitions(0, jobs * config.repeats)[:, 0].reshape(config.repeats, len(exits), 2)
+    added = np.zeros((config.repeats, spec.num_blocks + 1))
+    added[:, 0] = np.nan
+    added[:, exits] = np.maximum(seconds[..., 0] - seconds[..., 1], 0.0)
+    return added
 
 
 def _codec(

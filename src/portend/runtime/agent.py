@@ -26,7 +26,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from portend.errors import DeploymentError, MessageError, PortendError
+from portend.errors import DeploymentError, InvalidValue, MessageError, PortendError
 from portend.measurement import SPAN_KINDS
 from portend.models.decoding import decoder_from_dict
 from portend.plan import takes_exit
@@ -93,6 +93,13 @@ class _Deployed:
         self.thresholds: list[float] = plan["thresholds"]
         self.length = len(self.placement)
         self.codecs: list[Codec | None] = [None if name is None else codecs(name) for name in plan["codecs"]]
+        exits = executor.backbone.exits
+        missing = [cut for step, cut in enumerate(self.cuts[1:]) if self.asks(step) and cut not in exits]
+        if missing:
+            raise InvalidValue(
+                f"the plan asks exits at the cuts {missing}, but {executor.backbone.name} has exit branches at "
+                f"{', '.join(map(str, exits))}; end with one of them, and set the threshold at other cuts to 0"
+            )
         self.partitions: dict[int, Partition] = {
             step: executor.partition(start, end, branch=self.asks(step))
             for step, (start, end) in enumerate(pairwise(self.cuts))

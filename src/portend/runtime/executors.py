@@ -44,7 +44,7 @@ class Executor(Protocol):
     name: str
 
     def partition(self, start: int, end: int, *, branch: bool) -> Partition:
-        """Return blocks start:end, with the branch at ``end`` or without."""
+        """Return blocks start:end, with the branch at ``end`` (where there is one) or without."""
 
 
 class TorchExecutor:
