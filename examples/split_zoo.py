@@ -104,7 +104,8 @@ def make(name: str) -> tuple[str, nn.Module, Tensor]:
     from torchvision import models
 
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return "torchvision", models.get_model(name, weights=None, **options), torch.randn(1, 3, 224, 224)
+    size = 299 if name == "inception_v3" else 224
+    return "torchvision", models.get_model(name, weights=None, **options), torch.randn(1, 3, size, size)
 
 
 def row_of(name: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class _Deployed:
         self.length = len(self.placement)
         self.codecs: list[Codec | None] = [None if name is None else codecs(name) for name in plan["codecs"]]
         exits = executor.backbone.exits
-        missing = [cut for step, cut in enumerate(self.cuts[1:]) if self.asks(step) and cut not in exits]
+        missing = [c for step, c in enumerate(self.cuts[1:]) if self.asks(step) and c <= exits[-1] and c not in exits]
         if missing:
             raise InvalidValue(
                 f"the plan asks exits at the cuts {missing}, but {executor.backbone.name} has exit branches at "
