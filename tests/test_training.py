@@ -529,3 +529,24 @@ def test_spectrograms_are_shifted_and_masked() -> None:
 def test_a_wrong_config_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidValue, match=next(iter(changes))):
         replace(CONFIG, **changes)
+
+
+def test_training_and_validation_share_no_group(digits: Dataset, splits: Splits, tmp_path: Path) -> None:
+    """Groups of a hundred samples in a row: with a share of a quarter, whole groups change sides."""
+    grouped = replace(digits, groups=np.arange(len(digits)) // 100)
+    config = replace(CONFIG, epochs=1, early_stopping=EarlyStopping(patience=1, share=0.25))
+    seen: dict[int, list[int]] = {}
+
+    class Watched(Batches):
+        def __init__(self, dataset: Dataset, chosen: Any, *arguments: Any, **options: Any) -> None:
+            seen[len(seen)] = chosen.tolist()
+            super().__init__(dataset, chosen, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("portend.models.fitting.Batches", Watched)
+        train(network(), grouped, splits, config, tmp_path)
+    fitting, validation = seen.values()
+    assert sorted(fitting + validation) == splits.train.tolist()
+    groups = [{index // 100 for index in part} for part in (fitting, validation)]
+    assert not groups[0] & groups[1]
+    assert len(groups[1]) == 4  # of 18

@@ -73,7 +73,8 @@ class EarlyStopping:
     Attributes:
         patience: epochs without improvement by more than ``min_delta`` until training stops.
         share: of the training split, in 0–1, that validates instead of training: drawn by the seed, each class in
-            proportion. The profiling and the test split never steer training.
+            proportion, or whole groups where the data set has groups. The profiling and the test split never
+            steer training.
     """
 
     patience: int
@@ -338,16 +339,27 @@ def _parts(backbone: Backbone, dataset: Dataset, splits: Splits, config: Trainin
         )
     chosen = np.zeros(splits.train.size, dtype=np.bool_)
     if config.early_stopping is not None:
-        labels, rng = dataset.labels[splits.train], np.random.default_rng((config.seed, 1))
-        for label in np.unique(labels):
-            of_class = rng.permutation(np.flatnonzero(labels == label))
-            chosen[of_class[: round(config.early_stopping.share * of_class.size)]] = True
+        chosen = _drawn(dataset, splits.train, config.early_stopping.share, config.seed)
         if not chosen.any() or chosen.all():
             raise InvalidValue(
                 f"early stopping needs samples to validate on and to train on, but a share of "
                 f"{config.early_stopping.share} of {splits.train.size} samples leaves none; change share"
             )
     return Parts(fitting=splits.train[~chosen], validation=splits.train[chosen], exits=exits)
+
+
+def _drawn(dataset: Dataset, indices: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    """Whether each of the samples is drawn: a share of each class, or, where there are groups, of whole groups."""
+    rng = np.random.default_rng((seed, 1))
+    drawn = np.zeros(indices.size, dtype=np.bool_)
+    if dataset.groups is not None:
+        groups = rng.permutation(np.unique(dataset.groups[indices]))
+        return np.isin(dataset.groups[indices], groups[: round(share * groups.size)])
+    labels = dataset.labels[indices]
+    for label in np.unique(labels):
+        of_class = rng.permutation(np.flatnonzero(labels == label))
+        drawn[of_class[: round(share * of_class.size)]] = True
+    return drawn
 
 
 def _identity(backbone: Backbone, dataset: Dataset, parts: Parts, config: TrainingConfig) -> dict[str, Any]:
