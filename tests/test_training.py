@@ -550,3 +550,20 @@ def test_training_and_validation_share_no_group(digits: Dataset, splits: Splits,
     groups = [{index // 100 for index in part} for part in (fitting, validation)]
     assert not groups[0] & groups[1]
     assert len(groups[1]) == 4  # of 18
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tmp_path: Path) -> None:
+    """Lightning's own strategy starts the second process; both see half of each batch, one writes and tells."""
+    (tmp_path / "c.yaml").write_text(
+        "network: resnet8\noptions: {in_channels: 1, num_classes: 10, input_size: 8}\ndata: digits:size=8\n"
+        "training: {epochs: 4, batch_size: 64, learning_rate: 0.1, threads: 1, devices: 2, strategy: ddp,"
+        " early_stopping: {patience: 3, share: 0.2}, checkpoint_minutes: 0}\n"
+    )
+    command = [sys.executable, "-m", "portend.cli", "train", "c.yaml", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("accuracy of each branch") == 1
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[-1]["validation_accuracy_4"]) > 0.9
