@@ -14,8 +14,12 @@ from portend.planner.problem import SearchSpace
 
 @pytest.fixture(scope="module")
 def planner() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "planner.py"
-    spec = importlib.util.spec_from_file_location("benchmark_planner", path)
+    return load("planner")
+
+
+def load(name: str) -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -40,3 +44,12 @@ def test_the_brute_force_of_the_benchmark_covers_its_space(planner: ModuleType) 
     chosen = planner.spread(space, model, plans, plans)
     assert len(chosen) == plans
     assert planner.brute_force_s(model, plans, chosen[:20]) > 0
+
+
+def test_rows_of_the_distillation_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    load("distillation").main(["--network", "resnet8", "--epochs", "1", "--seeds", "1"])
+    rows = capsys.readouterr().out.splitlines()
+    assert [row[:28].strip() for row in rows] == ["none", "weight 0.5, temperature 3", "weight 0.9, temperature 3"]
+    values = [[float(cell.partition("±")[0]) for cell in row[28:].split()] for row in rows]
+    assert [len(row) for row in values] == [4, 4, 4]
+    assert values[0] != values[1] != values[2]
