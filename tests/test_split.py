@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,13 @@ from torch.nn import functional
 
 import portend as pt
 from portend.errors import InvalidValue, MismatchError, SplitError
+from portend.models.checkpoint import save_checkpoint
 from portend.models.heads import PooledLinear, TokenLinear
 from portend.models.split import Chain
+from portend.models.tensorfile import read_tensors, tensors_sha256
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from split_zoo import TEXT, TIMM, row_of
 
 
 def same(chain: Chain, module: nn.Module, x: Tensor) -> bool:
@@ -257,6 +263,13 @@ def test_blocks_may_share_weights() -> None:
     assert len(list(chain.sequential().parameters())) == len(list(module.parameters()))
 
 
+def test_shared_weights_are_stored_once_for_each_block(tmp_path: Path) -> None:
+    backbone = pt.multi_exit(pt.split(Shared(), images()))
+    save_checkpoint(backbone, tmp_path / "shared.safetensors")
+    stored, _ = read_tensors(tmp_path / "shared.safetensors")
+    assert tensors_sha256(stored) == backbone.spec().weights_sha256
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.sampled_from([Residual, Inception]), min_size=1, max_size=5), st.integers(1, 6))
 def test_a_chain_is_its_network_whatever_it_is_made_of(kinds: list[Any], count: int) -> None:
@@ -421,6 +434,14 @@ def test_other_classes_get_a_new_last_classifier() -> None:
     assert [tuple(logits.shape) for logits in backbone(images())] == [(2, 7)] * 2
 
 
+def test_a_network_without_logits_gets_a_classifier() -> None:
+    chain = pt.split(SkipsEverything(), images())
+    assert chain.num_outputs == 0
+    with pytest.raises(InvalidValue, match="give num_classes"):
+        pt.multi_exit(chain)
+    assert [tuple(logits.shape) for logits in pt.multi_exit(chain, num_classes=4)(images())] == [(2, 4)]
+
+
 def test_exits_only_where_asked() -> None:
     chain = pt.split(Classifier(Residual(4), Residual(4)), images())
     backbone = pt.multi_exit(chain, exits=["body.0"])
@@ -531,3 +552,49 @@ def test_importing_portend_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'splits'"):
         getattr(pt, "splits")  # noqa: B009
+
+
+# --- networks that others wrote ---------------------------------------------------------------
+
+
+def agrees(name: str) -> dict[str, Any]:
+    """Split a model as ``examples/split_zoo.py`` does and check what must hold for every model."""
+    row = row_of(name)
+    assert row["equal"], row
+    assert row["equal_in_training"] is not False, row
+    return row
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("resnet18", 9),
+        ("squeezenet1_1", 9),
+        ("mobilenet_v3_small", 14),
+        ("shufflenet_v2_x0_5", 18),
+        ("timm:convnext_atto", 16),
+        ("timm:vit_tiny_patch16_224", 25),
+        ("timm:swin_tiny_patch4_window7_224", 28),
+        ("text:bert", 6),
+    ],
+)
+def test_networks_of_the_libraries(name: str, blocks: int) -> None:
+    pytest.importorskip("timm" if ":" in name else "torchvision")
+    pytest.importorskip("transformers" if name.startswith("text") else "torchvision")
+    assert agrees(name)["blocks"] == blocks
+
+
+@pytest.mark.slow
+def test_nearly_every_classifier_of_torchvision_has_four_blocks() -> None:
+    models = pytest.importorskip("torchvision").models
+    names = [n for n in models.list_models(module=models) if "128gf" not in n and "_h_14" not in n]
+    rows = [agrees(name) for name in names]
+    assert sum(row["blocks"] >= 4 for row in rows) >= 0.95 * len(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*(f"timm:{name}" for name in TIMM), *(f"text:{name}" for name in TEXT)])
+def test_families_of_timm_and_text_encoders(name: str) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    agrees(name)

@@ -101,7 +101,10 @@ def multi_exit(
     """
     classes = chain.num_outputs if num_classes is None else num_classes
     if classes < 2:
-        raise InvalidValue(f"a classifier has at least two classes, but got {classes}; give num_classes")
+        raise InvalidValue(
+            f"a classifier has at least two classes, but got {classes}; give num_classes, and where the network itself "
+            "gives no logits [batch, classes] its last exit will be a new one"
+        )
     count = len(chain)
     chosen = set(range(1, count + 1)) if exits is None else {_cut(chain, exit) for exit in exits} | {count}
     make = load_head(heads) if isinstance(heads, str) else heads

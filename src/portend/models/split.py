@@ -30,6 +30,7 @@ Cost = Literal["flops", "time"]
 _SHAPE_METHODS: Final = ("size", "dim", "numel", "ndimension", "is_floating_point", "get_device", "element_size")
 _SHAPE_ATTRIBUTES: Final = ("shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout")
 _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_MOST_TOLD: Final = 3
 _RANDOM: Final = ("rand", "bernoulli", "dropout", "normal", "multinomial")
 
 
@@ -55,7 +56,8 @@ class Chain:
         head: what follows the last block (pooling and linear layer); an identity where that is not separable.
         cut_shapes: N+1 shapes of one sample, without the batch axis; cut_dtypes: N+1 types.
         channel_axes: N+1 axes of one sample that hold its features; the others are places or time.
-        costs: N costs, FLOPs or seconds of the example; head_cost: of the head.
+        costs: N costs, in floating-point operations of one sample or seconds of the example; head_cost: of the head.
+        num_outputs: number of classes that the network tells apart; 0 where its output is not [B, K].
         refusals: modules that are not cut; notes: what else a user should know.
     """
 
@@ -86,8 +88,11 @@ class Chain:
         shapes = ["×".join(map(str, shape)) for shape in self.cut_shapes[1:]]
         for name, shape, cost in zip(self.names, shapes, self.costs, strict=True):
             rows.append(f"{name:<{width}}  {shape:<16} {100 * cost / whole:5.1f} %")
-        rows.append(f"{'(head)':<{width}}  {self.num_outputs:<16} {100 * self.head_cost / whole:5.1f} %")
-        rows += [f"not cut: {refusal}" for refusal in self.refusals]
+        if not isinstance(self.head, nn.Identity):
+            rows.append(f"{'(head)':<{width}}  {self.num_outputs:<16} {100 * self.head_cost / whole:5.1f} %")
+        rows += [f"not cut: {refusal}" for refusal in self.refusals[:_MOST_TOLD]]
+        if len(self.refusals) > _MOST_TOLD:
+            rows.append(f"not cut: {len(self.refusals) - _MOST_TOLD} more, see `refusals`")
         return "\n".join([*rows, *(f"note: {note}" for note in self.notes)])
 
 
@@ -357,11 +362,11 @@ class _Flow:
         if cost == "time":
             return value.seconds
         weights = self._weights(n)
-        if value.flops or not weights or not value.is_tensor:
+        if value.flops or not weights:
             return value.flops / self.batches[len(self.records) - 1]
         if isinstance(self.graph.get_submodule(str(n.target)), nn.Embedding):
             return 0.0
-        places = value.shape[1:-1]
+        places = (value if value.is_tensor else self.values[n.all_input_nodes[0]]).shape[1:-1]
         return 2.0 * weights * _product(places)  # such as fused attention, which no counter opens
 
     def cost(self, start: int, end: int) -> float:
@@ -639,6 +644,7 @@ def _chain(flow: _Flow, bounds: Sequence[int], names: Sequence[str] | None, note
     end = len(flow.steps) - 1
     head: nn.Module = nn.Identity() if bounds[-1] == end else flow.block(bounds[-1], end)
     crossing = [flow.values[flow.crosses(cut)] for cut in bounds]
+    logits = flow.values[flow.result].shape[1:]
     found = _names(flow, pairs)
     if names is not None:
         found = [*names[: len(found)], *found[len(names) :]]
@@ -651,7 +657,7 @@ def _chain(flow: _Flow, bounds: Sequence[int], names: Sequence[str] | None, note
         channel_axes=tuple(flow.channel_axis(cut) for cut in bounds),
         costs=tuple(flow.cost(start, stop) for start, stop in pairs),
         head_cost=flow.cost(bounds[-1], end),
-        num_outputs=flow.values[flow.result].shape[-1] if flow.values[flow.result].shape[1:] else 0,
+        num_outputs=logits[0] if len(logits) == 1 else 0,
         refusals=tuple(_refusals(flow, pairs, found)),
         notes=notes,
     )

@@ -28,7 +28,13 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], document: Map
     Raises:
         StorageError: the folder cannot be written.
     """
-    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contents: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        contents[name] = own.clone() if place in memory else own  # the format holds no tensor under two names
+        memory.add(place)
     metadata = {
         "format": "pt",
         _DOCUMENT: json.dumps(document, sort_keys=True),
