@@ -2,7 +2,8 @@
 
 Four blocks of 3x3 convolutions with ReLU (64; 128; 256 twice; 512 twice), each ended by a 2x2 max pool that halves
 both axes. Samples are log-mel patches [1, frames, bands]; the published network takes 96 frames of 10 ms and
-64 bands. Each exit branch is global average pooling and a linear layer.
+64 bands. Each exit branch averages over time alone, for in a sound it matters at which frequency something is, and
+ends in a linear layer; so all exits of the published size have 2,048 features.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def vggish(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _Network(embedding, batch_norm)
-        branches = [_branch(channels[-1], num_classes) for channels in _CHANNELS]
+        branches = [_branch(channels[-1] * (bands >> n), num_classes) for n, channels in enumerate(_CHANNELS, start=1)]
     if embedding:
         branches[-1] = nn.Linear(_EMBEDDING, num_classes)
     if weights != "none":
@@ -127,8 +128,15 @@ class _ChannelsLast(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
-def _branch(channels: int, num_classes: int) -> nn.Module:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, num_classes))
+class _MeanOverTime(nn.Module):
+    """Average [B, C, time, frequency] over time: [B, C * frequency]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=2).flatten(1)
+
+
+def _branch(features: int, num_classes: int) -> nn.Module:
+    return nn.Sequential(_MeanOverTime(), nn.Linear(features, num_classes))
 
 
 def _check(architecture: dict[str, Any], weights: str) -> None:
