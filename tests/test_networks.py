@@ -12,6 +12,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from portend.errors import InvalidValue, StorageError
 from portend.models import pretrained, zoo
 from portend.models.backbone import Backbone
 from portend.models.checkpoint import load_checkpoint, save_checkpoint
+from portend.models.data import load_dataset
 from test_models import rewrite, shared_data
 
 Shapes = list[tuple[int, ...]]
@@ -309,6 +311,21 @@ def test_a_checkpoint_cannot_ask_for_weights(tmp_path: Path) -> None:
     rewrite(tmp_path / "net.safetensors", architecture={**backbone.architecture, "weights": "/etc/passwd"})
     with pytest.raises(StorageError, match="does not say where weights come from"):
         load_checkpoint(tmp_path / "net.safetensors")
+
+
+# --- experiments ------------------------------------------------------------------------------
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "configs" / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiments_network_takes_its_data(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    backbone = zoo.build(config["network"], **config.get("options", {}))
+    spec = config["data"].replace("../shared/data/", f"{shared_data('.')}/")
+    dataset = load_dataset(spec)
+    assert dataset.decoder.shape == backbone.input_shape
+    assert dataset.num_classes == backbone.num_classes
 
 
 # --- options ----------------------------------------------------------------------------------
