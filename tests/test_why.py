@@ -10,6 +10,7 @@ import pytest
 
 from portend.errors import InvalidValue
 from portend.perfmodel.model import PerformanceModel
+from portend.planner.metrics import latency_quantile, throughput
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
 from portend.planner.solve import solve
@@ -79,6 +80,30 @@ def test_the_waterfall_adds_up_and_alternatives_are_what_they_say(seed: int) -> 
     assert solution.why.binding == (problem.subject_to if faster else ())
     assert solution.to_dict()["why"]["steps"]
     assert "where the time goes" in solution.describe()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_problem_in_other_metrics_has_its_reasons_too(seed: int) -> None:
+    model, p90 = a_case(seed).model(), latency_quantile(0.9)
+    free = solve(Problem(minimize=p90, space=SPACE), model, baselines=False)
+    bound = (free.estimate.accuracy + model.profile.full_accuracy) / 2
+    problem = Problem(minimize=p90, subject_to=(accuracy >= bound, throughput >= 1e-6), space=SPACE)
+    solution = solve(problem, model)
+    why = solution.why
+    assert why is not None
+    assert why.metric == latency
+    assert why.goal == p90
+    assert sum(s for _, parts in why.steps for s in parts.values()) == pytest.approx(solution.estimate.mean_s)
+    assert why.alternatives
+    for other in why.alternatives:
+        estimate = model.estimate(other.plan)
+        assert other.dearer == pytest.approx(estimate.quantile_s(0.9) - solution.estimate.quantile_s(0.9), abs=1e-9)
+        assert other.dearer >= -1e-9
+    worse = solution.estimate.quantile_s(0.9) > free.estimate.quantile_s(0.9) * (1 + 1e-9)
+    assert why.binding == (problem.subject_to[:1] if worse else ())
+    front = solve(Problem(minimize=(p90, latency), subject_to=(accuracy >= bound,), space=SPACE), model)
+    named = [other for other in front.why.alternatives if other.name == "next on the front"]  # type: ignore[union-attr]
+    assert [other.plan for other in named] == [point.plan for point in front.front[1:2]]
 
 
 def test_distributing_that_hardly_pays_is_said_to() -> None:

@@ -246,7 +246,7 @@ class SearchStats:
 class Alternative:
     """A plan that was not chosen: what it is, and how much slower (s) and less accurate it is than the choice.
 
-    ``dearer``: by how much its cost is higher, in the unit of the problem's cost; ``slower_s`` where that is latency.
+    ``dearer``: by how much it is worse in the goal (``Why.goal``), in its unit; ``slower_s`` where that is latency.
     """
 
     name: str
@@ -261,15 +261,17 @@ class Why:
     """Why a plan is the answer.
 
     Attributes:
-        metric: the problem's cost.
-        steps: its mean per sample for each hop, partition and result, by name and part (for latency in s, by
-            ``PARTS``); they add up to the plan's cost.
+        metric: the problem's cost, or else its first objective if that is additive, or else latency.
+        goal: what alternatives are worse in: the problem's cost, or else its first objective.
+        steps: the mean of ``metric`` per sample for each hop, partition and result, by name and part (for latency in
+            s, by ``PARTS``); they add up to the plan's mean.
         binding: constraints without which a better plan would be the answer.
         alternatives: the nearest plans that were not chosen.
         advice: a warning where the plan hardly beats a simpler one, else empty.
     """
 
     metric: Metric
+    goal: Metric
     steps: tuple[tuple[str, Mapping[str, float]], ...]
     binding: tuple[Constraint, ...]
     alternatives: tuple[Alternative, ...]
@@ -290,8 +292,8 @@ class Why:
             lines.append("  instead:")
         for other in self.alternatives:
             points = 0.0 - round(100 * other.less_accurate, 2)
-            sign = "+" if other.dearer >= 0 else "-"
-            dearer = "" if plain else f"{sign + self.metric.format(abs(other.dearer)):>12}  "
+            sign = "+" if other.dearer >= 0 else "−"
+            dearer = "" if self.goal == latency else f"{sign + self.goal.format(abs(other.dearer)):>12}  "
             lines.append(
                 f"    {dearer}{1e3 * other.slower_s:+8.2f} ms  {points:+6.2f} points  {other.name}: "
                 f"{other.plan.describe(tier_names)}"
@@ -303,6 +305,7 @@ class Why:
         plain = self.metric == latency
         return {
             "metric": self.metric.name,
+            "goal": self.goal.name,
             "steps": [
                 {
                     "name": name,
@@ -318,7 +321,7 @@ class Why:
                     "slower_ms": 1e3 * other.slower_s,
                     "less_accurate": other.less_accurate,
                 }
-                | ({} if plain else {"dearer": other.dearer})
+                | ({} if self.goal == latency else {"dearer": other.dearer})
                 for other in self.alternatives
             ],
             "advice": self.advice,

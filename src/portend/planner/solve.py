@@ -31,5 +31,5 @@ def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True, 
         solution = replace(solution, front=front)
     if not baselines:
         return solution
-    why = explain(solution, model, seconds=seconds) if problem.cost is not None else None
+    why = explain(solution, model, seconds=seconds)
     return replace(solution, baselines=solve_baselines(problem, model, seconds=seconds), why=why)

@@ -23,17 +23,23 @@ _WORTH_IT: Final = 0.02
 
 
 def explain(solution: Solution, model: PerformanceModel, *, seconds: float = math.inf) -> Why:
-    """Return why the solution is what it is, of a problem that has a cost; ``seconds`` limits each search for this."""
-    cost = solution.problem.cost
-    assert cost is not None
+    """Return why the solution is what it is; ``seconds`` limits each search for this."""
+    goal, _ = _goal(solution.problem)
+    metric = goal if goal.additive is not None else latency
     alternatives = [*_neighbors(solution), *_simpler(solution, model, seconds)]
     return Why(
-        metric=cost,
-        steps=_steps(solution.estimate, model, cost),
+        metric=metric,
+        goal=goal,
+        steps=_steps(solution.estimate, model, metric),
         binding=tuple(c for i, c in enumerate(solution.problem.subject_to) if _binds(solution, i, model, seconds)),
         alternatives=tuple(alternatives),
         advice=_advice(solution, alternatives),
     )
+
+
+def _goal(problem: Problem) -> tuple[Metric, int]:
+    """The metric in which alternatives lose, 1 where less of it is better: the cost, or else the first objective."""
+    return problem.objectives[0] if problem.cost is None else (problem.cost, 1)
 
 
 def _steps(estimate: Estimate, model: PerformanceModel, cost: Metric) -> tuple[tuple[str, Mapping[str, float]], ...]:
@@ -82,6 +88,11 @@ def _binds(solution: Solution, index: int, model: PerformanceModel, seconds: flo
     without = replace(solution.problem, subject_to=(*bounds[:index], *bounds[index + 1 :]))
     if solution.status == "infeasible":
         return True
+    if solution.problem.cost is None:
+        goal, sense = _goal(solution.problem)
+        own = solution.metrics[goal.name]
+        freed = search(without, model, seconds=seconds).metrics[goal.name]
+        return sense * (own - freed) > 1e-9 * abs(own)
     if solution.front and len(without.objectives) == 1 and without.robust is None:
         point, _ = choose(without, solution.front)
         freed_accuracy, freed = point.accuracy, point.cost(_cost(without))
@@ -100,31 +111,37 @@ def _cost(problem: Problem) -> Metric:
 
 
 def _neighbors(solution: Solution) -> list[Alternative]:
-    """The next cheaper and the next more accurate plan of the front."""
-    metric, cost, right = _cost(solution.problem), solution.cost, solution.estimate.accuracy
-    cheaper = [p for p in solution.front if p.cost(metric) < cost * (1 - 1e-9) and p.accuracy < right]
-    better = [p for p in solution.front if p.accuracy > right + 1e-12 and p.cost(metric) > cost]
-    found = []
-    for name, points in (
-        ("next faster" if metric == latency else "next cheaper", cheaper[-1:]),
-        ("next more accurate", better[:1]),
-    ):
-        found += [
-            Alternative(
-                name=name,
-                plan=p.plan,
-                slower_s=p.latency_s - solution.estimate.mean_s,
-                less_accurate=right - p.accuracy,
-                dearer=p.cost(metric) - cost,
-            )
-            for p in points
-        ]
-    return found
+    """The next plans of the front to both sides."""
+    problem = solution.problem
+    goal, sense = _goal(problem)
+    own, right = _value(solution, goal), solution.estimate.accuracy
+    if problem.cost is None:
+        around = [("next on the front", p) for p in solution.front[1:2]]  # the first one is the plan itself
+    else:
+        cheaper = [p for p in solution.front if p.cost(goal) < own * (1 - 1e-9) and p.accuracy < right]
+        better = [p for p in solution.front if p.accuracy > right + 1e-12 and p.cost(goal) > own]
+        around = [("next faster" if goal == latency else "next cheaper", p) for p in cheaper[-1:]]
+        around += [("next more accurate", p) for p in better[:1]]
+    return [
+        Alternative(
+            name=name,
+            plan=p.plan,
+            slower_s=p.latency_s - solution.estimate.mean_s,
+            less_accurate=right - p.accuracy,
+            dearer=sense * ((p.values[goal.name] if problem.cost is None else p.cost(goal)) - own),
+        )
+        for name, p in around
+    ]
+
+
+def _value(solution: Solution, goal: Metric) -> float:
+    return solution.metrics[goal.name] if solution.problem.cost is None else solution.cost
 
 
 def _simpler(solution: Solution, model: PerformanceModel, seconds: float) -> list[Alternative]:
     """The best plan on a single tier, and the best without early exits, under the same constraints."""
     problem, space = solution.problem, solution.problem.space
+    goal, sense = _goal(problem)
     tiers = range(len(model.topology.tiers)) if space.tiers is None else space.tiers
     spaces = [(f"{model.topology.tiers[t].name} alone", replace(space, tiers=(t,))) for t in tiers]
     if space.exits != ():
@@ -142,7 +159,7 @@ def _simpler(solution: Solution, model: PerformanceModel, seconds: float) -> lis
             plan=other.plan,
             slower_s=other.estimate.mean_s - solution.estimate.mean_s,
             less_accurate=solution.estimate.accuracy - other.estimate.accuracy,
-            dearer=other.cost - solution.cost,
+            dearer=sense * (_value(other, goal) - _value(solution, goal)),
         )
     return list(found.values())
 
@@ -152,12 +169,13 @@ def _advice(solution: Solution, alternatives: list[Alternative]) -> str:
     if solution.status == "infeasible" or len(set(solution.plan.placement)) == 1:
         return ""
     alone = [other for other in alternatives if other.name.endswith(" alone")]
-    if solution.problem.minimize is None:
+    goal, _ = _goal(solution.problem)
+    if solution.problem.cost is not None and solution.problem.minimize is None:
         near = [o for o in alone if o.less_accurate <= 0.001]
         lost = "0.1 points of accuracy"
     else:
-        near = [o for o in alone if o.dearer <= _WORTH_IT * solution.cost]
-        lost = f"{100 * _WORTH_IT:g} % of the {_cost(solution.problem).name}"
+        near = [o for o in alone if o.dearer <= _WORTH_IT * abs(_value(solution, goal))]
+        lost = f"{100 * _WORTH_IT:g} % of the {goal.name}"
     if not near:
         return ""
     nearest = min(near, key=lambda o: (o.dearer, o.less_accurate))
