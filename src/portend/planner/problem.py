@@ -293,7 +293,8 @@ class Why:
         for other in self.alternatives:
             points = 0.0 - round(100 * other.less_accurate, 2)
             sign = "+" if other.dearer >= 0 else "−"
-            dearer = "" if self.goal == latency else f"{sign + self.goal.format(abs(other.dearer)):>12} {self.goal.name}  "
+            worse = f"{sign + self.goal.format(abs(other.dearer)):>12} {self.goal.name}  "
+            dearer = "" if self.goal == latency else worse
             lines.append(
                 f"    {dearer}{1e3 * other.slower_s:+8.2f} ms  {points:+6.2f} points  {other.name}: "
                 f"{other.plan.describe(tier_names)}"
