@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from portend.storage import load_profile
+
 ROOT = Path(__file__).parent.parent
 PROFILE = str(ROOT / "profiles/resnet20-digits.zip")
 TOPOLOGY = str(ROOT / "configs/topologies/three_tier.yaml")
@@ -36,6 +38,22 @@ def test_plan_prints_the_promised_json() -> None:
         answer["baselines"]
     )
     assert answer["stats"]["plans"] > 1000
+
+
+def test_exits_are_shown_as_the_profile_has_them() -> None:
+    done = portend("exits", PROFILE, "--thresholds", "0.2,0.4", "--json")
+    assert done.returncode == 0, done.stderr
+    answer, exits = json.loads(done.stdout), load_profile(PROFILE).exits
+    assert [row["exit"] for row in answer["exits"]] == list(range(1, 11))
+    assert [row["accuracy"] for row in answer["exits"]] == pytest.approx(exits.accuracies().tolist())
+    assert [row["leaves"]["0.4"] for row in answer["exits"]] == pytest.approx(exits.rates([0.4])[0].tolist())
+    table = portend("exits", PROFILE)
+    assert "stage3.3" in table.stdout
+    assert len(portend("exits", PROFILE, "--markdown").stdout.splitlines()) == 12
+    refused = portend("exits", PROFILE, "--split", "test")
+    assert refused.returncode == 1
+    assert "give a checkpoint" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_planning_loads_no_torch_and_no_sockets() -> None:

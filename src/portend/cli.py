@@ -432,6 +432,65 @@ def calibrate(
     click.echo(out)
 
 
+@cli.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@_data
+@_seed
+@click.option(
+    "--split", type=click.Choice(["profiling", "test"]), help="Samples to score, of a checkpoint. Default: profiling."
+)
+@click.option("--criterion", type=click.Choice(list(CRITERIA)), help="Of a checkpoint. Default: entropy.")
+@click.option("--thresholds", type=_Numbers(float), default="0.1,0.3,0.5", show_default=True, help="To show exits for.")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table.")
+@_allow_code
+@_json
+def exits(
+    file: str, data: str | None, seed: int | None, split: str | None, criterion: str | None,
+    thresholds: tuple[float, ...], markdown: bool, allow_code: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
+    """Show how accurate each exit is, and how many samples leave there, of FILE: a profile or a checkpoint.
+
+    Each exit sees every sample, whether or not an earlier one would have let it go.
+    """
+    from portend.analysis.exits import exit_rows, exits_markdown, exits_table
+    from portend.storage import load_profile
+
+    if Path(file).suffix == ".safetensors":
+        from portend.models.checkpoint import load_checkpoint
+        from portend.models.data import make_splits
+        from portend.profiling.exits import profile_exits
+
+        dataset, chosen = _dataset(file, data, seed, allow_code)
+        backbone = load_checkpoint(file, allow_code=allow_code)
+        part = split or "profiling"
+        with _progress(quiet=as_json or markdown) as tell:
+            found: Any = profile_exits(
+                backbone,
+                dataset,
+                getattr(make_splits(dataset, seed=chosen), part),
+                criterion=criterion or "entropy",
+                on_progress=lambda *at: tell("exits", *at),
+            )
+        spec, source = backbone.spec(), f"{found.samples} {part} samples of {dataset.name}"
+    else:
+        if data or seed is not None or split or criterion:
+            raise ConfigError(
+                f"{file} is a profile, whose samples and criterion are fixed; give a checkpoint (.safetensors) with "
+                "--data, --seed, --split or --criterion"
+            )
+        known = load_profile(file)
+        found, spec, source = known.exits, known.backbone, f"{known.exits.samples} profiling samples"
+    rows = exit_rows(found, spec, thresholds)
+    if as_json:
+        click.echo(json.dumps({"network": spec.name, "samples": found.samples, "exits": rows}))
+    elif markdown:
+        click.echo(exits_markdown(rows))
+    else:
+        from rich.console import Console
+
+        Console().print(exits_table(rows, f"{spec.name}, {source}, by {found.criterion}"))
+
+
 def _check_writable(out: str) -> None:
     """Refuse an output path now that could not be written after minutes of work."""
     folder = Path(out).resolve().parent

@@ -194,7 +194,11 @@ class SampleExits:
     def rates(self, thresholds: ArrayLike) -> Floats:
         """Exit rates ER_i^T, [T, N] in 0–1: each branch on all samples, no branch before it."""
         theta = np.atleast_1d(np.asarray(thresholds, dtype=np.float64))
-        return np.stack([takes_exit(self.score, t).mean(axis=0) for t in theta])
+        return np.stack([self.leaving(t).mean(axis=0) for t in theta])
+
+    def leaving(self, threshold: float) -> NDArray[np.bool_]:
+        """Which samples a branch would let go, bool [S, N]."""
+        return takes_exit(self.score, threshold)
 
     def accuracies(self) -> Floats:
         """Accuracy A_i of each branch on all samples, [N] in 0–1."""

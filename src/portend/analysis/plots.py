@@ -12,13 +12,13 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, pairwise, product
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.analysis.compare import TERMS, Comparison
+from portend.analysis.exits import wilson
 from portend.errors import InvalidValue
 from portend.measurement import Measurement, RequestTrace
 from portend.perfmodel.estimate import PARTS, Estimate
@@ -221,7 +221,7 @@ def branch_rows(profile: Profile, plan: Plan, *, level: float = 0.95) -> list[Ro
     which takes everyone, and everywhere if no sample may leave early.
     """
     accuracy = profile.exits.accuracies()
-    low, high = _wilson(accuracy, profile.exits.samples, level)
+    low, high = wilson(accuracy, profile.exits.samples, level)
     thresholds = _thresholds(plan, profile.num_blocks)
     return [
         {
@@ -247,13 +247,6 @@ def _thresholds(plan: Plan, blocks: int) -> list[float | None]:
         None if branch == plan.cuts[-1] else next((theta for cut, theta in exits if cut >= branch), last)
         for branch in range(1, blocks + 1)
     ]
-
-
-def _wilson(share: Floats, samples: int, level: float) -> tuple[Floats, Floats]:
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    center = (share + z**2 / (2 * samples)) / (1 + z**2 / samples)
-    half = z * np.sqrt(share * (1 - share) / samples + (z / (2 * samples)) ** 2) / (1 + z**2 / samples)
-    return center - half, center + half
 
 
 def plot_branches(rows: Sequence[Row]) -> Figure:
