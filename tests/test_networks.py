@@ -322,7 +322,7 @@ EXPERIMENTS = sorted((Path(__file__).parents[1] / "configs" / "experiments").glo
 def test_an_experiments_network_takes_its_data(path: Path) -> None:
     config = yaml.safe_load(path.read_text())
     backbone = zoo.build(config["network"], **config.get("options", {}))
-    spec = config["data"].replace("../shared/data/", f"{shared_data('.')}/")
+    spec = config["data"].replace("data/", f"{shared_data('.')}/")
     dataset = load_dataset(spec)
     assert dataset.decoder.shape == backbone.input_shape
     assert dataset.num_classes == backbone.num_classes
