@@ -18,7 +18,7 @@ import pytest
 from portend.errors import ConfigError, InvalidValue, MismatchError, SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
-from portend.planner import exhaustive
+from portend.planner import exhaustive, nondominated
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.metrics import (
     Batch,
@@ -311,7 +311,7 @@ def test_the_best_plan_for_any_metric_equals_the_brute_force(seed: int, monkeypa
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_front_of_several_objectives_equals_the_brute_force(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exhaustive, "_PAIRS", (0, 5, 512)[seed % 3])
+    monkeypatch.setattr(nondominated, "_PAIRS", (0, 5, 512)[seed % 3])
     monkeypatch.setattr(exhaustive, "_BATCH_CELLS", (1, 1 << 14)[seed % 2])
     case = powered(small_case(seed + 500))
     space = SearchSpace(thresholds=(0.0, 0.5), exits_per_tier=1 + seed % 2)
@@ -337,7 +337,7 @@ def test_the_front_of_several_objectives_equals_the_brute_force(seed: int, monke
 @pytest.mark.parametrize("seed", range(30))
 def test_non_dominated_against_the_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(seed)
-    monkeypatch.setattr(exhaustive, "_PAIRS", int(rng.choice([0, 3, 512])))
+    monkeypatch.setattr(nondominated, "_PAIRS", int(rng.choice([0, 3, 512])))
     points: Floats = rng.integers(-2, 4, (1 + seed % 4, 60)) * np.float64(1.0 if seed % 2 else 1e-9)
     points[rng.random(points.shape) < 0.2] = math.inf
     points[rng.random(points.shape) < 0.1] += 1e6
@@ -345,13 +345,13 @@ def test_non_dominated_against_the_definition(seed: int, monkeypatch: pytest.Mon
         not any((points[:, j] <= p).all() and (points[:, j] < p).any() for j in range(points.shape[1]))
         for p in points.T
     ]
-    assert exhaustive._non_dominated(points).tolist() == expected
+    assert nondominated._non_dominated(points).tolist() == expected
 
 
 def test_a_difference_below_the_scale_of_a_front_still_dominates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exhaustive, "_PAIRS", 0)
+    monkeypatch.setattr(nondominated, "_PAIRS", 0)
     points = np.array([[1e-20, 0.0, 1.0], [1.0, 1.0, 0.0]])
-    assert exhaustive._non_dominated(points).tolist() == [False, True, True]
+    assert nondominated._non_dominated(points).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("seed", range(15))

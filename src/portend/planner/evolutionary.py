@@ -29,8 +29,9 @@ from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planner import dynamic, replay
-from portend.planner.exhaustive import _NonDominated, solve_exhaustive
+from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.metrics import Batch
+from portend.planner.nondominated import NonDominated
 from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution
 from portend.planner.space import PlanSpace
 
@@ -141,7 +142,7 @@ class _Judge:
     def __init__(self, problem: Problem, space: PlanSpace) -> None:
         self._problem, self._space = problem, space
         self._known: dict[_Chain, tuple[Floats, Floats]] = {}
-        self._met, self._nearest = _NonDominated(), _NonDominated()
+        self._met, self._nearest = NonDominated(), NonDominated()
         _, self._codecs = space.model.tables.hop_s(space.space.codecs)
 
     def best(self) -> set[tuple[float, ...]]:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +23,9 @@ from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planner.answers import by_front, points
-from portend.planner.batch import Batch, Block, Outcomes
+from portend.planner.batch import Block, Outcomes
 from portend.planner.metrics import latency
+from portend.planner.nondominated import NonDominated
 from portend.planner.pareto import front_indices
 from portend.planner.problem import FrontPoint, Problem, SearchSpace, SearchStats, Solution
 from portend.planner.space import PlanSpace
@@ -39,7 +39,6 @@ _PLAN_LIMIT = 200_000_000
 _METRIC_LIMIT = 20_000_000
 _BLOCK_CELLS = 1 << 15
 _BATCH_CELLS = 1 << 14
-_PAIRS = 1 << 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
 
 def _solve_metrics(problem: Problem, search: _Search, begin: float) -> Solution:
     """The best plan, and the front, of a problem whose metrics are computed for every plan."""
-    best, nearest = _NonDominated(), _NonDominated()
+    best, nearest = NonDominated(), NonDominated()
     for length in search.lengths():
         rows = search.rows(length)
         for cuts in search.columns(length, _BATCH_CELLS):
@@ -122,90 +121,6 @@ def _solve_metrics(problem: Problem, search: _Search, begin: float) -> Solution:
         stats=SearchStats(plans=search.count(), seconds=time.perf_counter() - begin, solver="exhaustive"),
         values=values,
     )
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class _Found:
-    """A plan that none dominated when it was found; sorts by ``rank``, the canonical order."""
-
-    rank: tuple[Any, ...]
-    goals: tuple[float, ...] = field(compare=False)
-    latency_s: float = field(compare=False)
-    accuracy: float = field(compare=False)
-    plan: Plan = field(compare=False)
-
-
-class _NonDominated:
-    """The plans that no other beats in all goals; of equals the first by ties, latency, accuracy and the plan itself.
-
-    Values equal up to rounding (``_rounded``) are equal. ``found``: by the values of the goals.
-    """
-
-    def __init__(self) -> None:
-        self.found: dict[tuple[float, ...], _Found] = {}
-
-    def add(
-        self, plans: Batch | Block, rows: list[tuple[int, ...]], among: Ints, goals: list[Floats], ties: list[Floats]
-    ) -> None:
-        """Add those ``among`` the plans; in goals and ties, each [R x C], less is better."""
-        values = np.stack([_rounded(goal[among]) for goal in goals])
-        before = np.array(list(self.found)).reshape(-1, len(goals)).T
-        kept = _non_dominated(np.concatenate([before, values], axis=1))
-        new = kept[before.shape[1] :]
-        if not new.any():
-            return
-        among, values = among[new], values[:, new]
-        batch = plans.flat if isinstance(plans, Block) else plans
-        seconds, right = batch.mean_s[among], batch.accuracy[among]
-        keys = np.stack([*values, *(_rounded(tie[among]) for tie in ties), _rounded(seconds), -_rounded(right)])
-        order = np.lexsort((among, *keys[::-1]))
-        first = np.append(True, (values[:, order[1:]] != values[:, order[:-1]]).any(axis=0))
-        for vector in [v for v, old in zip(list(self.found), kept, strict=False) if not old]:
-            del self.found[vector]
-        for i in order[first]:
-            cell = int(among[i])
-            cuts = tuple(batch.cuts[cell].tolist())
-            plan = Plan(cuts=cuts, placement=batch.placement, thresholds=tuple(batch.thresholds[cell].tolist()))
-            row = rows[cell // (len(batch) // len(rows))]
-            one = _Found(
-                (*keys[:, i].tolist(), len(cuts), row, cuts, batch.placement),
-                tuple(float(goal[cell]) for goal in goals),
-                float(seconds[i]),
-                float(right[i]),
-                plan,
-            )
-            vector = tuple(values[:, i].tolist())
-            self.found[vector] = min(one, self.found.get(vector, one))
-
-
-def _rounded(values: Floats) -> Floats:
-    """Values to 40 bits (12 digits), so that sums that differ by their order only are equal."""
-    bits = np.ascontiguousarray(values).view(np.int64)
-    return np.asarray(((bits + (1 << 11)) & ~np.int64((1 << 12) - 1)).view(np.float64))
-
-
-def _non_dominated(values: Floats) -> NDArray[np.bool_]:
-    """Which of n points [d, n] no other dominates (less is better); equal points do not dominate each other."""
-    kept = np.zeros(values.shape[1], dtype=np.bool_)
-    if len(values) == 1:
-        return np.asarray(values[0] == values[0].min())
-    most = 2 * np.max(np.abs(values), axis=1, where=np.isfinite(values), initial=0.0, keepdims=True)
-    bounded = np.clip(values, -most, most)
-    low, high = bounded.min(axis=1, keepdims=True), bounded.max(axis=1, keepdims=True)
-    score = np.add.reduce((bounded - low) / np.where(high > low, high - low, 1.0))
-    rest, alive = values, np.arange(values.shape[1])
-    while alive.size > _PAIRS:
-        # Whatever dominates a point has at most its score, so of the points of least score the first is kept.
-        least = np.flatnonzero(score == score.min())
-        pivot = rest[:, least[np.lexsort(rest[::-1, least])[0]], None]
-        worse = np.logical_and.reduce(rest >= pivot)
-        kept[alive[worse]] = np.logical_and.reduce(rest[:, worse] == pivot)
-        alive, rest, score = alive[~worse], rest[:, ~worse], score[~worse]
-    no_worse = np.ones((alive.size, alive.size), dtype=np.bool_)
-    for row in rest:
-        no_worse &= row[:, None] <= row
-    kept[alive] = ~(no_worse & ~no_worse.T).any(axis=0)
-    return kept
 
 
 def count_plans(space: SearchSpace, model: PerformanceModel) -> int:
