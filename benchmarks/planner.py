@@ -71,7 +71,6 @@ def make_device(
     handling = handling_s[None]
     return DeviceProfile(
         device=name,
-        executor="random",
         compute_repeats_s=compute[None],
         idle_repeats_s=1.15 * compute[None, None],
         branch_repeats_s=np.full((1, cuts.size), overhead_s / 2),

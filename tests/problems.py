@@ -82,7 +82,6 @@ def device(
     size = table.shape[0]
     return DeviceProfile(
         device=name,
-        executor="hand",
         compute_repeats_s=table[None],
         idle_repeats_s=np.empty((0, 1, size, size)) if idle is None else upper(idle)[None, None],
         branch_repeats_s=np.zeros((1, size)) if branch is None else np.array([branch], dtype=np.float64),
@@ -163,7 +162,6 @@ def random_device(
         codecs["int8"] = one(rng.random(size) < 0.8, 5_000)
     return DeviceProfile(
         device=name,
-        executor="random",
         compute_repeats_s=compute,
         idle_repeats_s=np.stack([woken, (woken + compute[:1][: len(woken)]) / 2], axis=1),
         branch_repeats_s=branch,

@@ -121,7 +121,6 @@ def profile(*, blocks: int = 2, samples: int = 1000) -> Profile:
     devices = {
         name: DeviceProfile(
             device=name,
-            executor="torch",
             compute_repeats_s=repeats(3, blocks + 1, blocks + 1),
             idle_repeats_s=np.zeros((0, 1, blocks + 1, blocks + 1)),
             branch_repeats_s=repeats(3, blocks + 1),

@@ -105,7 +105,7 @@ def test_an_infeasible_problem_is_an_answer() -> None:
         (("plan", "none.zip", "--topology", TOPOLOGY, "--min-accuracy", "0.9"), "there is no file none.zip"),
         (("plan", TOPOLOGY, "--topology", TOPOLOGY, "--min-accuracy", "0.9"), "is not a Portend file"),
         (("compare", PROFILE, PROFILE), "holds a Profile, but a Measurement is needed"),
-        (("run", "none.json", "--checkpoint", "c", "--topology", TOPOLOGY, "--out", "x"), "there is no file none.json"),
+        (("run", "none.json", "--network", "c", "--topology", TOPOLOGY, "--out", "x"), "there is no file none.json"),
         (("train", "none.yaml", "--out", "x"), "there is no file none.yaml"),
         (("profile", "none.safetensors", "--out", "x.zip"), "none.safetensors"),
         (
@@ -150,7 +150,7 @@ def test_a_profile_and_a_topology_that_do_not_fit(tmp_path: Path) -> None:
 def test_a_plan_that_is_none(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(text)
-    done = portend("run", str(path), "--checkpoint", "c", "--topology", TOPOLOGY, "--out", str(tmp_path / "x.zip"))
+    done = portend("run", str(path), "--network", "c", "--topology", TOPOLOGY, "--out", str(tmp_path / "x.zip"))
     assert done.returncode == 1
     assert message in done.stderr
 

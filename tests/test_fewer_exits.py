@@ -23,7 +23,7 @@ from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.profile import BackboneSpec, SampleExits
 from portend.runtime.agent import _Deployed
 from portend.runtime.codecs import Float32
-from portend.runtime.executors import TorchExecutor
+from portend.runtime.torch_executor import TorchExecutor
 from portend.storage import load_profile
 from problems import Case, random_case
 from reference import Reference, brute_force, pareto

@@ -13,6 +13,7 @@ import pytest
 
 from portend.demo import DemoConfig, DemoResult, run_demo, three_tier
 from portend.errors import DataError
+from portend.execution import Execution
 from portend.models.checkpoint import load_checkpoint
 from portend.models.data import draw, load_dataset, make_splits
 from portend.models.training import TrainingConfig
@@ -40,6 +41,7 @@ def result(folder: Path) -> DemoResult:
         exit_samples=10,
         plain_samples=6,
         gap_s=0.01,
+        executions=(Execution(executor="onnxruntime"),),
         training=TrainingConfig(epochs=4, batch_size=32, learning_rate=0.1),
         profiling=DeviceProfiling(repeats=4, idle_repeats=2, message_repeats=3),
         topology=replace(topology),
@@ -150,7 +152,7 @@ def test_a_plan_of_a_larger_network_is_refused_before_anything_starts(
     plan.write_text('{"cuts": [9], "placement": [0], "codecs": [null]}', encoding="utf-8")
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "portend.cli", "run", str(plan), "--out", str(tmp_path / "m.zip")]
-    command += ["--checkpoint", str(folder / "training/checkpoint.safetensors")]
+    command += ["--network", str(folder / "training/checkpoint.safetensors")]
     command += ["--topology", str(root / "configs/topologies/three_tier.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -343,7 +343,7 @@ def test_an_agent_that_does_not_start_is_an_error_with_its_last_words(tmp_path: 
         pass
     assert gone(children(os.getpid()) - before)
     with (
-        pytest.raises(DeploymentError, match="no checkpoint"),
+        pytest.raises(DeploymentError, match="no network file"),
         Deployment(chain(1.0), tmp_path / "none", digits.decoder),
     ):
         pass
@@ -368,7 +368,7 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(Plan(cuts=(4,), placement=(1,), codecs=("float32",)).to_dict()), encoding="utf-8")
     out = tmp_path / "out.zip"
-    command = [sys.executable, "-m", "portend.cli", "run", str(plan), "--checkpoint", str(checkpoint)]
+    command = [sys.executable, "-m", "portend.cli", "run", str(plan), "--network", str(checkpoint)]
     command += ["--topology", str(topology), "--data", "digits:size=16", "--samples", "400", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

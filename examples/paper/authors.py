@@ -161,7 +161,6 @@ def read_device(folder: Path, network: str, device: str, blocks: int) -> DeviceP
     """Return what one network needs on one device, in seconds and bytes."""
     return DeviceProfile(
         device=device,
-        executor="torch",
         compute_repeats_s=_compute_s(folder / "computation" / f"{device}.json", network, blocks)[None],
         idle_repeats_s=np.zeros((0, 1, blocks + 1, blocks + 1)),
         branch_repeats_s=np.zeros((1, blocks + 1)),

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from portend.errors import ConfigError, InvalidValue, MismatchError, PortendError
+from portend.errors import ConfigError, DeploymentError, ExportError, InvalidValue, MismatchError, PortendError
+from portend.execution import EXECUTORS, PRECISIONS, Execution
 from portend.plan import CRITERIA
 from portend.units import parse
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from portend.models.backbone import Backbone
     from portend.models.data import Dataset
     from portend.plan import Plan
+    from portend.topology import Topology
 
 __all__ = ["cli", "main"]
 
@@ -136,6 +138,25 @@ _allow_code = click.option(
     metavar="MODULE:OBJECT",
     help="Code that the checkpoint names (a network, heads or data of your own) and that may be imported and run.",
 )
+_EXECUTION = (
+    click.option(
+        "--executor",
+        type=click.Choice(["auto", *EXECUTORS]),
+        help="What runs partitions; auto: the faster of torch and onnxruntime, measured here.",
+    ),
+    click.option("--processor", help="Such as cpu, cuda or cuda:1.  [default: cpu]"),
+    click.option("--threads", type=click.IntRange(1), help="Compute threads.  [default: 1]"),
+    click.option("--precision", type=click.Choice(PRECISIONS), help="Of the arithmetic.  [default: float32]"),
+)
+
+
+def _execution(command: Any) -> Any:
+    """Give a command the options that say what runs partitions."""
+    for option in reversed(_EXECUTION):
+        command = option(command)
+    return command
+
+
 _topology = click.option(
     "--topology", required=True, type=click.Path(dir_okay=False), help="YAML file with tiers and links."
 )
@@ -317,10 +338,61 @@ def _first_weights(config: str, network: str, options: dict[str, Any], init: str
 
 @cli.command()
 @click.argument("checkpoint", type=click.Path(dir_okay=False))
+@click.option("--int8", is_flag=True, help="Quantize weights and activations; exits and accuracy will be others.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Of the profiling split: to check the graph on, and to give int8 its ranges.",
+)
+@_data
+@_seed
+@_allow_code
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="Network file to write (.onnx).")
+def export(
+    checkpoint: str, int8: bool, samples: int, data: str | None, seed: int | None, allow_code: tuple[str, ...],
+    out: str,
+) -> None:  # fmt: skip
+    """Write CHECKPOINT as an ONNX network with all its exits, for the executor onnxruntime.
+
+    Where it runs, no PyTorch is needed. What it computes is checked against PyTorch first, before any quantization.
+    """
+    from portend.models.checkpoint import load_checkpoint, read_provenance
+    from portend.models.data import draw, make_splits
+    from portend.models.exporting import deviation
+    from portend.models.exporting import export as write_onnx
+    from portend.models.networkfile import is_exported
+    from portend.models.quantizing import quantized
+
+    _check_writable(out)
+    if not is_exported(out):
+        raise ConfigError(f"an exported network is a file *.onnx, but --out is {out}")
+    backbone = load_checkpoint(checkpoint, allow_code=allow_code)
+    dataset, chosen = _dataset(checkpoint, data, seed, allow_code)
+    some = draw(make_splits(dataset, seed=chosen).profiling, samples, seed=chosen)
+    inputs = dataset.tensors(some)
+    with _progress() as tell:
+        tell("export", 0, 1)
+        network = write_onnx(backbone, provenance=read_provenance(checkpoint))
+        tell("export", 1, 1)
+        off = deviation(backbone, network, inputs)
+        if int8:
+            network = quantized(network, inputs, on_progress=lambda *at: tell("quantize", *at))
+    network.save(out)
+    click.echo(
+        f"{out}: {backbone.name}{' in int8' if int8 else ''}, {len(backbone.blocks)} blocks, "
+        f"{Path(out).stat().st_size / 1e6:.2f} MB; {'before that ' if int8 else ''}off PyTorch by at most {off:.1g} "
+        f"on {len(some)} samples"
+    )
+
+
+@cli.command()
+@click.argument("network", type=click.Path(dir_okay=False))
 @_data
 @_seed
 @click.option("--device", default="local", show_default=True, help="Name that topologies give to this machine.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Compute threads.")
+@_execution
 @click.option("--gap", type=_Time(), default="50 ms", show_default=True, help="Idle time of the traffic to predict.")
 @click.option(
     "--criterion",
@@ -332,32 +404,68 @@ def _first_weights(config: str, network: str, options: dict[str, Any], init: str
 @_allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Profile file to write (.zip).")
 def profile(
-    checkpoint: str, data: str | None, seed: int | None, device: str, threads: int, gap: float, criterion: str,
-    allow_code: tuple[str, ...], out: str,
+    network: str, data: str | None, seed: int | None, device: str, gap: float, criterion: str,
+    allow_code: tuple[str, ...], out: str, **asked: Any,
 ) -> None:  # fmt: skip
-    """Measure how samples exit and what this machine needs for CHECKPOINT."""
+    """Measure how samples exit and what this machine needs for NETWORK: a checkpoint or an exported network."""
     from portend.models.checkpoint import load_checkpoint
     from portend.models.data import make_splits
+    from portend.models.networkfile import read_spec
     from portend.profile import Profile
     from portend.profiling.device import DeviceProfiling, profile_device
     from portend.profiling.exits import profile_exits
     from portend.storage import save
 
     _check_writable(out)
-    dataset, chosen = _dataset(checkpoint, data, seed, allow_code)
-    backbone = load_checkpoint(checkpoint, allow_code=allow_code)
+    dataset, chosen = _dataset(network, data, seed, allow_code)
     with _progress() as tell:
+        execution = _chosen_execution(network, dataset, allow_code, tell, **asked)
         indices = make_splits(dataset, seed=chosen).profiling
         exits = profile_exits(
-            backbone, dataset, indices, criterion=criterion, on_progress=lambda *at: tell("exits", *at)
+            load_checkpoint(network, allow_code=allow_code),
+            dataset,
+            indices,
+            criterion=criterion,
+            on_progress=lambda *at: tell("exits", *at),
         )
-        config = DeviceProfiling(threads=threads, gap_s=gap)
+        config = DeviceProfiling(execution=execution, gap_s=gap)
         measured = profile_device(
-            device, checkpoint, dataset, config, criterion=criterion, on_progress=tell, allow_code=allow_code
+            device, network, dataset, config, criterion=criterion, on_progress=tell, allow_code=allow_code
         )
+    spec = read_spec(network, allow_code=allow_code)
     provenance = {"data": dataset.name, "seed": str(chosen), "split": f"profiling, {exits.samples} samples"}
-    save(Profile(backbone=backbone.spec(), exits=exits, devices={device: measured}, provenance=provenance), out)
-    click.echo(f"{out}: {backbone.name}, {exits.samples} samples, device {device!r}")
+    save(Profile(backbone=spec, exits=exits, devices={device: measured}, provenance=provenance), out)
+    click.echo(f"{out}: {spec.name}, {exits.samples} samples, device {device!r}, {execution}")
+
+
+def _chosen_execution(
+    network: str, dataset: Dataset, allow_code: tuple[str, ...], tell: Any, **asked: Any
+) -> Execution:
+    """What was asked for; where the executor was left open, the fastest that runs NETWORK here."""
+    from portend.models.networkfile import is_exported
+    from portend.profiling.fastest import time_executions
+
+    given = {name: value for name, value in asked.items() if value is not None and name != "executor"}
+    executor: Any = asked["executor"] or "auto"
+    if executor != "auto":
+        return Execution(executor=executor, **given)
+    if is_exported(network):
+        return Execution(executor="onnxruntime", **given)
+    if given.get("precision", "float32") != "float32":
+        return Execution(executor="torch", **given)
+    candidates = [Execution(executor="torch", **given), Execution(executor="onnxruntime", **given)]
+    tell("compare executors", 0, 1)
+    try:
+        first, second = time_executions(network, dataset, candidates, allow_code=allow_code)
+    except (ExportError, DeploymentError) as error:
+        click.echo(f"note: torch it is, for onnxruntime does not run here: {error}", err=True)
+        return candidates[0]
+    tell("compare executors", 1, 1)
+    click.echo(
+        f"{first.execution} takes {1e3 * first.median_s:.2f} ms, {second.execution} {1e3 * second.median_s:.2f} ms",
+        err=True,
+    )
+    return first.execution
 
 
 @cli.command()
@@ -504,9 +612,9 @@ def _check_writable(out: str) -> None:
 
 def _dataset(checkpoint: str, data: str | None, seed: int | None, allow_code: tuple[str, ...]) -> tuple[Dataset, int]:
     """The data set named, or the one that the checkpoint was trained on, with its decoder; and the splits' seed."""
-    from portend.models.checkpoint import read_provenance
     from portend.models.data import load_dataset
     from portend.models.decoding import decoder_from_dict
+    from portend.models.networkfile import read_provenance
     from portend.models.sources import code_in
 
     provenance = read_provenance(checkpoint)
@@ -601,7 +709,7 @@ def plan(
     model = PerformanceModel(load_profile(profile), places, estimator=estimator)
     problem = _problem(model, **asked)
     solution = solve(problem, model, seconds=math.inf if seconds is None else seconds)
-    answer = solution.to_dict()
+    answer = solution.to_dict() | {"profiled": model.profiled}
     if not with_front:
         del answer["front"]
     if out:
@@ -759,6 +867,11 @@ def _fine_tuning(path: str) -> dict[str, Any]:
 
 def _read_plan(path: str) -> Plan:
     """The plan in a JSON file: what `portend plan --out` wrote, or a plan alone."""
+    return _read_planned(path)[0]
+
+
+def _read_planned(path: str) -> tuple[Plan, dict[str, Any]]:
+    """The plan in a JSON file, and what was profiled for it (``PerformanceModel.profiled``), as far as it is there."""
     from portend.plan import Plan
 
     try:
@@ -769,15 +882,19 @@ def _read_plan(path: str) -> Plan:
         raise ConfigError(f"{path} is not a plan in JSON ({error})") from None
     if isinstance(document, dict) and document.get("status") == "infeasible":
         click.echo(f"note: {path} misses its constraints: {document.get('problem')}", err=True)
+    profiled = document.get("profiled", {}) if isinstance(document, dict) else {}
     try:
-        return Plan.from_dict(document.get("plan", document) if isinstance(document, dict) else document)
+        plan = Plan.from_dict(document.get("plan", document) if isinstance(document, dict) else document)
     except InvalidValue as error:
         raise ConfigError(f"{path}: {error}") from None
+    return plan, profiled if isinstance(profiled, dict) else {}
 
 
 @cli.command()
 @click.argument("plan", type=click.Path(dir_okay=False))
-@click.option("--checkpoint", required=True, type=click.Path(dir_okay=False), help="The network's weights.")
+@click.option(
+    "--network", required=True, type=click.Path(dir_okay=False), help="Its checkpoint, or what `portend export` wrote."
+)
 @_topology
 @_data
 @_seed
@@ -787,29 +904,38 @@ def _read_plan(path: str) -> Plan:
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="Control port; 0: any free one."
 )
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Compute threads of each agent.")
+@_execution
 @_allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Measurement file to write (.zip).")
 @_json
 def run(
-    plan: str, checkpoint: str, topology: str, data: str | None, seed: int | None, samples: int, window: int,
-    gap: float | None, port: int, threads: int, allow_code: tuple[str, ...], out: str, as_json: bool,
+    plan: str, network: str, topology: str, data: str | None, seed: int | None, samples: int, window: int,
+    gap: float | None, port: int, allow_code: tuple[str, ...], out: str, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
-    """Run PLAN (JSON) over agents on this machine and emulated links; write the raw traces."""
+    """Run PLAN (JSON) over agents on this machine and emulated links; write the raw traces.
+
+    Each tier runs partitions as its device was profiled for PLAN, unless the options say otherwise.
+    """
     from portend.config import load_topology
 
-    chosen, places = _read_plan(plan), load_topology(topology)
+    (chosen, profiled), places = _read_planned(plan), load_topology(topology)
 
-    from portend.models.checkpoint import load_checkpoint
     from portend.models.data import draw, make_splits
+    from portend.models.networkfile import read_spec
     from portend.runtime.coordinator import Deployment
     from portend.storage import save
 
     _check_writable(out)
-    network = load_checkpoint(checkpoint, allow_code=allow_code)
-    if chosen.cuts[-1] > len(network.blocks):
+    spec = read_spec(network, allow_code=allow_code)
+    planned = profiled.get("weights_sha256")
+    if planned and planned != spec.weights_sha256:
         raise MismatchError(
-            f"{network.name} has the cuts 1–{len(network.blocks)}, but {plan} cuts at {chosen.cuts}; "
+            f"{plan} was made for {profiled.get('network')} with other weights than those in {network} ({spec.name}); "
+            "profile and plan with this network, or run the one that was profiled"
+        )
+    if chosen.cuts[-1] > spec.num_blocks:
+        raise MismatchError(
+            f"{spec.name} has the cuts 1–{spec.num_blocks}, but {plan} cuts at {chosen.cuts}; "
             "plan with this network's profile"
         )
     if max(chosen.placement) >= len(places.tiers):
@@ -817,16 +943,17 @@ def run(
             f"{topology} has {len(places.tiers)} tiers, but {plan} places on {chosen.placement}; "
             "plan with this topology"
         )
-    dataset, trained = _dataset(checkpoint, data, seed, allow_code)
+    executions = _executions(plan, profiled, network, places, **asked)
+    dataset, trained = _dataset(network, data, seed, allow_code)
     test = draw(make_splits(dataset, seed=trained).test, samples, seed=trained)
     with (
         _progress(quiet=as_json) as tell,
         Deployment(
             places,
-            checkpoint,
+            network,
             dataset.decoder,
+            executions=executions,
             criterion=chosen.criterion,
-            threads=threads,
             port=port,
             allow_code=allow_code,
         ) as deployment,
@@ -856,6 +983,26 @@ def run(
             f"accuracy {100 * measured.accuracy:.2f} %, "
             f"exit rates {', '.join(f'{100 * rate:.1f} %' for rate in measured.exit_rates())}\n{out}"
         )
+
+
+def _executions(plan: str, profiled: dict[str, Any], network: str, places: Topology, **asked: Any) -> list[Execution]:
+    """What runs partitions on each tier: what the options say, then what was profiled for the plan."""
+    from portend.models.networkfile import is_exported
+    from portend.storage import from_plain
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given.get("executor") == "auto":
+        raise ConfigError("a run takes the executor that was profiled for the plan; leave --executor out, or name one")
+    known = profiled.get("executions", {})
+    found = []
+    for tier in places.tiers:
+        try:
+            usual = Execution(executor="onnxruntime" if is_exported(network) else "torch")
+            base = from_plain(Execution, known[tier.name]) if tier.name in known else usual
+        except (InvalidValue, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{plan} says of tier {tier.name!r} how it runs partitions, but {error}") from None
+        found.append(replace(base, **given))
+    return found
 
 
 def _compared(profile: str, measurements: tuple[str, ...], level: float) -> Any:

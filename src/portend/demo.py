@@ -14,6 +14,7 @@ from typing import Any
 
 from portend.analysis.compare import Comparison, agreement, compare
 from portend.analysis.report import ReportData, write_report
+from portend.execution import Execution
 from portend.models.checkpoint import load_checkpoint
 from portend.models.data import draw, load_dataset, make_splits
 from portend.models.training import DIGITS_TRAINING, Progress, TrainingConfig, train
@@ -26,6 +27,7 @@ from portend.planner.solve import solve
 from portend.profile import Profile
 from portend.profiling.device import DeviceProfiling, profile_device
 from portend.profiling.exits import profile_exits
+from portend.profiling.fastest import time_executions
 from portend.profiling.turns import Turns, run_in_turns
 from portend.runtime.coordinator import Deployment
 from portend.storage import save, write_json
@@ -59,7 +61,8 @@ class DemoConfig:
             with early exits, and for plans without: where samples differ in latency, a mean needs more.
         gap_s: idle time before each sample, in the profile and in the runs.
         turns: how often each plan has its turn; the device is timed again in between.
-        training, profiling, topology, space: see their types.
+        executions: the fastest of them, measured on the trained network, is profiled and runs it.
+        training, profiling, topology, space: see their types; ``profiling.execution`` is set by ``executions``.
     """
 
     network: str = "resnet20"
@@ -71,6 +74,7 @@ class DemoConfig:
     plain_samples: int = 40
     gap_s: float = 0.05
     turns: int = 10
+    executions: tuple[Execution, ...] = (Execution(), Execution(executor="onnxruntime"))
     training: TrainingConfig = DIGITS_TRAINING
     profiling: DeviceProfiling = field(default_factory=lambda: DeviceProfiling(idle_repeats=3))  # more in the turns
     topology: Topology = field(default_factory=three_tier)
@@ -110,13 +114,18 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     trained = train(backbone, dataset, splits, config.training, folder / "training", on_progress=told)
     clock.lap("train")
 
+    execution = config.executions[0]
+    if len(config.executions) > 1:
+        tell("compare executors", 0, 1)
+        execution = time_executions(trained.checkpoint, dataset, config.executions)[0].execution
+        tell("compare executors", 1, 1)
     backbone = load_checkpoint(trained.checkpoint)
     exits = profile_exits(backbone, dataset, splits.profiling, on_progress=lambda *at: tell("profile exits", *at))
     device = profile_device(
         "local",
         trained.checkpoint,
         dataset,
-        replace(config.profiling, gap_s=config.gap_s),
+        replace(config.profiling, gap_s=config.gap_s, execution=execution),
         on_progress=lambda what, *at: tell(f"profile {what}", *at),
     )
     profile = Profile(
@@ -132,12 +141,12 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     bound = accuracy >= profile.full_accuracy - config.drop
     problem = Problem(minimize=latency, subject_to=(bound,), space=config.space)
     solution = solve(problem, model)
-    write_json(solution.to_dict(), folder / "plan.json")
+    write_json(solution.to_dict() | {"profiled": model.profiled}, folder / "plan.json")
     clock.lap("plan")
 
     plans = {"Portend": solution.plan}
     plans |= {name: baseline.plan for name, baseline in solution.baselines.items()}
-    turns = _measure(plans.values(), trained.checkpoint, profile.num_blocks, config, tell)
+    turns = _measure(plans.values(), trained.checkpoint, profile, config, tell)
     measurements = {name: turns.measurements[plan] for name, plan in plans.items()}
     for name, measurement in measurements.items():
         save(measurement, folder / "measurements" / f"{name.lower().replace(' ', '-')}.zip")
@@ -175,7 +184,7 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     return DemoResult(profile=profile, solution=solution, comparisons=comparisons, summary=summary)
 
 
-def _measure(plans: Iterable[Plan], checkpoint: Path, num_blocks: int, config: DemoConfig, tell: Tell) -> Turns:
+def _measure(plans: Iterable[Plan], checkpoint: Path, profile: Profile, config: DemoConfig, tell: Tell) -> Turns:
     """Run each plan, the first of which is the chosen one, over the first test samples, in turns."""
     dataset = load_dataset(f"digits:size={config.input_size}")
     test = draw(make_splits(dataset, seed=config.seed).test, config.samples, seed=config.seed)
@@ -184,12 +193,13 @@ def _measure(plans: Iterable[Plan], checkpoint: Path, num_blocks: int, config: D
         early = any(threshold > 0 for threshold in plan.thresholds)
         wanted = config.samples if not counts else config.exit_samples if early else config.plain_samples
         counts.setdefault(plan, min(wanted, len(test)))
-    with Deployment(config.topology, checkpoint, dataset.decoder) as deployment:
+    executions = [profile.devices[tier.device].execution for tier in config.topology.tiers]
+    with Deployment(config.topology, checkpoint, dataset.decoder, executions=executions) as deployment:
         deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])
         return run_in_turns(
             deployment,
             counts,
-            num_blocks,
+            profile.num_blocks,
             turns=config.turns,
             gap_s=config.gap_s,
             seed=config.seed,

@@ -21,6 +21,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DeploymentError",
+    "ExportError",
     "InvalidValue",
     "MessageError",
     "MismatchError",
@@ -73,6 +74,10 @@ class SearchError(PortendError):
 
 class SplitError(PortendError):
     """A network cannot be traced, or not be cut where it was asked."""
+
+
+class ExportError(PortendError):
+    """A network cannot be written for another executor, or would compute something else there."""
 
 
 class DeploymentError(PortendError):

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import MismatchError, law
+from portend.execution import Execution
 from portend.plan import CRITERIA, takes_exit
 
 __all__ = [
@@ -351,7 +352,7 @@ class DeviceProfile:
     """What one device needs for one network.
 
     Attributes:
-        device: name that tiers refer to; executor: what ran the network (``torch``).
+        device: name that tiers refer to; execution: what ran the network; tiers of this device run it likewise.
         compute_repeats_s: float64 [R, N+1, N+1]; seconds for blocks start:end with the exit
             branch at ``end``, soft-max and score included (paper, CT partition-wise).
         idle_repeats_s: float64 [R, B, N+1, N+1]; the first B times that a partition runs, one right
@@ -365,13 +366,13 @@ class DeviceProfile:
     """
 
     device: str
-    executor: str
     compute_repeats_s: Floats
     idle_repeats_s: Floats
     branch_repeats_s: Floats
     codecs: Mapping[str, CodecProfile]
     result: ResultProfile
     environment: Mapping[str, str] = field(default_factory=dict)
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         _freeze(

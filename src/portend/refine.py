@@ -181,7 +181,7 @@ def refine(
             test=PerformanceModel(tested, topology, estimator=estimator).estimate(solution.plan),
         )
         save(now, this.profile)
-        write_json(solution.to_dict(), this.plan)
+        write_json(solution.to_dict() | {"profiled": model.profiled}, this.plan)
         still = bool(found) and found[-1].solution.plan == solution.plan
         found.append(this)
         result = Refinement(rounds=tuple(found), stands_still=still)

@@ -29,10 +29,12 @@ from portend.profile import DeviceProfile, Profile, SampleExits, TabulatedExits
 __all__ = [
     "FORMAT_VERSION",
     "atomic_path",
+    "from_plain",
     "load",
     "load_measurement",
     "load_profile",
     "save",
+    "to_plain",
     "write_json",
     "write_text",
 ]
@@ -99,6 +101,20 @@ def save(value: Profile | DeviceProfile | Measurement, path: str | Path) -> None
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, array, allow_pickle=False)
             archive.writestr(f"arrays/{name}.npy", buffer.getvalue())
+
+
+def to_plain(value: Any) -> Any:
+    """Return a value that holds no arrays as JSON values; ``from_plain`` reads them."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    plain = _pack(value, arrays, "value")
+    if arrays:
+        raise TypeError(f"a {type(value).__name__} holds arrays; save it to a file")
+    return plain
+
+
+def from_plain(kind: type[_V], data: Any) -> _V:
+    """Rebuild a value of which ``to_plain`` made JSON values; whatever does not fit raises TypeError or ValueError."""
+    return typing.cast(_V, _unpack(kind, data, None))
 
 
 def load(path: str | Path, kind: type[_V]) -> _V:
@@ -177,17 +193,20 @@ def _pack(value: Any, arrays: dict[str, np.ndarray[Any, Any]], name: str) -> Any
     raise TypeError(f"a {type(value).__name__} cannot be saved")
 
 
-def _unpack(hint: Any, data: Any, archive: zipfile.ZipFile) -> Any:
+def _unpack(hint: Any, data: Any, archive: zipfile.ZipFile | None) -> Any:
     """Rebuild a value of the hinted type; whatever does not fit raises TypeError or ValueError."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is np.ndarray:
+        if archive is None:
+            raise TypeError("an array needs a file")
         with archive.open(f"arrays/{data['array']}.npy") as member:
             return np.lib.format.read_array(io.BytesIO(member.read()), allow_pickle=False)
     if origin in (typing.Union, types.UnionType):
         return _unpack_union(arguments, data, archive)
     if is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
-        given = (f for f in fields(hint) if f.name in data or f.default is MISSING)  # older files lack newer fields
+        required = {f.name for f in fields(hint) if f.default is MISSING and f.default_factory is MISSING}
+        given = [f for f in fields(hint) if f.name in data or f.name in required]  # older files lack newer fields
         return hint(**{field.name: _unpack(hints[field.name], data[field.name], archive) for field in given})
     if origin is tuple:
         inner = arguments[0]
@@ -201,7 +220,7 @@ def _unpack(hint: Any, data: Any, archive: zipfile.ZipFile) -> Any:
     return _expect(data, hint)
 
 
-def _unpack_union(options: tuple[Any, ...], data: Any, archive: zipfile.ZipFile) -> Any:
+def _unpack_union(options: tuple[Any, ...], data: Any, archive: zipfile.ZipFile | None) -> Any:
     if data is None and type(None) in options:
         return None
     named = [option for option in options if isinstance(data, dict) and data.get("type") == option.__name__]

@@ -506,7 +506,7 @@ def _provenance(data: ReportData) -> str:
         "Network": {key: value for key, value in network.items() if value} | dict(data.profile.provenance),
     }
     for name, device in data.profile.devices.items():
-        groups[f"Device {name}"] = {"executor": device.executor, **device.environment}
+        groups[f"Device {name}"] = {"execution": str(device.execution), **device.environment}
     chosen = data.measured.get(data.chosen)
     if chosen is not None and chosen.measurement.provenance:
         groups["Measurement of the chosen plan"] = chosen.measurement.provenance

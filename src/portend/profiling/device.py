@@ -15,17 +15,19 @@ import platform
 import random
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import InvalidValue
-from portend.models.checkpoint import load_checkpoint
+from portend.execution import Execution
 from portend.models.data import Dataset
+from portend.models.networkfile import read_spec
 from portend.profile import BackboneSpec, CodecProfile, DeviceProfile, ResultProfile
 from portend.runtime.codecs import CODECS, Sample, make_codec
 from portend.runtime.coordinator import Deployment
@@ -33,6 +35,8 @@ from portend.runtime.messages import Header, pack_header, wire_bytes
 from portend.topology import Link, Tier, Topology
 
 __all__ = ["DeviceProfiling", "profile_device"]
+
+_LIBRARY: Final = {"torch": "torch", "torch-compiled": "torch", "onnxruntime": "onnxruntime"}
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
@@ -43,7 +47,7 @@ class DeviceProfiling:
     """How a device is profiled.
 
     Attributes:
-        threads: compute threads, as the agents will have.
+        execution: what runs the partitions, as it will in the agents.
         repeats: of every busy partition; idle_repeats: after a pause of ``gap_s``, each a burst of
             ``idle_burst`` runs, over which caches warm up, and twice as many more, which are busy.
         max_idle: partitions timed after a pause; where there are more, a spread subset is
@@ -53,7 +57,7 @@ class DeviceProfiling:
         seed: of the order, which interleaves partitions so that a disturbance hits all alike.
     """
 
-    threads: int = 1
+    execution: Execution = field(default_factory=Execution)
     repeats: int = 30
     idle_repeats: int = 5
     idle_burst: int = 4
@@ -63,14 +67,14 @@ class DeviceProfiling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("threads", "repeats", "idle_repeats", "idle_burst", "max_idle", "message_repeats"):
+        for name in ("repeats", "idle_repeats", "idle_burst", "max_idle", "message_repeats"):
             if getattr(self, name) < 1:
                 raise InvalidValue(f"{name} is at least 1, but got {getattr(self, name)}")
 
 
 def profile_device(
     name: str,
-    checkpoint: str | Path,
+    network: str | Path,
     dataset: Dataset,
     config: DeviceProfiling | None = None,
     *,
@@ -80,16 +84,17 @@ def profile_device(
 ) -> DeviceProfile:
     """Measure this machine as the device ``name`` and return its profile.
 
-    Branches score by ``criterion``. ``on_progress`` is called with (what, done, total). ``allow_code``:
-    ``module:object`` that the checkpoint may name.
+    ``network`` is a checkpoint or what ``portend export`` made of one (see ``Deployment``). Branches score by
+    ``criterion``. ``on_progress`` is called with (what, done, total). ``allow_code``: ``module:object`` that the
+    checkpoint may name.
 
     Raises:
         DeploymentError: the agents do not start or die.
     """
     config = config or DeviceProfiling()
-    spec = load_checkpoint(checkpoint, allow_code=allow_code).spec()
+    spec = read_spec(network, allow_code=allow_code)
     bench = Deployment(
-        _bench(), checkpoint, dataset.decoder, emulate=False, threads=config.threads, criterion=criterion,
+        _bench(), network, dataset.decoder, executions=(config.execution,) * 2, emulate=False, criterion=criterion,
         allow_code=allow_code,
     )  # fmt: skip
     with bench:
@@ -100,13 +105,13 @@ def profile_device(
         result = _result(bench, config)
     return DeviceProfile(
         device=name,
-        executor="torch",
         compute_repeats_s=compute,
         idle_repeats_s=idle,
         branch_repeats_s=branch,
         codecs=codecs,
         result=result,
         environment=_environment(config),
+        execution=config.execution,
     )
 
 
@@ -230,10 +235,9 @@ def _environment(config: DeviceProfiling) -> dict[str, str]:
     return {
         "cpu": _cpu_model(),
         "cores": str(os.cpu_count()),
-        "threads": str(config.threads),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "pyzmq", "msgpack")},
+        **{name: version(name) for name in (_LIBRARY[config.execution.executor], "numpy", "pyzmq", "msgpack")},
         "clock": f"monotonic, {1e9 * time.get_clock_info('monotonic').resolution:g} ns",
         "gap_s": str(config.gap_s),
         "measured": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -27,11 +27,12 @@ import zmq
 from numpy.typing import NDArray
 
 from portend.errors import DeploymentError, InvalidValue, MessageError, PortendError
+from portend.execution import Execution
 from portend.measurement import SPAN_KINDS
 from portend.models.decoding import decoder_from_dict
 from portend.plan import takes_exit
 from portend.runtime.codecs import Codec, Float32, Sample, make_codec
-from portend.runtime.executors import Partition, TorchExecutor
+from portend.runtime.executors import Executor, Partition, make_executor
 from portend.runtime.messages import (
     Header,
     pack_control,
@@ -85,19 +86,17 @@ def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_
 class _Deployed:
     """A plan as one tier sees it."""
 
-    def __init__(
-        self, plan: dict[str, Any], tier: int, executor: TorchExecutor, codecs: Callable[[str], Codec]
-    ) -> None:
+    def __init__(self, plan: dict[str, Any], tier: int, executor: Executor, codecs: Callable[[str], Codec]) -> None:
         self.cuts: list[int] = [0, *plan["cuts"]]
         self.placement: list[int] = plan["placement"]
         self.thresholds: list[float] = plan["thresholds"]
         self.length = len(self.placement)
         self.codecs: list[Codec | None] = [None if name is None else codecs(name) for name in plan["codecs"]]
-        exits = executor.backbone.exits
+        exits = executor.spec.exit_cuts
         missing = [c for step, c in enumerate(self.cuts[1:]) if self.asks(step) and c <= exits[-1] and c not in exits]
         if missing:
             raise InvalidValue(
-                f"the plan asks exits at the cuts {missing}, but {executor.backbone.name} has exit branches at "
+                f"the plan asks exits at the cuts {missing}, but {executor.spec.name} has exit branches at "
                 f"{', '.join(map(str, exits))}; end with one of them, and set the threshold at other cuts to 0"
             )
         self.partitions: dict[int, Partition] = {
@@ -210,9 +209,9 @@ class Agent:
         self._slowdown = float(values["slowdown"])
         self._source, self._destination = int(values["source"]), int(values["destination"])
         self._ingest_by_message = values["ingest"] == "message"
-        self._executor = TorchExecutor(
-            values["checkpoint"],
-            threads=int(values["threads"]),
+        self._executor = make_executor(
+            values["network"],
+            Execution(**values["execution"]),
             criterion=str(values["criterion"]),
             allow_code=self._allow_code,
         )
@@ -221,7 +220,7 @@ class Agent:
             socket = self._socket(zmq.PUSH)
             socket.connect(f"tcp://{endpoint}")
             self._peers[int(peer)] = socket
-        spec = self._executor.backbone.spec()
+        spec = self._executor.spec
         self._shapes = spec.cut_shapes
         self._tell("ready", network=spec.name, weights_sha256=spec.weights_sha256)
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -25,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from portend.emulation.relay import Relay, Route
 from portend.errors import DeploymentError, InvalidValue
+from portend.execution import Execution
 from portend.measurement import SPAN_KINDS, Measurement
 from portend.models.decoding import InputDecoder
 from portend.plan import CRITERIA, Plan
@@ -44,10 +46,13 @@ class Deployment:
     """Agents of a topology, started as processes of this machine; a context manager.
 
     Args:
-        checkpoint: the network; decoder: how a sample's own bytes become its tensor.
+        network: its file, a checkpoint or what ``portend export`` made of one; for tiers whose executor is
+            onnxruntime a checkpoint is exported first, to a file beside it.
+        decoder: how a sample's own bytes become its tensor.
+        executions: what runs the partitions, by tier; empty: eager PyTorch on one thread everywhere.
         criterion: of the scores that the agents compute; a plan whose exits need another is refused.
         emulate: pass messages through the emulated links; otherwise agents connect directly.
-        threads: compute threads of each agent; port: of the control socket (0: any free one).
+        port: of the control socket (0: any free one).
         patience_s: longest silence that is not a failure.
         allow_code: ``module:object`` that the checkpoint may name; the agents import and run them.
 
@@ -58,12 +63,12 @@ class Deployment:
     def __init__(
         self,
         topology: Topology,
-        checkpoint: str | Path,
+        network: str | Path,
         decoder: InputDecoder,
         *,
+        executions: Sequence[Execution] = (),
         criterion: str = "entropy",
         emulate: bool = True,
-        threads: int = 1,
         port: int = 0,
         patience_s: float = 60.0,
         allow_code: Collection[str] = (),
@@ -82,11 +87,17 @@ class Deployment:
                 f"this machine cannot run tiers faster than itself, but {fast} have a slowdown below 1; "
                 "raise all slowdowns by one factor"
             )
+        count = len(topology.tiers)
+        if len(executions) not in (0, count):
+            raise InvalidValue(f"each of the {count} tiers has its execution, or none has, but got {len(executions)}")
         self.topology = topology
-        self._checkpoint = Path(checkpoint)
+        self._file = Path(network)
+        self._executions = tuple(executions) or (Execution(),) * count
         self._decoder, self._criterion = decoder, criterion
         self._emulate = emulate and len(topology.tiers) > 1
-        self._threads, self._port, self._patience_s = threads, port, patience_s
+        self._port = port
+        compiles = any(execution.executor == "torch-compiled" for execution in self._executions)
+        self._patience_s = 10 * patience_s if compiles else patience_s
         self._allow_code = tuple(allow_code)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._cleanup = contextlib.ExitStack()
@@ -100,8 +111,8 @@ class Deployment:
     # -- life ----------------------------------------------------------------------------------
 
     def __enter__(self) -> Deployment:
-        if not self._checkpoint.is_file():
-            raise DeploymentError(f"there is no checkpoint {self._checkpoint}; make one with `portend train`")
+        if not self._file.is_file():
+            raise DeploymentError(f"there is no network file {self._file}; make one with `portend train`")
         try:
             self._start()
         except BaseException:
@@ -115,6 +126,7 @@ class Deployment:
         self._cleanup.__exit__(kind, error, trace)
 
     def _start(self) -> None:
+        files = [self._file_for(execution) for execution in self._executions]
         context = zmq.Context()
         self._cleanup.callback(context.destroy, linger=0)
         self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
@@ -141,8 +153,8 @@ class Deployment:
                 source=self.topology.source,
                 destination=self.topology.destination,
                 ingest=self.topology.ingest,
-                checkpoint=str(self._checkpoint.resolve()),
-                threads=self._threads,
+                network=str(files[index].resolve()),
+                execution=asdict(self._executions[index]),
                 decoder=self._decoder.to_dict(),
                 criterion=self._criterion,
                 peers={str(peer): reach[index, peer] for peer in self.endpoints if peer != index},
@@ -150,10 +162,18 @@ class Deployment:
         ready, _ = self._await("ready")[self.topology.source]
         self._network = {key: str(ready[key]) for key in ("network", "weights_sha256")}
 
+    def _file_for(self, execution: Execution) -> Path:
+        """Return the file that an executor reads the network from."""
+        if execution.executor != "onnxruntime" or self._file.suffix == ".onnx":
+            return self._file
+        from portend.models.exporting import exported  # imports PyTorch
+
+        return exported(self._file, allow_code=self._allow_code)
+
     def _spawn(self, tier: int, control: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "portend.runtime.agent", "--tier", str(tier), "--control", control]
         command += [word for name in self._allow_code for word in ("--allow-code", name)]
-        threads = str(self._threads)
+        threads = str(self._executions[tier].threads)
         with (self._logs / f"{tier}.log").open("wb") as log:
             return subprocess.Popen(
                 command,
@@ -384,7 +404,7 @@ class Deployment:
                 "links": "emulated by relay" if self._emulate else "direct",
                 "window": str(window),
                 "gap_s": str(gap_s),
-                "threads": str(self._threads),
+                **{f"tier {t.name}": str(e) for t, e in zip(self.topology.tiers, self._executions, strict=True)},
                 "machine": platform.platform(),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             },

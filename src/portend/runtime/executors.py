@@ -1,4 +1,7 @@
-"""What runs a partition on a device."""
+"""What runs a partition on a device: one small protocol, and who fulfils it.
+
+Axes: one sample; K classes.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from portend.models.backbone import Backbone, Segment
-from portend.models.checkpoint import load_checkpoint
-from portend.models.exits import score
+from portend.errors import InvalidValue
+from portend.execution import Execution
+from portend.profile import BackboneSpec
 
-__all__ = ["Executor", "Outcome", "Partition", "TorchExecutor"]
+__all__ = ["Executor", "Outcome", "Partition", "make_executor"]
 
 Tensor = NDArray[np.float32]
 
@@ -24,7 +26,7 @@ Tensor = NDArray[np.float32]
 class Outcome:
     """What a partition gives: the tensor at its end cut, and its branch's score and label.
 
-    Without a branch the score is NaN and the label -1.
+    Without a branch the score is NaN and the label -1. After the last exit nobody takes the tensor; it may be empty.
     """
 
     features: Tensor
@@ -33,7 +35,10 @@ class Outcome:
 
 
 class Partition(Protocol):
-    """Runs one sample through blocks start:end and, if it has one, the exit branch at end."""
+    """Runs one sample through blocks start:end and, if it has one, the exit branch at end.
+
+    When it returns, the work is done: what runs beside the CPU has been waited for.
+    """
 
     def __call__(self, tensor: Tensor) -> Outcome: ...
 
@@ -41,43 +46,47 @@ class Partition(Protocol):
 class Executor(Protocol):
     """Makes partitions of one network."""
 
-    name: str
+    spec: BackboneSpec
 
     def partition(self, start: int, end: int, *, branch: bool) -> Partition:
         """Return blocks start:end, with the branch at ``end`` (where there is one) or without."""
 
 
-class TorchExecutor:
-    """Eager PyTorch in inference mode on the CPU, with a fixed number of threads; scores by ``criterion``."""
+def make_executor(
+    network: str | Path,
+    execution: Execution,
+    *,
+    criterion: str = "entropy",
+    allow_code: Collection[str] = (),
+) -> Executor:
+    """Return the executor that ``execution`` names, with the network of a file.
 
-    name = "torch"
+    Args:
+        network: a checkpoint (``.safetensors``) for the torch executors, a network of ``portend export`` (``.onnx``)
+            for onnxruntime.
+        criterion: of the scores. allow_code: ``module:object`` that a checkpoint may name.
 
-    def __init__(
-        self,
-        backbone: Backbone | str | Path,
-        *,
-        threads: int = 1,
-        criterion: str = "entropy",
-        allow_code: Collection[str] = (),
-    ) -> None:
-        if not isinstance(backbone, Backbone):
-            backbone = load_checkpoint(backbone, allow_code=allow_code)
-        self.backbone = backbone
-        self.backbone.eval()
-        self.criterion = criterion
-        torch.set_num_threads(threads)
+    Raises:
+        InvalidValue: the file is not of the kind that the executor takes, or its library is not installed.
+        StorageError: the file is missing or damaged; DeploymentError: there is no such processor here.
+    """
+    wanted = ".onnx" if execution.executor == "onnxruntime" else ".safetensors"
+    if Path(network).suffix != wanted:
+        raise InvalidValue(
+            f"the executor {execution.executor} runs a network in a file *{wanted}, but got {network}; "
+            "`portend export` makes an .onnx file of a checkpoint"
+        )
+    try:
+        if execution.executor == "onnxruntime":
+            from portend.runtime.onnx_executor import OnnxExecutor
 
-    def partition(self, start: int, end: int, *, branch: bool) -> _TorchPartition:
-        return _TorchPartition(self.backbone.segment(start, end, branch=branch).eval(), self.criterion)
+            return OnnxExecutor(network, execution, criterion=criterion)
+        from portend.runtime.torch_executor import TorchExecutor
 
-
-class _TorchPartition:
-    def __init__(self, segment: Segment, criterion: str) -> None:
-        self._segment, self._criterion = segment, criterion
-
-    def __call__(self, tensor: Tensor) -> Outcome:
-        with torch.inference_mode():
-            features, logits = self._segment(torch.from_numpy(tensor)[None])
-            if logits is None:
-                return Outcome(features[0].numpy(), float("nan"), -1)
-            return Outcome(features[0].numpy(), float(score(logits, self._criterion)[0]), int(logits[0].argmax()))
+        return TorchExecutor(network, execution, criterion=criterion, allow_code=allow_code)
+    except ModuleNotFoundError as error:
+        extra = "runtime" if execution.executor == "onnxruntime" else "torch"
+        raise InvalidValue(
+            f"the executor {execution.executor} needs the package {error.name}, which is not installed; "
+            f"`pip install 'portend[{extra}]'`"
+        ) from None

@@ -1,0 +1,53 @@
+"""Partitions by onnxruntime, without PyTorch; the score is computed inside the graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from portend.execution import Execution
+from portend.models.onnxfile import load_onnx
+from portend.models.onnxsession import session
+from portend.runtime.executors import Outcome
+
+__all__ = ["OnnxExecutor"]
+
+Tensor = NDArray[np.float32]
+
+
+class OnnxExecutor:
+    """onnxruntime on one processor; scores by ``criterion``."""
+
+    def __init__(self, network: str | Path, execution: Execution, *, criterion: str = "entropy") -> None:
+        self._network = load_onnx(network)
+        self._execution, self._criterion = execution, criterion
+        self.spec = self._network.spec
+
+    def partition(self, start: int, end: int, *, branch: bool) -> _OnnxPartition:
+        graph = self._network.partition(start, end, branch=branch, criterion=self._criterion)
+        processor, threads = self._execution.processor, self._execution.threads
+        return _OnnxPartition(session(graph, processor=processor, threads=threads, one_by_one=True))
+
+
+class _OnnxPartition:
+    """A session with one input; its outputs are the tensor, the label and the score, as far as there are any."""
+
+    def __init__(self, running: ort.InferenceSession) -> None:
+        self._session = running
+        self._input = running.get_inputs()[0].name
+        self._names = [value.name for value in running.get_outputs()]
+        self._sends = self._names[0].startswith("cut_")
+        self._exits = len(self._names) > self._sends
+
+    def __call__(self, tensor: Tensor) -> Outcome:
+        found = self._session.run(self._names, {self._input: tensor[None]})
+        features = found[0][0] if self._sends else _NOTHING
+        if not self._exits:
+            return Outcome(features, float("nan"), -1)
+        return Outcome(features, float(found[-1][0]), int(found[-2][0]))
+
+
+_NOTHING: Tensor = np.zeros(0, dtype=np.float32)
