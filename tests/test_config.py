@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from portend.config import load_topology
+from portend.config import load_topology, read_yaml
 from portend.demo import three_tier
 from portend.errors import ConfigError
 
@@ -88,3 +88,9 @@ def test_files_that_are_no_yaml_mapping(tmp_path: Path) -> None:
         load_topology(written(tmp_path, "- a"))
     with pytest.raises(ConfigError, match="is not YAML"):  # nothing in a file is executed
         load_topology(written(tmp_path, "tiers: !!python/object/apply:os.system [id]"))
+
+
+def test_a_number_may_be_written_as_scientists_do(tmp_path: Path) -> None:
+    found = read_yaml(written(tmp_path, "a: 5e-4\nb: -1.5E+3\nc: 2e3\nd: 5e-4x\ne: e5\n"))
+    assert [found.get(key, float) for key in "abc"] == [5e-4, -1500.0, 2000.0]
+    assert [found.get(key, str) for key in "de"] == ["5e-4x", "e5"]

@@ -6,6 +6,7 @@ Quantities carry their unit (``bandwidth: 10 Mbit/s``); unknown keys are refused
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,7 +26,7 @@ _REQUIRED: Any = object()
 def read_yaml(path: str | Path) -> Section:
     """Return the mapping in a YAML file; ConfigError if there is none."""
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        document = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}; check the name") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -33,6 +34,15 @@ def read_yaml(path: str | Path) -> Section:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     return Section(document, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, for which 5e-4 is a number too, as YAML 1.2 has it (in 1.1 it is a string without a dot)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class Section:
