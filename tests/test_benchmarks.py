@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -53,3 +54,13 @@ def test_rows_of_the_distillation_benchmark(capsys: pytest.CaptureFixture[str]) 
     values = [[float(cell.partition("±")[0]) for cell in row[28:].split()] for row in rows]
     assert [len(row) for row in values] == [4, 4, 4]
     assert values[0] != values[1] != values[2]
+
+
+def test_rows_of_the_executors_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    arguments = ["--networks=resnet8", "--executors=torch,onnxruntime,onnxruntime int8", "--rounds=2", "--paused=1"]
+    load("executors").main([*arguments, f"--json={out}"])
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["executor"] for row in rows] == ["torch", "onnxruntime", "onnxruntime int8"]
+    assert rows[0]["speedup_busy"] == 1.0
+    assert rows[0]["deviation"] == 0.0 < rows[1]["deviation"] < 1e-3 < rows[2]["deviation"]

@@ -37,7 +37,7 @@ def read_yaml(path: str | Path) -> Section:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, for which 5e-4 is a number too, as YAML 1.2 has it (in 1.1 it is a string without a dot)."""
+    """PyYAML's safe loader, for which 5e-4 is a number, as in YAML 1.2 (in 1.1 it lacks a dot and is a string)."""
 
 
 _Loader.add_implicit_resolver(
