@@ -28,10 +28,12 @@ __all__ = [
     "CodecProfile",
     "DeviceProfile",
     "Exits",
+    "Prediction",
     "Profile",
     "ResultProfile",
     "SampleExits",
     "TabulatedExits",
+    "mean_repeats",
     "slowed",
 ]
 
@@ -48,7 +50,7 @@ def _freeze(owner: Any, **arrays: tuple[ArrayLike, Any]) -> None:
         object.__setattr__(owner, name, array)
 
 
-def _mean(repeats: Floats) -> Floats:
+def mean_repeats(repeats: Floats) -> Floats:
     """Mean over the repeats [R, ...] that were measured, with the tails shared out over all entries.
 
     The mean without the lowest and highest tenth, times one factor for the whole table, by which the
@@ -305,16 +307,16 @@ class CodecProfile:
 
     def encode_s(self, slowdown: float = 1.0) -> Floats:
         """Mean seconds to encode on a device ``slowdown`` times slower, [N+1] (see ``slowed``)."""
-        return slowed(_mean(self.encode_repeats_s), _mean(self.encode_busy_repeats_s), slowdown)
+        return slowed(mean_repeats(self.encode_repeats_s), mean_repeats(self.encode_busy_repeats_s), slowdown)
 
     def decode_s(self, slowdown: float = 1.0) -> Floats:
         """Mean seconds to decode on a device ``slowdown`` times slower, [N+1]."""
-        return slowed(_mean(self.decode_repeats_s), _mean(self.decode_busy_repeats_s), slowdown)
+        return slowed(mean_repeats(self.decode_repeats_s), mean_repeats(self.decode_busy_repeats_s), slowdown)
 
     @property
     def dispatch_s(self) -> Floats:
         """Mean seconds that the runtime spends per message, [N+1]."""
-        return _mean(self.dispatch_repeats_s)
+        return mean_repeats(self.dispatch_repeats_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -348,6 +350,37 @@ class ResultProfile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Prediction:
+    """Compute times of partitions that were not measured (``profiling.prediction``).
+
+    Attributes:
+        seconds: float64 [N+1, N+1]; NaN where a partition was measured.
+        mean_error, worst_error: relative, of ``checks`` measured partitions drawn at random, each predicted
+            from all others; the measurement's own noise is part of it.
+    """
+
+    seconds: Floats
+    mean_error: float
+    worst_error: float
+    checks: int
+
+    def __post_init__(self) -> None:
+        _freeze(self, seconds=(self.seconds, np.float64))
+        law(
+            0 <= self.mean_error <= self.worst_error and self.checks >= 1,
+            "a prediction states the mean and the worst error of at least one check, "
+            f"but got {self.mean_error}, {self.worst_error} of {self.checks}",
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{int(np.isfinite(self.seconds).sum())} of its partitions' times are predicted, with an error of "
+            f"{100 * self.mean_error:.1f} % in the mean and {100 * self.worst_error:.1f} % at worst, in {self.checks} "
+            "checks"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DeviceProfile:
     """What one device needs for one network.
 
@@ -363,6 +396,7 @@ class DeviceProfile:
             a partition passes its exit unused (threshold 0).
         codecs: by name; result: the message that returns a label.
         environment: CPU, threads, library versions, clock.
+        prediction: of the partitions that were not measured (NaN in ``compute_repeats_s``); None: all were.
     """
 
     device: str
@@ -373,6 +407,7 @@ class DeviceProfile:
     result: ResultProfile
     environment: Mapping[str, str] = field(default_factory=dict)
     execution: Execution = field(default_factory=Execution)
+    prediction: Prediction | None = None
 
     def __post_init__(self) -> None:
         _freeze(
@@ -387,11 +422,16 @@ class DeviceProfile:
             f"compute_repeats_s is [repeats, N+1, N+1], but got {shape}",
         )
         law(
+            self.prediction is None or self.prediction.seconds.shape == shape[1:],
+            f"a prediction is for {shape[1:]} cuts as the measured times are, but is for "
+            f"{() if self.prediction is None else self.prediction.seconds.shape}",
+        )
+        law(
             self.idle_repeats_s.ndim == 4 and self.idle_repeats_s.shape[2:] == shape[1:],
             f"idle_repeats_s is [repeats, burst, {shape[1]}, {shape[1]}], but got {self.idle_repeats_s.shape}",
         )
         law(
-            not self.idle_repeats_s.shape[0] or bool(np.isfinite(_mean(self.idle_repeats_s)).all(axis=0).any()),
+            not self.idle_repeats_s.shape[0] or bool(np.isfinite(mean_repeats(self.idle_repeats_s)).all(axis=0).any()),
             "idle_repeats_s needs at least one measured partition, or no repeats at all",
         )
         law(
@@ -418,8 +458,13 @@ class DeviceProfile:
 
     @property
     def compute_s(self) -> Floats:
-        """Mean seconds for blocks start:end with the branch at end, [N+1, N+1]."""
-        return _mean(self.compute_repeats_s)
+        """Mean seconds for blocks start:end with the branch at end, [N+1, N+1]; predicted where not measured."""
+        measured = mean_repeats(self.compute_repeats_s)
+        return measured if self.prediction is None else np.where(np.isnan(measured), self.prediction.seconds, measured)
+
+    def predicts(self, start: int, end: int) -> bool:
+        """Whether the time of blocks start:end was not measured but predicted."""
+        return self.prediction is not None and not bool(np.isfinite(self.compute_repeats_s[:, start, end]).any())
 
     def woken_s(self, slowdown: float = 1.0) -> Floats:
         """Seconds for blocks start:end with the branch, after idling, ``slowdown`` times slower, [N+1, N+1].
@@ -434,7 +479,7 @@ class DeviceProfile:
             return slowdown * busy
         share = np.clip(slowdown - np.arange(self.idle_repeats_s.shape[1]), 0.0, 1.0)
         share[0] = 1.0  # what waking costs is not shortened by a faster device
-        extra = np.tensordot(share, _mean(self.idle_repeats_s) - busy, axes=1)
+        extra = np.tensordot(share, mean_repeats(self.idle_repeats_s) - busy, axes=1)
         known = np.isfinite(extra)
         x, y = busy[known], extra[known]
         spread = float(((x - x.mean()) ** 2).sum())
@@ -464,7 +509,7 @@ class DeviceProfile:
     @property
     def branch_s(self) -> Floats:
         """Mean seconds of the exit branch at each cut, [N+1]."""
-        return _mean(self.branch_repeats_s)
+        return mean_repeats(self.branch_repeats_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -397,7 +397,7 @@ def _profile_fields(profile: Profile) -> Iterator[Field]:
 
     for name, device in profile.devices.items():
         path = f"profile.devices[{name}]"
-        yield factor(f"{path}.compute", of_device(name, lambda d, by: _scaled(d, _COMPUTE, by)))
+        yield factor(f"{path}.compute", of_device(name, _slower))
         for codec, (part, columns) in product(device.codecs, _CODEC.items()):
             yield factor(f"{path}.codecs[{codec}].{part}", of_codec(name, codec, columns))
         for part, columns in _RESULT.items():
@@ -414,6 +414,13 @@ _CODEC: Final = {
     "dispatch": ("dispatch_repeats_s",),
 }
 _RESULT: Final = _CODEC | {"encode": ("encode_repeats_s",)}
+
+
+def _slower(device: DeviceProfile, by: float) -> DeviceProfile:
+    told = device.prediction
+    predicted = None if told is None else replace(told, seconds=by * told.seconds)
+    slower: DeviceProfile = _scaled(device, _COMPUTE, by)
+    return replace(slower, prediction=predicted)
 
 
 def _scaled(owner: Any, columns: Sequence[str], by: float) -> Any:

@@ -268,6 +268,7 @@ class Why:
         binding: constraints without which a better plan would be the answer.
         alternatives: the nearest plans that were not chosen.
         advice: a warning where the plan hardly beats a simpler one, else empty.
+        caution: which of its compute times were not measured but predicted, and how well; else empty.
     """
 
     metric: Metric
@@ -276,9 +277,10 @@ class Why:
     binding: tuple[Constraint, ...]
     alternatives: tuple[Alternative, ...]
     advice: str = ""
+    caution: str = ""
 
     def describe(self, tier_names: Sequence[str] | None = None) -> list[str]:
-        """Return lines for a reader: the waterfall, what binds, the alternatives, the advice."""
+        """Return lines for a reader: the waterfall, what binds, the alternatives, the advice, the caution."""
         plain = self.metric == latency
         lines = [f"  where the {'time' if plain else self.metric.name} goes, per sample:"]
         for name, parts in self.steps:
@@ -299,7 +301,7 @@ class Why:
                 f"    {dearer}{1e3 * other.slower_s:+8.2f} ms  {points:+6.2f} points  {other.name}: "
                 f"{other.plan.describe(tier_names)}"
             )
-        return [*lines, *([f"  {self.advice}"] if self.advice else [])]
+        return [*lines, *(f"  {warning}" for warning in (self.advice, self.caution) if warning)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values: latencies in ms, another cost in the unit of its metric."""
@@ -326,6 +328,7 @@ class Why:
                 for other in self.alternatives
             ],
             "advice": self.advice,
+            "caution": self.caution,
         }
 
 

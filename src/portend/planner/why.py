@@ -34,6 +34,7 @@ def explain(solution: Solution, model: PerformanceModel, *, seconds: float = mat
         binding=tuple(c for i, c in enumerate(solution.problem.subject_to) if _binds(solution, i, model, seconds)),
         alternatives=tuple(alternatives),
         advice=_advice(solution, alternatives),
+        caution=_caution(solution.plan, model),
     )
 
 
@@ -180,3 +181,22 @@ def _advice(solution: Solution, alternatives: list[Alternative]) -> str:
         return ""
     nearest = min(near, key=lambda o: (o.dearer, o.less_accurate))
     return f"Distributing hardly pays: {nearest.name} loses at most {lost} ({nearest.plan.describe()})."
+
+
+def _caution(plan: Plan, model: PerformanceModel) -> str:
+    """Which partitions rest on a predicted compute time, and how far predictions were off."""
+    tiers, devices = model.topology.tiers, model.profile.devices
+    parts, errors = [], []
+    for (start, end), tier in zip(plan.partitions, plan.placement, strict=True):
+        device = devices[tiers[tier].device]
+        if device.prediction is not None and device.predicts(start, end):
+            blocks = f"block {end}" if end == start + 1 else f"blocks {start + 1}–{end}"
+            parts.append(f"{blocks} on {tiers[tier].name}")
+            errors.append((device.prediction.mean_error, device.prediction.worst_error))
+    if not parts:
+        return ""
+    mean, worst = (100 * max(column) for column in zip(*errors, strict=True))
+    return (
+        f"Predicted, not measured: the compute time of {', '.join(parts)} (such predictions were off by "
+        f"{mean:.1f} % in the mean, {worst:.1f} % at worst)."
+    )
