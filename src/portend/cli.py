@@ -64,6 +64,27 @@ class _Time(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
+class _Budget(click.ParamType[Any]):
+    """A share of the partitions or a duration, as the fields of DeviceProfiling."""
+
+    name = "share or time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        text = str(value).strip()
+        try:
+            share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            try:
+                return {"budget_s": parse(text, "time")}
+            except InvalidValue as error:
+                self.fail(str(error), param, ctx)
+        if not 0 < share <= 1:
+            self.fail(f"{value!r} is not a share above 0 and at most 1, nor a time such as '5 min'", param, ctx)
+        return {"budget": share}
+
+
 @contextmanager
 def _progress(quiet: bool = False) -> Iterator[Tell]:
     """Give a function (stage, done, total) that draws one bar per stage on standard error."""
@@ -112,6 +133,7 @@ def cli() -> None:
     portend train     a multi-exit network
     portend calibrate its exits' probabilities, on a split of their own
     portend profile   how its samples exit, and what this machine needs for it
+    portend merge     profiles of several machines
     portend plan      the proven best cuts, exits, thresholds and tiers
     portend refine    a plan and the network's weights for it, in turns
     portend run       a plan, across agents and emulated links
@@ -197,6 +219,8 @@ def _show_comparisons(cases: Any) -> Any:
     if not console.is_terminal:
         console = Console(width=130)
     console.print(comparison_table(cases), terms_table(cases))
+    for told, name in {case.disturbed: case.name for case in cases if case.disturbed}.items():
+        click.echo(f"warning: when {name} ran, {told}", err=True)
     return console
 
 
@@ -393,6 +417,16 @@ def export(
 @_seed
 @click.option("--device", default="local", show_default=True, help="Name that topologies give to this machine.")
 @_execution
+@click.option("--device-only", is_flag=True, help="Measure this machine only, not the exits; for `portend merge`.")
+@click.option(
+    "--budget",
+    type=_Budget(),
+    default="1",
+    show_default=True,
+    help="Partitions to measure, such as 0.1 or 10%, or for how long, such as '5 min'; the others are predicted.",
+)
+@click.option("--repeats", type=click.IntRange(2), default=30, show_default=True, help="Of every partition, busy.")
+@click.option("--restart", is_flag=True, help="Begin anew instead of going on with an interrupted profile.")
 @click.option("--gap", type=_Time(), default="50 ms", show_default=True, help="Idle time of the traffic to predict.")
 @click.option(
     "--criterion",
@@ -404,10 +438,13 @@ def export(
 @_allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Profile file to write (.zip).")
 def profile(
-    network: str, data: str | None, seed: int | None, device: str, gap: float, criterion: str,
-    allow_code: tuple[str, ...], out: str, **asked: Any,
+    network: str, data: str | None, seed: int | None, device: str, device_only: bool, budget: dict[str, Any],
+    repeats: int, restart: bool, gap: float, criterion: str, allow_code: tuple[str, ...], out: str, **asked: Any,
 ) -> None:  # fmt: skip
-    """Measure how samples exit and what this machine needs for NETWORK: a checkpoint or an exported network."""
+    """Measure what this machine needs for NETWORK, a checkpoint or an exported network, and how samples exit.
+
+    What was measured is kept beside OUT while it goes on: after an interruption the same command resumes.
+    """
     from portend.models.checkpoint import load_checkpoint
     from portend.models.data import make_splits
     from portend.models.networkfile import read_spec
@@ -418,37 +455,57 @@ def profile(
 
     _check_writable(out)
     dataset, chosen = _dataset(network, data, seed, allow_code)
-    with _progress() as tell:
-        execution = _chosen_execution(network, dataset, allow_code, tell, **asked)
-        indices = make_splits(dataset, seed=chosen).profiling
-        exits = profile_exits(
-            load_checkpoint(network, allow_code=allow_code),
-            dataset,
-            indices,
-            criterion=criterion,
-            on_progress=lambda *at: tell("exits", *at),
-        )
-        config = DeviceProfiling(execution=execution, gap_s=gap)
-        measured = profile_device(
-            device, network, dataset, config, criterion=criterion, on_progress=tell, allow_code=allow_code
-        )
     spec = read_spec(network, allow_code=allow_code)
-    provenance = {"data": dataset.name, "seed": str(chosen), "split": f"profiling, {exits.samples} samples"}
-    save(Profile(backbone=spec, exits=exits, devices={device: measured}, provenance=provenance), out)
-    click.echo(f"{out}: {spec.name}, {exits.samples} samples, device {device!r}, {execution}")
+    begun = Path(f"{out}.begun")
+    if restart:
+        begun.unlink(missing_ok=True)
+    try:
+        with _progress() as tell:
+            execution = _chosen_execution(network, dataset, allow_code, tell, begun, **asked)
+            config = DeviceProfiling(execution=execution, gap_s=gap, repeats=repeats, **budget)
+            measured = profile_device(
+                device, network, dataset, config, criterion=criterion, on_progress=tell, allow_code=allow_code,
+                keep=begun,
+            )  # fmt: skip
+            if device_only:
+                save(measured, out)
+            else:
+                exits = profile_exits(
+                    load_checkpoint(network, allow_code=allow_code),
+                    dataset,
+                    make_splits(dataset, seed=chosen).profiling,
+                    criterion=criterion,
+                    on_progress=lambda *at: tell("exits", *at),
+                )
+                told = {"data": dataset.name, "seed": str(chosen), "split": f"profiling, {exits.samples} samples"}
+                save(Profile(backbone=spec, exits=exits, devices={device: measured}, provenance=told), out)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; the same command goes on with what was measured so far, in {begun}", err=True)
+        sys.exit(130)
+    begun.unlink(missing_ok=True)
+    samples = "" if device_only else f"{exits.samples} samples, "
+    click.echo(f"{out}: {spec.name}, {samples}device {device!r}, {execution}")
+    if measured.prediction is not None:
+        click.echo(f"{device}: {measured.prediction}")
+    if "disturbed" in measured.environment:
+        click.echo(f"warning: {measured.environment['disturbed']}; profile again when it is quiet", err=True)
 
 
 def _chosen_execution(
-    network: str, dataset: Dataset, allow_code: tuple[str, ...], tell: Any, **asked: Any
+    network: str, dataset: Dataset, allow_code: tuple[str, ...], tell: Any, begun: Path, **asked: Any
 ) -> Execution:
-    """What was asked for; where the executor was left open, the fastest that runs NETWORK here."""
+    """What was asked for; where the executor was left open, that of a begun profile, or the fastest here."""
     from portend.models.networkfile import is_exported
     from portend.profiling.fastest import time_executions
+    from portend.profiling.journal import begun_with
 
     given = {name: value for name, value in asked.items() if value is not None and name != "executor"}
     executor: Any = asked["executor"] or "auto"
     if executor != "auto":
         return Execution(executor=executor, **given)
+    before: Any = begun_with(begun).get("execution")
+    if before:
+        return Execution(**{**before, **given})
     if is_exported(network):
         return Execution(executor="onnxruntime", **given)
     if given.get("precision", "float32") != "float32":
@@ -466,6 +523,44 @@ def _chosen_execution(
         err=True,
     )
     return first.execution
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.option(
+    "--rename",
+    multiple=True,
+    metavar="FILE:OLD=NEW",
+    help="Give a device of FILE another name; FILE=NEW if it has one.",
+)
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="Profile file to write (.zip).")
+def merge(files: tuple[str, ...], rename: tuple[str, ...], out: str) -> None:
+    """Put the profiles of several machines, FILES, into one; the exits are the first one's.
+
+    One of the FILES has exits, from `portend profile`; the others may be of `portend profile --device-only`. All
+    are of the same network with the same weights.
+    """
+    from portend.profile import Profile
+    from portend.profiling.merge import merge as merge_profiles
+    from portend.storage import load_profile_or_device, save
+
+    _check_writable(out)
+    if len(set(files)) < len(files):
+        raise click.UsageError("a file is named twice")
+    loaded = {file: load_profile_or_device(file) for file in files}
+    devices = {
+        file: tuple(found.devices) if isinstance(found, Profile) else (found.device,) for file, found in loaded.items()
+    }
+    names = {}
+    for text in rename:
+        left, _, new = text.rpartition("=")
+        file, old = (left, "") if left in devices else left.rpartition(":")[::2]
+        if file not in devices or not new or (not old and len(devices[file]) > 1):
+            raise click.UsageError(f"--rename {text} is not FILE:OLD=NEW with one of the files {', '.join(files)}")
+        names[file, old or devices[file][0]] = new
+    bundle = merge_profiles(loaded, names)
+    save(bundle, out)
+    click.echo(f"{out}: {bundle.backbone.name}, {bundle.exits.samples} samples, devices {', '.join(bundle.devices)}")
 
 
 @cli.command()
@@ -973,7 +1068,10 @@ def run(
         "accuracy": measured.accuracy,
         "exit_rates": measured.exit_rates().tolist(),
         "parts_ms": {kind: 1e3 * seconds for kind, seconds in measured.parts_s().items()},
+        "disturbed": measured.provenance.get("disturbed", ""),
     }
+    if answer["disturbed"]:
+        click.echo(f"warning: {answer['disturbed']}; run again when it is quiet", err=True)
     if as_json:
         click.echo(json.dumps(answer))
     else:

@@ -67,7 +67,7 @@ class Measurement:
         latency_s: float64 [n], from available at the source to answered at the destination.
         span_request, span_kind, span_step, span_tier: int64 [K]; span_start_s, span_end_s: float64 [K],
             relative to the request's start. ``span_kind`` indexes SPAN_KINDS.
-        provenance: versions, machine, time, window.
+        provenance: versions, machine, time, window; under ``disturbed`` what else the machine did, if it did.
     """
 
     plan: Plan
@@ -119,7 +119,8 @@ class Measurement:
             name: np.concatenate([m.get(name, getattr(p, name)) for p, m in zip(parts, moved, strict=True)])
             for name in arrays
         }
-        return replace(parts[-1], **columns)
+        disturbed = {k: v for part in parts for k, v in part.provenance.items() if k == "disturbed"}
+        return replace(parts[-1], **columns, provenance={**parts[-1].provenance, **disturbed})
 
     def __len__(self) -> int:
         return int(self.sample.size)

@@ -397,6 +397,7 @@ class DeviceProfile:
         codecs: by name; result: the message that returns a label.
         environment: CPU, threads, library versions, clock.
         prediction: of the partitions that were not measured (NaN in ``compute_repeats_s``); None: all were.
+        network: what was profiled; None in profiles from before it was kept.
     """
 
     device: str
@@ -408,6 +409,7 @@ class DeviceProfile:
     environment: Mapping[str, str] = field(default_factory=dict)
     execution: Execution = field(default_factory=Execution)
     prediction: Prediction | None = None
+    network: BackboneSpec | None = None
 
     def __post_init__(self) -> None:
         _freeze(
@@ -538,6 +540,10 @@ class Profile:
             law(
                 device.num_blocks == blocks,
                 f"device {name!r} was profiled with {device.num_blocks} blocks, the backbone has {blocks}",
+            )
+            law(
+                device.network is None or device.network.cut_shapes == self.backbone.cut_shapes,
+                f"device {name!r} was profiled with a network of other tensors than {self.backbone.name}",
             )
 
     @property

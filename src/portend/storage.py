@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "load_measurement",
     "load_profile",
+    "load_profile_or_device",
     "save",
     "to_plain",
     "write_json",
@@ -141,6 +142,16 @@ def load(path: str | Path, kind: type[_V]) -> _V:
 def load_profile(path: str | Path) -> Profile:
     """Load a profile; StorageError names what is wrong with the file."""
     return load(path, Profile)
+
+
+def load_profile_or_device(path: str | Path) -> Profile | DeviceProfile:
+    """Load a profile, or what ``portend profile --device-only`` wrote; StorageError names what is wrong."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            kind = json.loads(archive.read("value.json")).get("kind")
+    except (*_DAMAGE, OSError):
+        kind = None  # loading says what is wrong
+    return load(path, DeviceProfile) if kind == "DeviceProfile" else load(path, Profile)
 
 
 def load_measurement(path: str | Path) -> Measurement:

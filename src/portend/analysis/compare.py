@@ -97,6 +97,11 @@ class Comparison:
         return len(self.measurement)
 
     @property
+    def disturbed(self) -> str:
+        """What disturbed the measurement (``runtime.watch``); empty where nothing did or nobody knows."""
+        return self.measurement.provenance.get("disturbed", "")
+
+    @property
     def error(self) -> float:
         """Relative error of the mean latency: (predicted - measured) / measured."""
         return self.estimate.mean_s / self.measurement.mean_s - 1
@@ -172,6 +177,7 @@ class Comparison:
             },
             "latency_error": self.error,
             "largest_error_term": self.largest_error.name,
+            "disturbed": self.disturbed,
             "accuracy": {
                 "predicted": self.estimate.accuracy,
                 "measured": self.measurement.accuracy,

@@ -315,7 +315,23 @@ def _plans_section(data: ReportData) -> str:
             f"✓ the measured value lies inside the interval that the prediction gives for a test of this size "
             f"({_level(data)}), ✗ it does not. {_agreement(data)}"
         )
+    note += "".join(f"<br>{escape(line)}" for line in _warnings(data))
     return html_section("Plans", html_table(head, rows), note)
+
+
+def _warnings(data: ReportData) -> list[str]:
+    """What makes the numbers less trustworthy: a disturbed machine, compute times that were not measured."""
+    lines = [f"When {name} was profiled, {told}." for name, told in _disturbed(data.profile)]
+    runs = {case.disturbed: case.name for case in data.comparisons if case.disturbed}
+    lines += [f"When {name} ran, {told}." for told, name in runs.items()]
+    for name, device in data.profile.devices.items():
+        lines += [] if device.prediction is None else [f"Of {name}, {device.prediction}."]
+    return lines
+
+
+def _disturbed(profile: Profile) -> list[tuple[str, str]]:
+    found = {name: device.environment.get("disturbed", "") for name, device in profile.devices.items()}
+    return [(name, told) for name, told in found.items() if told]
 
 
 def _level(data: ReportData) -> str:
@@ -506,7 +522,8 @@ def _provenance(data: ReportData) -> str:
         "Network": {key: value for key, value in network.items() if value} | dict(data.profile.provenance),
     }
     for name, device in data.profile.devices.items():
-        groups[f"Device {name}"] = {"execution": str(device.execution), **device.environment}
+        predicted = {} if device.prediction is None else {"predicted": str(device.prediction)}
+        groups[f"Device {name}"] = {"execution": str(device.execution), **device.environment, **predicted}
     chosen = data.measured.get(data.chosen)
     if chosen is not None and chosen.measurement.provenance:
         groups["Measurement of the chosen plan"] = chosen.measurement.provenance

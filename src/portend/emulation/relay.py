@@ -704,6 +704,11 @@ class Relay:
         """The ports on 127.0.0.1, one per route in their order; empty when it is not running."""
         return self._ports
 
+    @property
+    def pid(self) -> int | None:
+        """The relay's process id; None when it is not running."""
+        return None if self._process is None else self._process.pid
+
     def check(self) -> None:
         """Raise DeploymentError unless the relay runs."""
         if self._process is None:

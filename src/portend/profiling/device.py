@@ -10,25 +10,31 @@ Axes: R repeats, N+1 cuts.
 
 from __future__ import annotations
 
-import os
-import platform
-import random
+import hashlib
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from itertools import combinations
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from portend.errors import InvalidValue
 from portend.execution import Execution
 from portend.models.data import Dataset
 from portend.models.networkfile import read_spec
 from portend.profile import BackboneSpec, CodecProfile, DeviceProfile, ResultProfile
+from portend.profiling.bench import Bench, Progress
+from portend.profiling.compute import (
+    Busy,
+    ComputeProfiling,
+    describe_spread,
+    expected_s,
+    measure_branches,
+    measure_compute,
+)
+from portend.profiling.environment import cpu_model, describe_machine, load_average
+from portend.profiling.journal import Journal
 from portend.runtime.codecs import CODECS, Sample, make_codec
 from portend.runtime.coordinator import Deployment
 from portend.runtime.messages import Header, pack_header, wire_bytes
@@ -36,40 +42,23 @@ from portend.topology import Link, Tier, Topology
 
 __all__ = ["DeviceProfiling", "profile_device"]
 
-_LIBRARY: Final = {"torch": "torch", "torch-compiled": "torch", "onnxruntime": "onnxruntime"}
-
-Floats = NDArray[np.float64]
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceProfiling:
-    """How a device is profiled.
+class DeviceProfiling(ComputeProfiling):
+    """How a device is profiled: its partitions (see ComputeProfiling) and its messages.
 
     Attributes:
         execution: what runs the partitions, as it will in the agents.
-        repeats: of every busy partition; idle_repeats: after a pause of ``gap_s``, each a burst of
-            ``idle_burst`` runs, over which caches warm up, and twice as many more, which are busy.
-        max_idle: partitions timed after a pause; where there are more, a spread subset is
-            measured and the rest follow from a line (``DeviceProfile.woken_s``).
-        message_repeats: probes per cut and codec.
-        gap_s: pause before each idle repeat and each probe; that of the traffic to predict.
-        seed: of the order, which interleaves partitions so that a disturbance hits all alike.
+        message_repeats: probes per cut and codec, each after a pause of ``gap_s``.
     """
 
     execution: Execution = field(default_factory=Execution)
-    repeats: int = 30
-    idle_repeats: int = 5
-    idle_burst: int = 4
-    max_idle: int = 66
     message_repeats: int = 12
-    gap_s: float = 0.05
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "idle_repeats", "idle_burst", "max_idle", "message_repeats"):
-            if getattr(self, name) < 1:
-                raise InvalidValue(f"{name} is at least 1, but got {getattr(self, name)}")
+        ComputeProfiling.__post_init__(self)
+        if self.message_repeats < 1:
+            raise InvalidValue(f"message_repeats is at least 1, but got {self.message_repeats}")
 
 
 def profile_device(
@@ -81,38 +70,85 @@ def profile_device(
     criterion: str = "entropy",
     on_progress: Progress | None = None,
     allow_code: Collection[str] = (),
+    keep: str | Path | None = None,
 ) -> DeviceProfile:
     """Measure this machine as the device ``name`` and return its profile.
 
     ``network`` is a checkpoint or what ``portend export`` made of one (see ``Deployment``). Branches score by
     ``criterion``. ``on_progress`` is called with (what, done, total). ``allow_code``: ``module:object`` that the
-    checkpoint may name.
+    checkpoint may name. ``keep``: a file for what was measured so far; where it is there already, the profile goes
+    on with it. Remove it when the profile is saved.
 
     Raises:
         DeploymentError: the agents do not start or die.
+        StorageError: ``keep`` cannot be used, or was begun for another network or in another way.
     """
     config = config or DeviceProfiling()
     spec = read_spec(network, allow_code=allow_code)
-    bench = Deployment(
+    journal = Journal(None if keep is None else Path(keep), _identity(name, spec, dataset, config, criterion))
+    journal.open()
+    load = load_average()
+    deployment = Deployment(
         _bench(), network, dataset.decoder, executions=(config.execution,) * 2, emulate=False, criterion=criterion,
         allow_code=allow_code,
     )  # fmt: skip
-    with bench:
-        bench.load_samples([dataset.encoded[0]], dataset.labels[:1])
-        compute, idle = _compute(bench, spec, config, on_progress)
-        branch = _branches(bench, spec, config)
-        codecs = {codec: _codec(bench, codec, spec, dataset, config, on_progress) for codec in CODECS}
+    with deployment:
+        deployment.load_samples([dataset.encoded[0]], dataset.labels[:1])
+        bench = Bench(deployment, journal, spec.num_blocks, on_progress)
+        warm = bench.warm_up()
+        messages = spec.num_blocks * (len(CODECS) - 1) + 2
+        bench.expect(
+            expected_s(bench, spec, config) + messages * bench.probe_s(config.message_repeats + 1, config.gap_s)
+        )
+        compute = measure_compute(bench, spec, config)
+        branch = measure_branches(bench, spec, config.repeats)
+        codecs = {codec: _codec(bench, codec, spec, dataset, config) for codec in CODECS}
         result = _result(bench, config)
     return DeviceProfile(
         device=name,
-        compute_repeats_s=compute,
-        idle_repeats_s=idle,
+        compute_repeats_s=compute.repeats_s,
+        idle_repeats_s=compute.idle_s,
         branch_repeats_s=branch,
         codecs=codecs,
         result=result,
-        environment=_environment(config),
+        environment={
+            **describe_machine(),
+            "gap_s": str(config.gap_s),
+            "load average": f"{load} before, {load_average()} after",
+            "warm-up": warm,
+            **_circumstances(bench, compute, warm),
+            "measured": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
         execution=config.execution,
+        prediction=compute.prediction,
+        network=spec,
     )
+
+
+def _identity(
+    name: str, spec: BackboneSpec, dataset: Dataset, config: DeviceProfiling, criterion: str
+) -> dict[str, Any]:
+    """What a profile that was begun must have been begun with, to go on."""
+    return {
+        "device": name,
+        "network": spec.name,
+        "weights": spec.weights_sha256,
+        "sample": hashlib.sha256(dataset.encoded[0]).hexdigest(),
+        "processor": cpu_model(),
+        "criterion": criterion,
+        **asdict(config),
+    }
+
+
+def _circumstances(bench: Bench, compute: Busy, warm: str) -> dict[str, str]:
+    """How the repeats spread, what others did meanwhile, and under ``disturbed`` a warning, if there is one."""
+    facts, drift = describe_spread(compute.repeats_s, bench.references_s())
+    found = bench.disturbance()
+    facts |= {} if found is None else found.facts()
+    changing = "" if warm.endswith("steady") else "the warm-up did not end steady"
+    warnings = [text for text in (facts.get("disturbed", ""), drift, changing) if text]
+    facts |= {"disturbed": "; ".join(warnings)} if warnings else {}
+    return facts | ({"sittings": "interrupted and resumed"} if bench.journal.resumed else {})
 
 
 def _bench() -> Topology:
@@ -120,77 +156,19 @@ def _bench() -> Topology:
     return Topology(name="bench", tiers=(Tier(name="a", device="x"), Tier(name="b", device="x")), links=(link,))
 
 
-def _rounds(pairs: list[tuple[int, int]], repeats: int, seed: int) -> list[tuple[int, int]]:
-    """Each pair once a round, in a new random order each round."""
-    rng = random.Random(seed)
-    return [pair for _ in range(repeats) for pair in rng.sample(pairs, len(pairs))]
-
-
-def _compute(
-    bench: Deployment, spec: BackboneSpec, config: DeviceProfiling, on_progress: Progress | None
-) -> tuple[Floats, Floats]:
-    """Busy [R, N+1, N+1] and idle [R', B, N+1, N+1] seconds of every partition with its branch.
-
-    A shared machine's speed drifts, so busy times are taken before and after the bursts that follow
-    idling, and at the end of each burst, when the caches are warm: spread over the whole profile.
-    """
-    size = spec.num_blocks + 1
-    pairs = list(combinations(range(size), 2))
-    sparse = pairs[:: -(-len(pairs) // config.max_idle)]
-
-    def timed(what: str, chosen: list[tuple[int, int]], repeats: int, burst: int, gap_s: float, seed: int) -> Floats:
-        order = _rounds(chosen, repeats, seed)
-        told = None if on_progress is None else _named(on_progress, what)
-        jobs = [(start, end, True) for start, end in order]
-        seconds = bench.time_partitions(0, jobs, burst=burst, gap_s=gap_s, on_progress=told)
-        table = np.full((repeats, burst, size, size), np.nan)
-        start, end = np.array(order).T
-        table[np.repeat(np.arange(repeats), len(chosen)), :, start, end] = seconds
-        return table
-
-    half = -(-config.repeats // 2)
-    before = timed("compute, busy", pairs, half, 1, 0.0, config.seed)
-    burst = 3 * config.idle_burst
-    woken = timed("compute, after idling", sparse, config.idle_repeats, burst, config.gap_s, config.seed + 1)
-    after = timed("compute, busy again", pairs, half, 1, 0.0, config.seed + 2)
-    warm = woken[:, config.idle_burst :].reshape(-1, size, size)
-    return np.concatenate([before[:, 0], warm, after[:, 0]]), woken[:, : config.idle_burst]
-
-
-def _named(on_progress: Progress, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: on_progress(what, done, total)
-
-
-def _branches(bench: Deployment, spec: BackboneSpec, config: DeviceProfiling) -> Floats:
-    """Seconds [R, N+1] that the exit branch adds at each cut, 0 where there is none.
-
-    One block with it less the same without.
-    """
-    exits = spec.exit_cuts
-    jobs = [(end - 1, end, branch) for end in exits for branch in (True, False)]
-    seconds = bench.time_partitions(0, jobs * config.repeats)[:, 0].reshape(config.repeats, len(exits), 2)
-    added = np.zeros((config.repeats, spec.num_blocks + 1))
-    added[:, 0] = np.nan
-    added[:, exits] = np.maximum(seconds[..., 0] - seconds[..., 1], 0.0)
-    return added
-
-
 def _codec(
-    bench: Deployment,
+    bench: Bench,
     name: str,
     spec: BackboneSpec,
     dataset: Dataset,
     config: DeviceProfiling,
-    on_progress: Progress | None,
 ) -> CodecProfile:
     """Costs of one codec at each cut: ``encoded`` only at the input; the last cut is never sent."""
     cuts = range(1) if name == "encoded" else range(spec.num_blocks)
     shape = (config.message_repeats, spec.num_blocks + 1)
     tables = {kind: np.full(shape, np.nan) for kind in ("encode", "encode busy", "transfer", "decode", "decode busy")}
     message_bytes = np.full(spec.num_blocks + 1, np.nan)
-    for done, cut in enumerate(cuts):
-        if on_progress:
-            on_progress(f"messages, {name}", done, len(cuts))
+    for cut in cuts:
         spans = bench.probe(0, 1, cut, name, count=config.message_repeats + 1, gap_s=config.gap_s)
         for kind, table in tables.items():
             table[:, cut] = spans[kind][1:]
@@ -218,7 +196,7 @@ def _header_bytes() -> int:
     return len(pack_header(Header("tensor", 1, 200, 1, time.monotonic_ns())))
 
 
-def _result(bench: Deployment, config: DeviceProfiling) -> ResultProfile:
+def _result(bench: Bench, config: DeviceProfiling) -> ResultProfile:
     """Costs of a result; its header is packed inside the transfer, so that encoding it costs nothing of its own."""
     spans = bench.probe(0, 1, -1, "float32", count=config.message_repeats + 1, gap_s=config.gap_s)
     header = pack_header(Header("result", 1, 200, 2, time.monotonic_ns(), exit_index=1, label=1, score=0.5))
@@ -229,25 +207,3 @@ def _result(bench: Deployment, config: DeviceProfiling) -> ResultProfile:
         decode_busy_repeats_s=spans["decode busy"][1:],
         dispatch_repeats_s=spans["transfer"][1:],
     )
-
-
-def _environment(config: DeviceProfiling) -> dict[str, str]:
-    return {
-        "cpu": _cpu_model(),
-        "cores": str(os.cpu_count()),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in (_LIBRARY[config.execution.executor], "numpy", "pyzmq", "msgpack")},
-        "clock": f"monotonic, {1e9 * time.get_clock_info('monotonic').resolution:g} ns",
-        "gap_s": str(config.gap_s),
-        "measured": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -23,6 +23,7 @@ from portend.measurement import Measurement
 from portend.plan import Plan
 from portend.profile import Profile
 from portend.runtime.coordinator import Deployment
+from portend.runtime.watch import Disturbance
 from portend.topology import Topology
 
 __all__ = ["Turns", "run_in_turns"]
@@ -97,6 +98,7 @@ def run_in_turns(
     rng = random.Random(seed)
     total, answered = sum(plans.values()), 0
     again = partial(_time_again, deployment, plans, num_blocks, repeats, gap_s, rng)
+    before = deployment.count()
     times = [again()]
     for turn in range(turns):
         for plan in rng.sample(list(plans), len(plans)):
@@ -110,11 +112,20 @@ def run_in_turns(
             )
             answered += chosen.size
         times.append(again())
+    meanwhile = Disturbance.between(before, deployment.count())
     return Turns(
         topology=deployment.topology,
-        measurements={plan: Measurement.joined(measured) for plan, measured in parts.items()},
+        measurements={plan: _under(Measurement.joined(measured), meanwhile) for plan, measured in parts.items()},
         bursts_s=tuple(np.concatenate(found) for found in zip(*times, strict=True)),
     )
+
+
+def _under(measurement: Measurement, meanwhile: Disturbance | None) -> Measurement:
+    """The measurement with what others did during all turns: a single one is too short to tell."""
+    if meanwhile is None:
+        return measurement
+    kept = {key: value for key, value in measurement.provenance.items() if key != "disturbed"}
+    return replace(measurement, provenance=kept | meanwhile.facts())
 
 
 def _from(on_progress: Callable[[int, int], None], done: int, total: int) -> Callable[[int, int], None]:

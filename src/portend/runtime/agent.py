@@ -48,6 +48,9 @@ _PROGRESS_EVERY_NS: Final = 200_000_000
 _SPIN_NS: Final = 200_000
 _LARGEST_MESSAGE: Final = 256 << 20
 
+_CORES: Final = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+"""The cores that this process may use."""
+
 Tensor = NDArray[np.float32]
 
 
@@ -64,10 +67,9 @@ def _stay_on_core(number: int | None) -> None:
 
     Only while one sample is under way: otherwise tiers would wait for a core while another is idle.
     """
-    if hasattr(os, "sched_setaffinity"):
-        cores = range(os.cpu_count() or 1)
-        with contextlib.suppress(OSError):  # a container may not own every core
-            os.sched_setaffinity(0, set(cores) if number is None else {cores[number % len(cores)]})
+    if _CORES:
+        with contextlib.suppress(OSError):  # a container may lose a core
+            os.sched_setaffinity(0, set(_CORES) if number is None else {_CORES[number % len(_CORES)]})
 
 
 def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_000) -> int:
@@ -135,6 +137,7 @@ class Agent:
         self._peers: dict[int, zmq.Socket[bytes]] = {}
         self._samples: list[Sample] = []
         self._tensors: dict[int, Tensor] = {}
+        self._timed: dict[tuple[int, int, bool], Partition] = {}
         self._probe: tuple[int, Codec] = (0, Float32())
         self._packed = pack_header(Header("result", 0, 0, 0, time.monotonic_ns()))
         self._plan: _Deployed | None = None
@@ -227,6 +230,7 @@ class Agent:
     def _on_samples(self, _: dict[str, Any], frames: list[bytes]) -> None:
         self._samples = [Sample(data, self._decoder.decode(data)) for data in frames]
         self._tensors.clear()
+        self._timed.clear()
         self._tell("ready")
 
     def _on_deploy(self, values: dict[str, Any], _: list[bytes]) -> None:
@@ -284,13 +288,14 @@ class Agent:
     def _on_time(self, values: dict[str, Any], _: list[bytes]) -> None:
         """Time partitions on the first sample's own tensors: each job (start, end, branch) in order, in bursts."""
         gap_ns = int(1e9 * values["gap_s"])
-        partitions: dict[tuple[int, int, bool], Partition] = {}
+        if values["fresh"]:
+            self._timed.clear()
         times = []
         for done, (start, end, branch) in enumerate(values["jobs"]):
             tensor = self._inputs(start)
-            partition = partitions.get((start, end, branch))
+            partition = self._timed.get((start, end, branch))
             if partition is None:
-                partition = partitions[start, end, branch] = self._executor.partition(start, end, branch=branch)
+                partition = self._timed[start, end, branch] = self._executor.partition(start, end, branch=branch)
                 partition(tensor)
             if gap_ns:
                 wait_until(time.monotonic_ns() + gap_ns)

@@ -32,6 +32,7 @@ from portend.models.decoding import InputDecoder
 from portend.plan import CRITERIA, Plan
 from portend.runtime.codecs import CODECS
 from portend.runtime.messages import pack_control, unpack_control
+from portend.runtime.watch import Counters, Disturbance, count
 from portend.topology import Topology
 
 __all__ = ["Deployment"]
@@ -271,6 +272,12 @@ class Deployment:
         """Process ids of the agents, by tier."""
         return tuple(process.pid for process in self._processes.values())
 
+    def count(self) -> Counters | None:
+        """Read what this machine's cores did so far, for everything and for this deployment (``runtime.watch``)."""
+        relay = None if self._relay is None else self._relay.pid
+        taking_part = (os.getpid(), *self.agent_pids, *(() if relay is None else (relay,)))
+        return count(taking_part, self.agent_pids, time.monotonic())
+
     def load_samples(self, encoded: Sequence[bytes], labels: ArrayLike) -> None:
         """Give the source tier its samples, without their labels, which stay here.
 
@@ -352,8 +359,10 @@ class Deployment:
             raise InvalidValue(f"samples are numbered 0–{len(self._labels) - 1} and there is at least one")
         if warmup:
             self._round(np.resize(chosen, warmup), window, gap_s, None)
+        before = self.count()
         reports = self._round(chosen, window, gap_s, on_progress)
-        return self._measurement(self._plan, reports, window, gap_s)
+        found = Disturbance.between(before, self.count())
+        return self._measurement(self._plan, reports, window, gap_s, {} if found is None else found.facts())
 
     def _round(
         self, chosen: NDArray[np.int64], window: int, gap_s: float, on_progress: Progress | None
@@ -372,7 +381,12 @@ class Deployment:
         return {tier: self._collect(tier) for tier in self._processes}
 
     def _measurement(
-        self, plan: Plan, reports: dict[int, dict[str, NDArray[np.int64]]], window: int, gap_s: float
+        self,
+        plan: Plan,
+        reports: dict[int, dict[str, NDArray[np.int64]]],
+        window: int,
+        gap_s: float,
+        circumstances: dict[str, str],
     ) -> Measurement:
         starts = reports[self.topology.source]["starts"]
         results = reports[self.topology.destination]["results"]
@@ -406,6 +420,7 @@ class Deployment:
                 "gap_s": str(gap_s),
                 **{f"tier {t.name}": str(e) for t, e in zip(self.topology.tiers, self._executions, strict=True)},
                 "machine": platform.platform(),
+                **circumstances,
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             },
         )
@@ -417,15 +432,17 @@ class Deployment:
         *,
         burst: int = 1,
         gap_s: float = 0.0,
+        fresh: bool = True,
         on_progress: Progress | None = None,
     ) -> NDArray[np.float64]:
         """Seconds of each job (start, end, branch) in the given order, run ``burst`` times, [jobs, burst].
 
         With ``gap_s`` the agent idles that long before each job; without, it runs each once more
-        before it is timed, so that it finds its caches as a busy device does.
+        before it is timed, so that it finds its caches as a busy device does. It forgets the partitions
+        that it made for an earlier call unless ``fresh`` is False.
         """
         self._begin(expected=0)
-        self._tell(tier, "time", jobs=[list(job) for job in jobs], burst=burst, gap_s=gap_s)
+        self._tell(tier, "time", jobs=[list(job) for job in jobs], burst=burst, gap_s=gap_s, fresh=fresh)
 
         def tell(values: dict[str, Any]) -> None:
             if on_progress:
