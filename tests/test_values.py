@@ -421,6 +421,8 @@ def test_runs_of_one_plan_join_into_one() -> None:
     assert both.start_s.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.312, 0.412, 0.512, 0.612])
     later = list(both.traces())[4:]
     assert [t.spans for t in later] == [t.spans for t in run.traces()]
+    loud = replace(run, provenance={"disturbed": "someone"})
+    assert Measurement.joined((loud, run)).provenance == {"machine": "hand", "disturbed": "someone"}
     other = replace(run, plan=replace(run.plan, thresholds=(0.25,)))
     for parts in ((), (run, other)):
         with pytest.raises(MismatchError, match="one plan and topology"):
