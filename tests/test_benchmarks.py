@@ -64,3 +64,18 @@ def test_rows_of_the_executors_benchmark(tmp_path: Path) -> None:
     assert [row["executor"] for row in rows] == ["torch", "onnxruntime", "onnxruntime int8"]
     assert rows[0]["speedup_busy"] == 1.0
     assert rows[0]["deviation"] == 0.0 < rows[1]["deviation"] < 1e-3 < rows[2]["deviation"]
+
+
+def test_rows_and_page_of_the_estimators_benchmark(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found, page = tmp_path / "e.json", tmp_path / "e.html"
+    words = ["--case", "resnet8=digits:size=16", "--rounds", "3", "--json", str(found), "--page", str(page)]
+    load("estimators").main(words)
+    told = capsys.readouterr().out
+    names = ["layer-wise", "block-wise", "partition-wise"]
+    assert [line.split()[1] for line in told.splitlines() if "RMSE" in line] == names
+    case = json.loads(found.read_text())["cases"]["resnet8=digits:size=16"]
+    assert len(case["rows"]) == 10
+    assert list(case["errors"]) == names
+    assert "layer-wise" in page.read_text()
+    load("estimators").main(words)
+    assert "of 3 rounds" not in capsys.readouterr().out, "what was measured is not measured again"

@@ -313,7 +313,7 @@ def test_what_differs_between_profiles_is_named() -> None:
         merge({"a.zip": base, "b.zip": device})
     with pytest.raises(MismatchError, match="differ in seed: None against 1"):
         merge({"a.zip": base, "b.zip": replace(base, provenance={"seed": "1"})})
-    with pytest.raises(MismatchError, match="no device b.zip:x to rename; there are"):
+    with pytest.raises(MismatchError, match=r"no device b\.zip:x to rename; there are"):
         merge({"a.zip": base}, {("b.zip", "x"): "y"})
     with pytest.raises(InvalidValue, match="other tensors"):
         Profile(
