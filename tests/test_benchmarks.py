@@ -79,3 +79,12 @@ def test_rows_and_page_of_the_estimators_benchmark(capsys: pytest.CaptureFixture
     assert "layer-wise" in page.read_text()
     load("estimators").main(words)
     assert "of 3 rounds" not in capsys.readouterr().out, "what was measured is not measured again"
+
+
+def test_rows_of_the_budget_benchmark(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    profile = Path(__file__).resolve().parents[1] / "profiles/resnet20-digits.zip"
+    load("budget").main([str(profile), "--shares", "0.6", "--seeds", "2", "--json", str(tmp_path / "b.json")])
+    (row,) = json.loads((tmp_path / "b.json").read_text())
+    assert (row["partitions"], row["measured"]) == (55, 33)
+    assert 0 < row["mean"] < row["p95"] < row["worst"] < 0.5
+    assert "33 of 55" in capsys.readouterr().out

@@ -118,8 +118,9 @@ def predict(spec: BackboneSpec, measured_s: ArrayLike, drawn: ArrayLike) -> Pred
         without = times - weight / inverse.diagonal()  # each one predicted from all others
         off = np.abs(without / times - 1)
         usual = max(1.4826 * float(np.median(off)), 1e-4)
+        rest_found = _covariance(spec, rest, known, missing, found, variation) @ weight
         found = np.maximum(_covariance(spec, known, known, found, found, variation) @ weight, 1e-3 * times)
-        missing = np.maximum(_covariance(spec, rest, known, missing, found, variation) @ weight, times.min() / 10)
+        missing = np.maximum(rest_found, times.min() / 10)
         doubt = np.maximum(1.0, off / (_OUTLYING * usual)) ** 2
     result = np.full(table.shape, np.nan)
     result[rest[:, 0], rest[:, 1]] = unit * missing
