@@ -301,6 +301,22 @@ def test_a_second_machine_joins_the_first_ones_profile(folder: Path, tmp_path: P
     assert planned.exit_code == 0, planned.output
 
 
+@pytest.mark.slow
+def test_a_machine_without_torch_is_profiled(folder: Path, tmp_path: Path) -> None:
+    network, out = tmp_path / "net.onnx", tmp_path / "pi.zip"
+    done = portend("export", folder / "small.safetensors", "--out", network)
+    assert done.exit_code == 0, done.output
+    words = ["profile", network, "--device-only", "--gap", "2ms", "--repeats", "2", "--out", out]
+    code = (
+        "import sys\nfrom portend.cli import cli\n"
+        f"cli.main({list(map(str, words))!r}, standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=180)
+    assert run.returncode == 0, run.stderr
+    assert load(out, DeviceProfile).execution.executor == "onnxruntime"
+
+
 def test_what_differs_between_profiles_is_named() -> None:
     base = random_case(1, blocks=4, tiers=2).profile
     name, device = next(iter(base.devices.items()))

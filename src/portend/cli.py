@@ -445,12 +445,9 @@ def profile(
 
     What was measured is kept beside OUT while it goes on: after an interruption the same command resumes.
     """
-    from portend.models.checkpoint import load_checkpoint
-    from portend.models.data import make_splits
     from portend.models.networkfile import read_spec
     from portend.profile import Profile
     from portend.profiling.device import DeviceProfiling, profile_device
-    from portend.profiling.exits import profile_exits
     from portend.storage import save
 
     _check_writable(out)
@@ -470,6 +467,10 @@ def profile(
             if device_only:
                 save(measured, out)
             else:
+                from portend.models.checkpoint import load_checkpoint  # PyTorch, which a device alone may not have
+                from portend.models.data import make_splits
+                from portend.profiling.exits import profile_exits
+
                 exits = profile_exits(
                     load_checkpoint(network, allow_code=allow_code),
                     dataset,
