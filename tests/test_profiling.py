@@ -175,6 +175,11 @@ def test_a_budget_of_time_measures_what_it_can(folder: Path, tmp_path: Path) -> 
     assert load(out, DeviceProfile).prediction is None
 
 
+def test_more_than_256_partitions_are_timed_less_often() -> None:
+    assert [ComputeProfiling().repeats_of(count) for count in (1, 256, 257, 1540)] == [30, 30, 20, 20]
+    assert ComputeProfiling(repeats=40).repeats_of(1540) == 40
+
+
 # -- what disturbs ---------------------------------------------------------------------------------
 
 

@@ -425,7 +425,7 @@ def export(
     show_default=True,
     help="Partitions to measure, such as 0.1 or 10%, or for how long, such as '5 min'; the others are predicted.",
 )
-@click.option("--repeats", type=click.IntRange(2), default=30, show_default=True, help="Of every partition, busy.")
+@click.option("--repeats", type=click.IntRange(2), help="Of every busy partition; default: 30, or 20 of more than 256.")
 @click.option("--restart", is_flag=True, help="Begin anew instead of going on with an interrupted profile.")
 @click.option("--gap", type=_Time(), default="50 ms", show_default=True, help="Idle time of the traffic to predict.")
 @click.option(
@@ -439,7 +439,7 @@ def export(
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Profile file to write (.zip).")
 def profile(
     network: str, data: str | None, seed: int | None, device: str, device_only: bool, budget: dict[str, Any],
-    repeats: int, restart: bool, gap: float, criterion: str, allow_code: tuple[str, ...], out: str, **asked: Any,
+    repeats: int | None, restart: bool, gap: float, criterion: str, allow_code: tuple[str, ...], out: str, **asked: Any,
 ) -> None:  # fmt: skip
     """Measure what this machine needs for NETWORK, a checkpoint or an exported network, and how samples exit.
 

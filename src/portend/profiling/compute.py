@@ -34,8 +34,9 @@ class ComputeProfiling:
     """How partitions are timed.
 
     Attributes:
-        repeats: of every busy partition; idle_repeats: after a pause of ``gap_s``, each a burst of ``idle_burst``
-            runs, over which caches warm up, and twice as many more, which are busy.
+        repeats: of every busy partition; None: 30, or 20 where there are more than 256.
+        idle_repeats: after a pause of ``gap_s``, each a burst of ``idle_burst`` runs, over which caches warm up, and
+            twice as many more, which are busy.
         max_idle: partitions timed after a pause; where there are more, a spread subset is measured and the rest
             follow from a line (``DeviceProfile.woken_s``).
         gap_s: pause before each idle repeat; that of the traffic to predict.
@@ -45,7 +46,7 @@ class ComputeProfiling:
         seed: of the order, which interleaves partitions so that a disturbance hits all alike.
     """
 
-    repeats: int = 30
+    repeats: int | None = None
     idle_repeats: int = 5
     idle_burst: int = 4
     max_idle: int = 66
@@ -56,12 +57,17 @@ class ComputeProfiling:
 
     def __post_init__(self) -> None:
         for name in ("repeats", "idle_repeats", "idle_burst", "max_idle"):
-            if getattr(self, name) < 1:
-                raise InvalidValue(f"{name} is at least 1, but got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidValue(f"{name} is at least 1, but got {value}")
         if not 0 < self.budget <= 1:
             raise InvalidValue(f"a budget is a share of the partitions above 0 and at most 1, but got {self.budget}")
         if self.budget_s is not None and not 0 < self.budget_s < float("inf"):
             raise InvalidValue(f"a budget of time is above 0 s, but got {self.budget_s} s")
+
+    def repeats_of(self, partitions: int) -> int:
+        """How often each of so many partitions is timed busy."""
+        return self.repeats or (30 if partitions <= _GROUP else 20)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -81,7 +87,7 @@ def measure_compute(bench: Bench, spec: BackboneSpec, config: ComputeProfiling) 
     """
     pairs, drawn = _chosen(bench, spec, config)
     sparse = _sparse(bench, pairs, config)
-    size, half = spec.num_blocks + 1, -(-config.repeats // 2)
+    size, half = spec.num_blocks + 1, -(-config.repeats_of(len(pairs)) // 2)
     burst = 3 * config.idle_burst
 
     def timed(what: str, some: Pairs, repeats: int, burst: int, gap_s: float, seed: int) -> Floats:
@@ -109,7 +115,7 @@ def expected_s(bench: Bench, spec: BackboneSpec, config: ComputeProfiling) -> fl
     """Seconds that ``measure_compute`` and ``measure_branches`` will take, about."""
     pairs, _ = _chosen(bench, spec, config)
     busy, sparse = _jobs(pairs), _jobs(_sparse(bench, pairs, config))
-    busy_s = config.repeats * (bench.time_s(busy) + bench.time_s(_branch_jobs(spec)))
+    busy_s = config.repeats_of(len(pairs)) * (bench.time_s(busy) + bench.time_s(_branch_jobs(spec)))
     return busy_s + config.idle_repeats * bench.time_s(sparse, 3 * config.idle_burst, config.gap_s)
 
 
@@ -178,9 +184,10 @@ def _affordable(bench: Bench, spec: BackboneSpec, everything: Pairs, config: Com
     """How many partitions, in the order of what they tell, take the seconds that idling leaves."""
     assert config.budget_s is not None
     seconds = (1 - _FOR_IDLE) * config.budget_s
-    each = config.repeats * bench.time_s(_jobs(everything)) / len(everything)
+    repeats = config.repeats_of(0)
+    each = repeats * bench.time_s(_jobs(everything)) / len(everything)
     order = measuring_order(spec, most=min(len(everything), 2 * int(seconds / each) + 1), seed=config.seed)
-    spent = np.cumsum([config.repeats * bench.time_s([job]) for job in _jobs(order)])
+    spent = np.cumsum([repeats * bench.time_s([job]) for job in _jobs(order)])
     return int(np.searchsorted(spent, seconds))
 
 

@@ -101,7 +101,7 @@ def profile_device(
             expected_s(bench, spec, config) + messages * bench.probe_s(config.message_repeats + 1, config.gap_s)
         )
         compute = measure_compute(bench, spec, config)
-        branch = measure_branches(bench, spec, config.repeats)
+        branch = measure_branches(bench, spec, config.repeats_of(spec.num_blocks))
         codecs = {codec: _codec(bench, codec, spec, dataset, config) for codec in CODECS}
         result = _result(bench, config)
     return DeviceProfile(
