@@ -26,7 +26,7 @@ from portend.models.scoring import evaluate
 from portend.models.zoo import build
 from portend.plan import Plan, takes_exit
 from portend.profiling.turns import run_in_turns
-from portend.runtime.codecs import Encoded, Float32, Sample, make_codec
+from portend.runtime.codecs import Encoded, Sample, make_codec
 from portend.runtime.coordinator import Deployment
 from portend.runtime.messages import (
     Header,
@@ -134,16 +134,6 @@ def test_another_protocol_version_is_refused_by_name() -> None:
 def test_wire_bytes_count_zmtp_framing() -> None:
     assert wire_bytes([29]) == 31  # one short frame: flags, length, 29 bytes
     assert wire_bytes([30, 255, 256]) == 32 + 257 + 265
-
-
-def test_float32_keeps_every_bit_and_refuses_another_size() -> None:
-    tensor = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
-    payload = bytes(Float32().encode(tensor))
-    back = Float32().decode(payload, (3, 4, 5))
-    assert np.array_equal(back, tensor)
-    assert back.flags.writeable
-    with pytest.raises(MessageError, match="240 bytes, but got 239"):
-        Float32().decode(payload[:-1], (3, 4, 5))
 
 
 def test_encoded_sends_the_samples_own_bytes(digits: Dataset) -> None:

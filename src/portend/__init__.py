@@ -46,12 +46,14 @@ from portend.planner.problem import Problem, SearchSpace, Solution
 from portend.planner.solve import solve
 from portend.profile import (
     BackboneSpec,
+    CodecLoss,
     CodecProfile,
     DeviceProfile,
     Profile,
     ResultProfile,
     SampleExits,
     TabulatedExits,
+    ValueRange,
 )
 from portend.storage import load_measurement, load_profile, save
 from portend.topology import Link, Tier, Topology
@@ -76,6 +78,7 @@ __all__ = [
     "Batch",
     "Block",
     "Chain",
+    "CodecLoss",
     "CodecProfile",
     "DeviceProfile",
     "Estimate",
@@ -96,6 +99,7 @@ __all__ = [
     "TabulatedExits",
     "Tier",
     "Topology",
+    "ValueRange",
     "accuracy",
     "additive",
     "deadline_misses",

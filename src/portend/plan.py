@@ -20,10 +20,39 @@ from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import InvalidValue, law
 
-__all__ = ["CRITERIA", "Plan", "PlanBatch", "takes_exit"]
+__all__ = ["CODECS", "CRITERIA", "LOSSY", "NUMBERS", "Plan", "PlanBatch", "codec_parts", "takes_exit"]
 
 CRITERIA: Final = MappingProxyType({"entropy": "η", "max_probability": "1−p₁", "margin": "1−(p₁−p₂)"})
 """How a score is made of a branch's soft-max (``models.exits.score``), and how it is written."""
+
+NUMBERS: Final = ("float32", "float16", "int8", "int8-channel")
+"""How a codec writes the numbers of a tensor (``runtime.codecs``)."""
+
+LOSSY: Final = NUMBERS[1:]
+"""Those that do not give back what they got."""
+
+_COMPRESSORS: Final = ("", "lz4", "zstd")
+
+CODECS: Final = (
+    "float32",
+    "encoded",
+    *(f"{numbers}{'+' if by else ''}{by}" for numbers in NUMBERS for by in _COMPRESSORS if numbers + by != "float32"),
+)
+"""Every codec: ``numbers`` or ``numbers+compressor``; and ``encoded``, the sample's own encoding, at cut 0 alone."""
+
+
+def codec_parts(name: str) -> tuple[str, str]:
+    """Return how the codec writes numbers, and what compresses them ("" for nothing).
+
+    Raises:
+        InvalidValue: there is no such codec, or it is ``encoded``, which writes no numbers.
+    """
+    numbers, plus, compressor = name.partition("+")
+    law(
+        numbers in NUMBERS and compressor in _COMPRESSORS and bool(plus) == bool(compressor),
+        f"the codecs are {', '.join(CODECS)}, but got {name!r}",
+    )
+    return numbers, compressor
 
 
 def takes_exit(score: ArrayLike, threshold: ArrayLike) -> NDArray[np.bool_]:

@@ -1,6 +1,6 @@
 """What was measured before planning: how samples exit, and what each device needs.
 
-Axes: S samples, N blocks (N+1 cuts), T thresholds, R repeats. Every per-cut table has N+1
+Axes: S samples, N blocks (N+1 cuts), T thresholds, R repeats, C channels. Every per-cut table has N+1
 entries; entries without a meaning (an end cut not after its start, a codec that cannot be used
 at a cut) are NaN. Raw repeats are kept; the value used for planning is their mean, because a mean
 latency is a sum of means: times are skewed, and medians would understate it. From ten repeats on, the
@@ -19,12 +19,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.errors import MismatchError, law
+from portend.errors import InvalidValue, MismatchError, law
 from portend.execution import Execution
-from portend.plan import CRITERIA, takes_exit
+from portend.plan import CRITERIA, LOSSY, takes_exit
 
 __all__ = [
     "BackboneSpec",
+    "CodecLoss",
     "CodecProfile",
     "DeviceProfile",
     "Exits",
@@ -33,6 +34,8 @@ __all__ = [
     "ResultProfile",
     "SampleExits",
     "TabulatedExits",
+    "ValueRange",
+    "channel_axis",
     "mean_repeats",
     "slowed",
 ]
@@ -75,6 +78,22 @@ def _overlaid(old: Floats, new: Floats) -> Floats:
     table[: len(old), ~known] = old[:, ~known]
     table[: len(new), known] = new[:, known]
     return table
+
+
+def _filled(values: Floats, over: Floats) -> Floats:
+    """Values [N+1] where they are known; elsewhere on their least-squares line over ``over``, NaN if none is known.
+
+    Cut 0, where the sender was idle before, is left out of the line if others are known.
+    """
+    known = np.isfinite(values) & np.isfinite(over)
+    if known[1:].any():
+        known[0] = False
+    if not known.any():
+        return values
+    x, y = over[known], values[known]
+    spread = float(((x - x.mean()) ** 2).sum())
+    slope = float(((x - x.mean()) * (y - y.mean())).sum()) / spread if spread > 0 else 0.0
+    return np.asarray(np.where(np.isfinite(values), values, y.mean() + slope * (over - x.mean())))
 
 
 def slowed(first: ArrayLike, busy: ArrayLike, slowdown: float) -> Floats:
@@ -270,17 +289,112 @@ class TabulatedExits:
 Exits = SampleExits | TabulatedExits
 
 
+def channel_axis(shape: tuple[int, ...]) -> int:
+    """Axis of a sample's channels: the last of a sequence [T, D], else the first ([C, H, W], [D])."""
+    return 1 if len(shape) == 2 else 0
+
+
+_LARGEST: Final = 1e30  # far from where float32 overflows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ValueRange:
+    """Between which values int8 writes the numbers at one cut.
+
+    Attributes:
+        tensor: float64 [2], low and high end for the whole tensor; channels: float64 [2, C], of each channel.
+    """
+
+    tensor: Floats
+    channels: Floats
+
+    def __post_init__(self) -> None:
+        _freeze(self, tensor=(self.tensor, np.float64), channels=(self.channels, np.float64))
+        law(
+            self.tensor.shape == (2,)
+            and self.channels.ndim == 2
+            and len(self.channels) == 2
+            and self.channels.size > 0,
+            f"a range is [2] for the tensor and [2, channels], but got {self.tensor.shape} and {self.channels.shape}",
+        )
+        for low, high in (self.tensor, self.channels):
+            law(
+                bool(np.all(low <= high) and np.all(low >= -_LARGEST) and np.all(high <= _LARGEST)),
+                f"a range goes from its low to its high end, finite and within ±{_LARGEST:g}; profile the codecs again",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {"tensor": self.tensor.tolist(), "channels": self.channels.tolist()}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> ValueRange:
+        """Return what ``to_dict`` gave.
+
+        Raises:
+            InvalidValue: it is no such range.
+        """
+        try:
+            return cls(tensor=data["tensor"], channels=data["channels"])
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise InvalidValue(f"a range of values has tensor [2] and channels [2, C] of numbers ({error})") from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CodecLoss:
+    """What a lossy codec at one cut does to the answers of the exits after it, counted on profiling samples.
+
+    Attributes:
+        lost, gained: float64 [N+1, N]; samples that the branch of a block classifies right without the codec at the cut
+            and wrong with it, and the other way round. NaN for branches that are not there or not after the cut.
+        samples: how many were counted.
+    """
+
+    lost: Floats
+    gained: Floats
+    samples: int
+
+    def __post_init__(self) -> None:
+        _freeze(self, lost=(self.lost, np.float64), gained=(self.gained, np.float64))
+        law(self.samples >= 1, f"at least one sample is counted, but got {self.samples}")
+        for name, counts in (("lost", self.lost), ("gained", self.gained)):
+            law(
+                counts.ndim == 2 and counts.shape[0] == counts.shape[1] + 1 and counts.shape == self.lost.shape,
+                f"{name} is [cuts, branches] = [N+1, N], but got {counts.shape}",
+            )
+            known = counts[np.isfinite(counts)]
+            law(
+                bool(np.all((known >= 0) & (known <= self.samples))),
+                f"{name} counts lie within 0–{self.samples}, but got {known.min() if known.size else counts}",
+            )
+
+    @property
+    def drops(self) -> Floats:
+        """Accuracy that each branch loses, [N+1, N] in −1–1."""
+        return np.asarray((self.lost - self.gained) / self.samples)
+
+    @property
+    def loss(self) -> Floats:
+        """Largest accuracy that a branch after each cut loses, [N+1] in 0–1; NaN where nothing was counted."""
+        known = np.isfinite(self.drops)
+        worst = np.where(known, self.drops, 0.0).max(axis=1, initial=0.0)
+        return np.asarray(np.where(known.any(axis=1), worst, np.nan))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CodecProfile:
     """What one codec costs at every cut on one device.
 
     Attributes:
-        message_bytes: float64 [N+1]; the whole message on the wire (framing, header, payload).
+        message_bytes: float64 [N+1]; the whole message on the wire (framing, header, payload); the mean over samples.
         encode_repeats_s, decode_repeats_s: float64 [R, N+1]; as they happen: encoding after a
-            computation (at cut 0 after idling), decoding by a receiver that the message woke.
+            computation (at cut 0 after idling), decoding by a receiver that the message woke. NaN where it was not
+            measured: there what it takes more than the busy time follows from a line over that time.
         encode_busy_repeats_s, decode_busy_repeats_s: the same work right after, again and again.
         dispatch_repeats_s: float64 [R, N+1]; what the runtime spends on a message of that size
-            between the sender's send and the receiver's receive with no link between them.
+            between the sender's send and the receiver's receive with no link between them. Where it was not
+            measured it follows from a line over the bytes.
+        spread_bytes: float64 [N+1]; standard deviation of the sizes over the samples; empty: not known.
     """
 
     message_bytes: Floats
@@ -289,10 +403,16 @@ class CodecProfile:
     decode_repeats_s: Floats
     decode_busy_repeats_s: Floats
     dispatch_repeats_s: Floats
+    spread_bytes: Floats = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
-        _freeze(self, message_bytes=(self.message_bytes, np.float64))
-        for name in (item.name for item in fields(self) if item.name != "message_bytes"):
+        _freeze(self, message_bytes=(self.message_bytes, np.float64), spread_bytes=(self.spread_bytes, np.float64))
+        law(
+            self.spread_bytes.shape in ((0,), self.message_bytes.shape),
+            f"spread_bytes has one number for each of {self.message_bytes.size} cuts, but got "
+            f"{self.spread_bytes.shape}",
+        )
+        for name in (item.name for item in fields(self) if item.name.endswith("_repeats_s")):
             _freeze(self, **{name: (getattr(self, name), np.float64)})
             shape = getattr(self, name).shape
             law(
@@ -307,16 +427,22 @@ class CodecProfile:
 
     def encode_s(self, slowdown: float = 1.0) -> Floats:
         """Mean seconds to encode on a device ``slowdown`` times slower, [N+1] (see ``slowed``)."""
-        return slowed(mean_repeats(self.encode_repeats_s), mean_repeats(self.encode_busy_repeats_s), slowdown)
+        return _slowed(self.encode_repeats_s, self.encode_busy_repeats_s, slowdown)
 
     def decode_s(self, slowdown: float = 1.0) -> Floats:
         """Mean seconds to decode on a device ``slowdown`` times slower, [N+1]."""
-        return slowed(mean_repeats(self.decode_repeats_s), mean_repeats(self.decode_busy_repeats_s), slowdown)
+        return _slowed(self.decode_repeats_s, self.decode_busy_repeats_s, slowdown)
 
     @property
     def dispatch_s(self) -> Floats:
         """Mean seconds that the runtime spends per message, [N+1]."""
-        return mean_repeats(self.dispatch_repeats_s)
+        return np.maximum(_filled(mean_repeats(self.dispatch_repeats_s), self.message_bytes), 0.0)
+
+
+def _slowed(first_repeats: Floats, busy_repeats: Floats, slowdown: float) -> Floats:
+    first, busy = mean_repeats(first_repeats), mean_repeats(busy_repeats)
+    line = busy + _filled(first - busy, busy)
+    return slowed(np.where(np.isfinite(first), first, line), busy, slowdown)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -522,12 +648,16 @@ class Profile:
         backbone: the network; exits: per-sample scores, or tables.
         devices: by the name that tiers refer to.
         provenance: where the samples and weights come from.
+        ranges: of the values at the cuts 0 … N−1, for int8; empty: not known.
+        losses: what lossy codecs cost, by how they write numbers (``plan.LOSSY``; compressing costs nothing).
     """
 
     backbone: BackboneSpec
     exits: SampleExits | TabulatedExits
     devices: Mapping[str, DeviceProfile]
     provenance: Mapping[str, str] = field(default_factory=dict)
+    ranges: tuple[ValueRange, ...] = ()
+    losses: Mapping[str, CodecLoss] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         blocks = self.backbone.num_blocks
@@ -545,10 +675,37 @@ class Profile:
                 device.network is None or device.network.cut_shapes == self.backbone.cut_shapes,
                 f"device {name!r} was profiled with a network of other tensors than {self.backbone.name}",
             )
+        law(
+            len(self.ranges) in (0, blocks),
+            f"there are ranges for the cuts 0–{blocks - 1}, or none, but got {len(self.ranges)}",
+        )
+        for shape, limits in zip(self.backbone.cut_shapes, self.ranges, strict=False):
+            law(
+                limits.channels.shape[1] == shape[channel_axis(shape)],
+                f"a tensor of shape {shape} has {shape[channel_axis(shape)]} channels, but got ranges of "
+                f"{limits.channels.shape[1]}",
+            )
+        for name, loss in self.losses.items():
+            law(
+                name in LOSSY and loss.lost.shape[1] == blocks,
+                f"the losses are of {', '.join(LOSSY)} for {blocks} branches, but got {name!r} for "
+                f"{loss.lost.shape[1]}",
+            )
 
     @property
     def num_blocks(self) -> int:
         return self.backbone.num_blocks
+
+    def loss(self, codec: str) -> Floats:
+        """Largest accuracy that the codec costs an exit after each cut, [N+1] in 0–1; NaN where not measured.
+
+        0 for a codec that loses nothing.
+        """
+        numbers = codec.partition("+")[0]
+        if numbers not in LOSSY:
+            return np.zeros(self.num_blocks + 1)
+        known = self.losses.get(numbers)
+        return np.full(self.num_blocks + 1, np.nan) if known is None else known.loss
 
     @property
     def full_accuracy(self) -> float:

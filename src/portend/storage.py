@@ -40,7 +40,7 @@ __all__ = [
     "write_text",
 ]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # 2: ranges and losses of codecs
 _KINDS: Final[dict[str, type]] = {kind.__name__: kind for kind in (Profile, DeviceProfile, Measurement)}
 _LARGEST: Final = 4 << 30
 _DAMAGE: Final = (

@@ -138,6 +138,15 @@ class Bench:
             at += 1 + size
         return result
 
+    def time_codecs(self, codecs: Sequence[Sequence[str]], *, samples: int) -> NDArray[np.int64]:
+        """Bytes, ns to encode, ns to decode of each sample's tensor, [codecs of all cuts, samples, 3]; see Deployment."""
+        name = self._name("codecs")
+        if not self.journal.recall(name):
+            coded = self._deployment.time_codecs(0, codecs, samples=samples)
+            self.journal.add(name, coded.ravel().astype(float).tolist())
+            self._note()
+        return np.array(self.journal.recall(name), dtype=np.int64).reshape(-1, samples, 3)
+
     # -- after -----------------------------------------------------------------------------------
 
     def references_s(self) -> Floats:

@@ -11,19 +11,22 @@ Axes: R repeats, N+1 cuts.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from portend.errors import InvalidValue
 from portend.execution import Execution
-from portend.models.data import Dataset
+from portend.models.data import Dataset, draw
 from portend.models.networkfile import read_spec
-from portend.profile import BackboneSpec, CodecProfile, DeviceProfile, ResultProfile
+from portend.plan import codec_parts
+from portend.profile import BackboneSpec, DeviceProfile, ValueRange
 from portend.profiling.bench import Bench, Progress
 from portend.profiling.compute import (
     Busy,
@@ -35,9 +38,8 @@ from portend.profiling.compute import (
 )
 from portend.profiling.environment import cpu_model, describe_machine, load_average
 from portend.profiling.journal import Journal
-from portend.runtime.codecs import CODECS, Sample, make_codec
+from portend.profiling.messages import count_messages, profile_messages, profile_result
 from portend.runtime.coordinator import Deployment
-from portend.runtime.messages import Header, pack_header, wire_bytes
 from portend.topology import Link, Tier, Topology
 
 __all__ = ["DeviceProfiling", "profile_device"]
@@ -49,16 +51,27 @@ class DeviceProfiling(ComputeProfiling):
 
     Attributes:
         execution: what runs the partitions, as it will in the agents.
-        message_repeats: probes per cut and codec, each after a pause of ``gap_s``.
+        codecs: that are measured (``plan.CODECS``); int8 needs the ranges of the values.
+        message_samples: whose tensors are encoded and decoded at every cut; message_cuts: of the cuts after a block,
+            those at which messages are sent; message_repeats: messages per cut and codec, each after a pause of
+            ``gap_s``.
     """
 
     execution: Execution = field(default_factory=Execution)
+    codecs: tuple[str, ...] = ("float32", "encoded")
+    message_samples: int = 32
+    message_cuts: int = 4
     message_repeats: int = 12
 
     def __post_init__(self) -> None:
         ComputeProfiling.__post_init__(self)
-        if self.message_repeats < 1:
-            raise InvalidValue(f"message_repeats is at least 1, but got {self.message_repeats}")
+        for name in ("message_samples", "message_cuts", "message_repeats"):
+            if getattr(self, name) < 1:
+                raise InvalidValue(f"{name} is at least 1, but got {getattr(self, name)}")
+        if "float32" not in self.codecs:
+            raise InvalidValue(f"float32 is always measured, for all that is compared with it, but got {self.codecs}")
+        for codec in set(self.codecs) - {"encoded"}:
+            codec_parts(codec)
 
 
 def profile_device(
@@ -67,6 +80,8 @@ def profile_device(
     dataset: Dataset,
     config: DeviceProfiling | None = None,
     *,
+    indices: NDArray[np.int64] | None = None,
+    ranges: Sequence[ValueRange] = (),
     criterion: str = "entropy",
     on_progress: Progress | None = None,
     allow_code: Collection[str] = (),
@@ -79,31 +94,44 @@ def profile_device(
     checkpoint may name. ``keep``: a file for what was measured so far; where it is there already, the profile goes
     on with it. Remove it when the profile is saved.
 
+    Args:
+        indices: samples whose tensors are sent, such as the profiling split; None: all of the data set.
+        ranges: of the values at the cuts (``profiling.losses.profile_ranges``), for int8.
+
     Raises:
+        InvalidValue: int8 without ranges.
         DeploymentError: the agents do not start or die.
         StorageError: ``keep`` cannot be used, or was begun for another network or in another way.
     """
     config = config or DeviceProfiling()
     spec = read_spec(network, allow_code=allow_code)
-    journal = Journal(None if keep is None else Path(keep), _identity(name, spec, dataset, config, criterion))
+    if not ranges and any(codec.startswith("int8") for codec in config.codecs):
+        raise InvalidValue("int8 needs the ranges of the values; give profile_device those of profile_ranges")
+    chosen = draw(np.arange(len(dataset)) if indices is None else indices, config.message_samples, seed=config.seed)
+    samples = [dataset.encoded[i] for i in chosen]
+    identity = _identity(name, spec, samples, ranges, config, criterion)
+    journal = Journal(None if keep is None else Path(keep), identity)
     journal.open()
     load = load_average()
     deployment = Deployment(
         _bench(), network, dataset.decoder, executions=(config.execution,) * 2, emulate=False, criterion=criterion,
-        allow_code=allow_code,
+        allow_code=allow_code, ranges=dict(enumerate(ranges)),
     )  # fmt: skip
     with deployment:
-        deployment.load_samples([dataset.encoded[0]], dataset.labels[:1])
+        deployment.load_samples(samples, dataset.labels[chosen])
         bench = Bench(deployment, journal, spec.num_blocks, on_progress)
         warm = bench.warm_up()
-        messages = spec.num_blocks * (len(CODECS) - 1) + 2
+        messages = count_messages(spec, config.codecs, config.message_cuts) + 1
         bench.expect(
             expected_s(bench, spec, config) + messages * bench.probe_s(config.message_repeats + 1, config.gap_s)
         )
         compute = measure_compute(bench, spec, config)
         branch = measure_branches(bench, spec, config.repeats_of(spec.num_blocks))
-        codecs = {codec: _codec(bench, codec, spec, dataset, config) for codec in CODECS}
-        result = _result(bench, config)
+        codecs = profile_messages(
+            bench, spec, dataset, config.codecs, samples=len(samples), cuts=config.message_cuts,
+            repeats=config.message_repeats, gap_s=config.gap_s,
+        )  # fmt: skip
+        result = profile_result(bench, repeats=config.message_repeats, gap_s=config.gap_s)
     return DeviceProfile(
         device=name,
         compute_repeats_s=compute.repeats_s,
@@ -126,14 +154,20 @@ def profile_device(
 
 
 def _identity(
-    name: str, spec: BackboneSpec, dataset: Dataset, config: DeviceProfiling, criterion: str
+    name: str,
+    spec: BackboneSpec,
+    samples: Sequence[bytes],
+    ranges: Sequence[ValueRange],
+    config: DeviceProfiling,
+    criterion: str,
 ) -> dict[str, Any]:
     """What a profile that was begun must have been begun with, to go on."""
     return {
         "device": name,
         "network": spec.name,
         "weights": spec.weights_sha256,
-        "sample": hashlib.sha256(dataset.encoded[0]).hexdigest(),
+        "samples": hashlib.sha256(b"".join(samples)).hexdigest(),
+        "ranges": hashlib.sha256(json.dumps([each.to_dict() for each in ranges]).encode()).hexdigest(),
         "processor": cpu_model(),
         "criterion": criterion,
         **asdict(config),
@@ -154,56 +188,3 @@ def _circumstances(bench: Bench, compute: Busy, warm: str) -> dict[str, str]:
 def _bench() -> Topology:
     link = Link(bandwidth_bps=1e12, propagation_delay_s=0.0)  # never emulated: the agents connect directly
     return Topology(name="bench", tiers=(Tier(name="a", device="x"), Tier(name="b", device="x")), links=(link,))
-
-
-def _codec(
-    bench: Bench,
-    name: str,
-    spec: BackboneSpec,
-    dataset: Dataset,
-    config: DeviceProfiling,
-) -> CodecProfile:
-    """Costs of one codec at each cut: ``encoded`` only at the input; the last cut is never sent."""
-    cuts = range(1) if name == "encoded" else range(spec.num_blocks)
-    shape = (config.message_repeats, spec.num_blocks + 1)
-    tables = {kind: np.full(shape, np.nan) for kind in ("encode", "encode busy", "transfer", "decode", "decode busy")}
-    message_bytes = np.full(spec.num_blocks + 1, np.nan)
-    for cut in cuts:
-        spans = bench.probe(0, 1, cut, name, count=config.message_repeats + 1, gap_s=config.gap_s)
-        for kind, table in tables.items():
-            table[:, cut] = spans[kind][1:]
-        message_bytes[cut] = wire_bytes([_header_bytes(), _payload_bytes(name, spec.cut_shapes[cut], dataset)])
-    return CodecProfile(
-        message_bytes=message_bytes,
-        encode_repeats_s=tables["encode"],
-        encode_busy_repeats_s=tables["encode busy"],
-        decode_repeats_s=tables["decode"],
-        decode_busy_repeats_s=tables["decode busy"],
-        dispatch_repeats_s=tables["transfer"],
-    )
-
-
-def _payload_bytes(name: str, shape: tuple[int, ...], dataset: Dataset) -> int:
-    """Bytes of one payload; for the samples' own encodings, which differ, the mean of a thousand."""
-    if name == "encoded":
-        some = range(0, len(dataset), max(1, len(dataset) // 1000))
-        return round(np.mean([len(dataset.encoded[i]) for i in some]))
-    zeros = np.zeros(shape, dtype=np.float32)
-    return len(make_codec(name, dataset.decoder).encode(Sample(b"", zeros)))
-
-
-def _header_bytes() -> int:
-    return len(pack_header(Header("tensor", 1, 200, 1, time.monotonic_ns())))
-
-
-def _result(bench: Bench, config: DeviceProfiling) -> ResultProfile:
-    """Costs of a result; its header is packed inside the transfer, so that encoding it costs nothing of its own."""
-    spans = bench.probe(0, 1, -1, "float32", count=config.message_repeats + 1, gap_s=config.gap_s)
-    header = pack_header(Header("result", 1, 200, 2, time.monotonic_ns(), exit_index=1, label=1, score=0.5))
-    return ResultProfile(
-        message_bytes=wire_bytes([len(header)]),
-        encode_repeats_s=np.zeros(1),
-        decode_repeats_s=spans["decode"][1:],
-        decode_busy_repeats_s=spans["decode busy"][1:],
-        dispatch_repeats_s=spans["transfer"][1:],
-    )

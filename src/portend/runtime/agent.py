@@ -31,7 +31,8 @@ from portend.execution import Execution
 from portend.measurement import SPAN_KINDS
 from portend.models.decoding import decoder_from_dict
 from portend.plan import takes_exit
-from portend.runtime.codecs import Codec, Float32, Sample, make_codec
+from portend.profile import ValueRange
+from portend.runtime.codecs import FLOAT32, Codec, Sample, make_codec
 from portend.runtime.executors import Executor, Partition, make_executor
 from portend.runtime.messages import (
     Header,
@@ -88,12 +89,16 @@ def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_
 class _Deployed:
     """A plan as one tier sees it."""
 
-    def __init__(self, plan: dict[str, Any], tier: int, executor: Executor, codecs: Callable[[str], Codec]) -> None:
+    def __init__(
+        self, plan: dict[str, Any], tier: int, executor: Executor, codecs: Callable[[str, int], Codec]
+    ) -> None:
         self.cuts: list[int] = [0, *plan["cuts"]]
         self.placement: list[int] = plan["placement"]
         self.thresholds: list[float] = plan["thresholds"]
         self.length = len(self.placement)
-        self.codecs: list[Codec | None] = [None if name is None else codecs(name) for name in plan["codecs"]]
+        self.codecs: list[Codec | None] = [
+            None if name is None else codecs(name, cut) for name, cut in zip(plan["codecs"], self.cuts, strict=False)
+        ]
         exits = executor.spec.exit_cuts
         missing = [c for step, c in enumerate(self.cuts[1:]) if self.asks(step) and c <= exits[-1] and c not in exits]
         if missing:
@@ -138,7 +143,7 @@ class Agent:
         self._samples: list[Sample] = []
         self._tensors: dict[int, Tensor] = {}
         self._timed: dict[tuple[int, int, bool], Partition] = {}
-        self._probe: tuple[int, Codec] = (0, Float32())
+        self._probe: tuple[int, Codec] = (0, FLOAT32)
         self._packed = pack_header(Header("result", 0, 0, 0, time.monotonic_ns()))
         self._plan: _Deployed | None = None
         self.dropped = 0
@@ -225,7 +230,11 @@ class Agent:
             self._peers[int(peer)] = socket
         spec = self._executor.spec
         self._shapes = spec.cut_shapes
+        self._ranges = {int(cut): ValueRange.from_dict(data) for cut, data in values["ranges"].items()}
         self._tell("ready", network=spec.name, weights_sha256=spec.weights_sha256)
+
+    def _codec(self, name: str, cut: int) -> Codec:
+        return make_codec(name, self._decoder, self._shapes[cut], self._ranges.get(cut))
 
     def _on_samples(self, _: dict[str, Any], frames: list[bytes]) -> None:
         self._samples = [Sample(data, self._decoder.decode(data)) for data in frames]
@@ -234,7 +243,7 @@ class Agent:
         self._tell("ready")
 
     def _on_deploy(self, values: dict[str, Any], _: list[bytes]) -> None:
-        self._plan = _Deployed(values["plan"], self.tier, self._executor, lambda name: make_codec(name, self._decoder))
+        self._plan = _Deployed(values["plan"], self.tier, self._executor, self._codec)
         zeros = {step: np.zeros(self._shapes[self._plan.cuts[step]], np.float32) for step in self._plan.partitions}
         for step, partition in self._plan.partitions.items():
             partition(zeros[step])
@@ -258,7 +267,7 @@ class Agent:
 
     def _on_expect(self, values: dict[str, Any], _: list[bytes]) -> None:
         """Receiver of probes: cut and codec of the next ones."""
-        self._probe = (int(values["cut"]), make_codec(values["codec"], self._decoder))
+        self._probe = (int(values["cut"]), self._codec(values["codec"], int(values["cut"])))
         self._tell("ready")
 
     def _on_probe(self, values: dict[str, Any], _: list[bytes]) -> None:
@@ -266,7 +275,8 @@ class Agent:
 
         After a block the encoder follows a computation, so it runs once before it is timed.
         """
-        cut, codec = int(values["cut"]), make_codec(values["codec"], self._decoder)
+        cut = int(values["cut"])
+        codec = self._codec(values["codec"], max(cut, 0))
         tensor = None if cut < 0 else self._inputs(cut)
         for request in range(int(values["count"])):
             wait_until(time.monotonic_ns() + int(1e9 * values["gap_s"]))
@@ -284,6 +294,29 @@ class Agent:
             self._span(request, _ENCODE, 1, once, once + busy)
             self._post(int(values["to"]), "probe", request, 0, payload)
         self._tell("ready")
+
+    def _on_codecs(self, values: dict[str, Any], _: list[bytes]) -> None:
+        """Encode and decode each sample's own tensors at each cut by the codecs named for it: bytes, ns, ns.
+
+        Each is timed right after it was done once, as the mean of two times.
+        """
+        tensors = [sample.tensor for sample in self._samples]
+        rows: list[tuple[int, int, int]] = []
+        for cut, names in enumerate(values["codecs"]):
+            if cut:
+                block = self._executor.partition(cut - 1, cut, branch=False)
+                tensors = [np.array(block(tensor).features) for tensor in tensors]
+            for name in names:
+                codec = self._codec(name, cut)
+                for sample, tensor in zip(self._samples, tensors, strict=True):
+                    encode = partial(codec.encode, tensor if cut else sample)
+                    payload = encode()
+                    encode_ns = _busy_ns(encode, times=2)
+                    decode = partial(codec.decode, payload, self._shapes[cut])
+                    decode()
+                    rows.append((len(payload), encode_ns, _busy_ns(decode, times=2)))
+            self._tell("progress", answered=cut + 1)
+        self._tell("coded", [np.asarray(rows, dtype="<i8").tobytes()])
 
     def _on_time(self, values: dict[str, Any], _: list[bytes]) -> None:
         """Time partitions on the first sample's own tensors: each job (start, end, branch) in order, in bursts."""

@@ -14,10 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -29,8 +29,8 @@ from portend.errors import DeploymentError, InvalidValue
 from portend.execution import Execution
 from portend.measurement import SPAN_KINDS, Measurement
 from portend.models.decoding import InputDecoder
-from portend.plan import CRITERIA, Plan
-from portend.runtime.codecs import CODECS
+from portend.plan import CODECS, CRITERIA, Plan
+from portend.profile import ValueRange
 from portend.runtime.messages import pack_control, unpack_control
 from portend.runtime.watch import Counters, Disturbance, count
 from portend.topology import Topology
@@ -56,6 +56,7 @@ class Deployment:
         port: of the control socket (0: any free one).
         patience_s: longest silence that is not a failure.
         allow_code: ``module:object`` that the checkpoint may name; the agents import and run them.
+        ranges: of the values at cuts, for int8; ``dict(enumerate(profile.ranges))``.
 
     Raises:
         DeploymentError: a port is in use, an agent does not start, dies, or falls silent.
@@ -73,6 +74,7 @@ class Deployment:
         port: int = 0,
         patience_s: float = 60.0,
         allow_code: Collection[str] = (),
+        ranges: Mapping[int, ValueRange] = MappingProxyType({}),
     ) -> None:
         remote = sorted({tier.host for tier in topology.tiers} - {"127.0.0.1", "localhost"})
         if criterion not in CRITERIA:
@@ -100,6 +102,7 @@ class Deployment:
         compiles = any(execution.executor == "torch-compiled" for execution in self._executions)
         self._patience_s = 10 * patience_s if compiles else patience_s
         self._allow_code = tuple(allow_code)
+        self._ranges = dict(ranges)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._cleanup = contextlib.ExitStack()
         self._labels: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
@@ -158,6 +161,7 @@ class Deployment:
                 execution=asdict(self._executions[index]),
                 decoder=self._decoder.to_dict(),
                 criterion=self._criterion,
+                ranges={str(cut): limits.to_dict() for cut, limits in self._ranges.items()},
                 peers={str(peer): reach[index, peer] for peer in self.endpoints if peer != index},
             )
         ready, _ = self._await("ready")[self.topology.source]
@@ -296,8 +300,8 @@ class Deployment:
         """Load the plan's partitions on their tiers and run each once.
 
         Raises:
-            InvalidValue: the plan names a tier that does not exist, not the codec that a hop needs, or thresholds
-                for another criterion than the deployment's.
+            InvalidValue: the plan names a tier that does not exist, not the codec that a hop needs, int8 at a cut
+                whose range is not known, or thresholds for another criterion than the deployment's.
             DeploymentError: an agent cannot load its partitions.
         """
         if max(plan.placement) >= len(self.topology.tiers):
@@ -321,6 +325,12 @@ class Deployment:
                 raise InvalidValue(
                     f"partition {step} takes its tensor by one of the codecs {', '.join(usable)}, "
                     f"but the plan says {codec!r}"
+                )
+            cut = (0, *plan.cuts)[step]
+            if codec is not None and codec.startswith("int8") and cut not in self._ranges:
+                raise InvalidValue(
+                    f"partition {step} takes its tensor by {codec}, but the deployment has no range of the values at "
+                    f"cut {cut}; give it the ranges of the profile that the plan was made with"
                 )
         for tier in self._processes:
             self._tell(tier, "deploy", plan=plan.to_dict())
@@ -450,6 +460,24 @@ class Deployment:
 
         _, frames = self._await("timed", [tier], tell)[tier]
         return np.asarray(np.frombuffer(frames[0], dtype="<i8").reshape(len(jobs), burst) * 1e-9)
+
+    def time_codecs(
+        self, tier: int, codecs: Sequence[Sequence[str]], *, samples: int, on_progress: Progress | None = None
+    ) -> NDArray[np.int64]:
+        """Bytes, ns to encode and ns to decode of each sample's tensor, [codecs of all cuts, samples, 3].
+
+        Args:
+            codecs: names for each cut from 0 on; samples: how many the tier has loaded.
+        """
+        self._begin(expected=0)
+        self._tell(tier, "codecs", codecs=[list(names) for names in codecs])
+
+        def tell(values: dict[str, Any]) -> None:
+            if on_progress:
+                on_progress(int(values["answered"]), len(codecs))
+
+        _, frames = self._await("coded", [tier], tell)[tier]
+        return np.frombuffer(frames[0], dtype="<i8").reshape(-1, samples, 3).astype(np.int64)
 
     def probe(
         self, sender: int, receiver: int, cut: int, codec: str, *, count: int, gap_s: float

@@ -1,0 +1,137 @@
+"""What lossy codecs do to the answers: the values at every cut, and the accuracy of all exits after it.
+
+The tensor at one cut goes through the codec's own numbers and back (``runtime.codecs``; compressing loses nothing),
+and the blocks after it run on what comes out. Running them from every cut costs about N/2 times what running the whole
+network does, for each way to write numbers.
+
+Axes: S samples, B batch, N blocks (N+1 cuts), C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from portend.errors import InvalidValue
+from portend.models.backbone import Backbone
+from portend.models.data import Dataset
+from portend.models.scoring import check_fit
+from portend.plan import LOSSY
+from portend.profile import CodecLoss, ValueRange, channel_axis
+from portend.runtime.codecs import make_numbers
+
+__all__ = ["profile_losses", "profile_ranges"]
+
+Indices = NDArray[np.int64]
+Progress = Callable[[int, int], None]
+
+_BATCH_VALUES = 1 << 22  # of the largest tensor of a batch: 16 MiB
+
+
+def profile_ranges(
+    backbone: Backbone, dataset: Dataset, indices: Indices, *, on_progress: Progress | None = None
+) -> tuple[ValueRange, ...]:
+    """Return least and largest value of the tensor and of each channel at the cuts 0 … N−1, over the samples.
+
+    Raises:
+        MismatchError: the network does not take this dataset's samples.
+        InvalidValue: a value is not finite, or too large for int8.
+    """
+    check_fit(backbone, dataset)
+    shapes = backbone.spec().cut_shapes[:-1]
+    ends = [np.array([np.full(s[channel_axis(s)], x) for x in (np.inf, -np.inf)]) for s in shapes]
+    with _evaluating(backbone):
+        for x in _batches(backbone, dataset, indices, on_progress):
+            for cut, block in enumerate(backbone.blocks):
+                axis = 1 + channel_axis(shapes[cut])
+                others = tuple(place for place in range(x.ndim) if place != axis)
+                ends[cut][0] = np.minimum(ends[cut][0], x.amin(dim=others).numpy())
+                ends[cut][1] = np.maximum(ends[cut][1], x.amax(dim=others).numpy())
+                if cut + 1 < len(shapes):
+                    x = block(x)
+    return tuple(
+        ValueRange(tensor=np.array([low.min(), high.max()]), channels=np.array([low, high])) for low, high in ends
+    )
+
+
+def profile_losses(
+    backbone: Backbone,
+    dataset: Dataset,
+    indices: Indices,
+    ranges: Sequence[ValueRange],
+    *,
+    numbers: Sequence[str] = LOSSY,
+    on_progress: Progress | None = None,
+) -> dict[str, CodecLoss]:
+    """Return, for each lossy way to write numbers, the answers that the exits after each cut lose and gain by it.
+
+    Args:
+        indices: S samples; ranges: of the values at the cuts 0 … N−1 (``profile_ranges``), for int8.
+
+    Raises:
+        MismatchError: the network does not take this dataset's samples.
+    """
+    check_fit(backbone, dataset)
+    unknown = set(numbers) - set(LOSSY)
+    if unknown:
+        raise InvalidValue(f"what loses accuracy is {', '.join(LOSSY)}, but got {sorted(unknown)}")
+    blocks, shapes = len(backbone.blocks), backbone.spec().cut_shapes
+    ways = {name: [make_numbers(name, shapes[cut], ranges[cut]) for cut in range(blocks)] for name in numbers}
+    counts = {name: np.full((2, blocks + 1, blocks), np.nan) for name in numbers}
+    exits = np.array(backbone.exits)
+    for table in counts.values():
+        for cut in range(blocks):
+            table[:, cut, exits[exits > cut] - 1] = 0.0
+    with _evaluating(backbone):
+        rows = 0
+        for x in _batches(backbone, dataset, indices, on_progress):
+            labels = torch.from_numpy(dataset.labels[indices[rows : rows + len(x)]])
+            rows += len(x)
+            plain = _right(backbone, 0, x, labels)
+            for cut, block in enumerate(backbone.blocks):
+                after = exits > cut
+                for name, way in ways.items():
+                    sent = torch.from_numpy(way[cut].unpack(way[cut].pack(x.numpy())))
+                    right = _right(backbone, cut, sent, labels)
+                    counts[name][0, cut, exits[after] - 1] += (plain[after] & ~right).sum(axis=1)
+                    counts[name][1, cut, exits[after] - 1] += (right & ~plain[after]).sum(axis=1)
+                x = block(x)
+    return {name: CodecLoss(lost=table[0], gained=table[1], samples=len(indices)) for name, table in counts.items()}
+
+
+def _right(backbone: Backbone, start: int, x: torch.Tensor, labels: torch.Tensor) -> NDArray[np.bool_]:
+    """Whether each branch after cut ``start`` is right, bool [branches, B]."""
+    found = []
+    for cut in range(start, len(backbone.blocks)):
+        x = backbone.blocks[cut](x)
+        branch = backbone.branches[cut]
+        if cut + 1 in backbone.exits:
+            found.append((branch(x).argmax(dim=1) == labels).numpy())
+    return np.stack(found)
+
+
+@contextmanager
+def _evaluating(backbone: Backbone) -> Iterator[None]:
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        backbone.train(was_training)
+
+
+def _batches(
+    backbone: Backbone, dataset: Dataset, indices: Indices, on_progress: Progress | None
+) -> Iterator[torch.Tensor]:
+    """The samples' tensors [B, ...], so many at once that the largest tensor at a cut stays small."""
+    largest = max(int(np.prod(shape)) for shape in backbone.spec().cut_shapes)
+    size = max(1, min(256, _BATCH_VALUES // largest))
+    for first in range(0, len(indices), size):
+        yield torch.from_numpy(dataset.tensors(indices[first : first + size]))
+        if on_progress:
+            on_progress(min(first + size, len(indices)), len(indices))
