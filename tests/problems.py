@@ -16,6 +16,7 @@ from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.plan import Plan
 from portend.profile import (
     BackboneSpec,
+    CodecLoss,
     CodecProfile,
     DeviceProfile,
     Profile,
@@ -127,6 +128,21 @@ def random_exits(
     return TabulatedExits(thresholds=theta, exited=exited, correct=correct.sum(axis=0), samples=samples)
 
 
+def codec_loss(drops: Any, samples: int = 1000) -> CodecLoss:
+    """A loss of so many answers of the next branch at the cuts 0 … N−1; NaN: not known."""
+    lost = np.full((len(drops) + 1, len(drops)), np.nan)
+    np.fill_diagonal(lost, drops)
+    return CodecLoss(lost=lost, gained=np.where(np.isnan(lost), np.nan, 0.0), samples=samples)
+
+
+def random_loss(rng: np.random.Generator, blocks: int) -> CodecLoss:
+    """Answers that int8 loses and gains at each cut, around the default tolerance; some are not known."""
+    cut, branch = np.indices((blocks + 1, blocks))
+    after = (branch >= cut) & (rng.random((blocks + 1, 1)) < 0.9)
+    lost, gained = (np.where(after, rng.integers(0, 3, after.shape), np.nan) for _ in range(2))
+    return CodecLoss(lost=lost, gained=gained, samples=500)
+
+
 def random_device(
     rng: np.random.Generator, name: str, blocks: int, *, exact: bool, idle: Literal["none", "some", "all"]
 ) -> DeviceProfile:
@@ -229,6 +245,7 @@ def random_case(
         backbone=backbone(blocks),
         exits=random_exits(rng, blocks, samples, tables=tables),
         devices={name: random_device(rng, name, blocks, exact=exact, idle=idle) for name in names},
+        losses={"int8": random_loss(np.random.default_rng([seed, 500]), blocks)},
     )
     chosen: Estimator = estimator or ("marginal" if tables or rng.random() < 0.4 else "sample")
     return Case(profile, random_topology(rng, tiers, names, exact=exact), chosen)

@@ -242,6 +242,8 @@ class Reference:
         if codec not in sender.size or codec not in receiver.size:
             return None
         size = sender.size[codec][cut]
+        if codec in ("float16", "int8", "int8-channel") and not self.loss(codec, cut) <= 0.002:
+            return None
         if math.isnan(size) or math.isnan(receiver.decode[codec][cut]):
             return None
         return {
@@ -256,6 +258,16 @@ class Reference:
             "propagation": propagation(self.topology, a, b),
             "dispatch": 0.0 if local else receiver.dispatch[codec][cut],
         }
+
+    def loss(self, codec: str, cut: int) -> float:
+        """Largest share of right answers that a branch after the cut loses; NaN where none was counted."""
+        counted = self.profile.losses[codec]
+        drops = [
+            (lost - gained) / counted.samples
+            for lost, gained in zip(counted.lost[cut].tolist(), counted.gained[cut].tolist(), strict=True)
+            if not math.isnan(lost)
+        ]
+        return max(0.0, *drops) if drops else math.nan
 
     def best_hop(
         self, cut: int, a: int, b: int, admitted: tuple[str, ...] | None = None

@@ -532,7 +532,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(version=storage.FORMAT_VERSION + 1), "format version 2.*upgrade"),
+        (lambda d: d.update(version=storage.FORMAT_VERSION + 1), "format version 3.*upgrade"),
         (lambda d: d.update(version="1"), "format version"),
         (lambda d: d.update(kind="Measurement"), "holds a Measurement, but a Profile"),
         (lambda d: d.update(kind="Path"), "holds a Path"),

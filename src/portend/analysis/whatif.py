@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 import numpy as np
 
 from portend.errors import ConfigError, InvalidValue, SearchError, law
-from portend.perfmodel.model import Estimator, PerformanceModel
+from portend.perfmodel.model import CODEC_TOLERANCE, Estimator, PerformanceModel
 from portend.plan import Plan
 from portend.planner.problem import Constraint, Metric, Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.solve import solve
@@ -55,15 +55,18 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scenario:
-    """All that a plan follows from; ``estimator`` as in ``PerformanceModel``."""
+    """All that a plan follows from; ``estimator`` and ``codec_tolerance`` as in ``PerformanceModel``."""
 
     profile: Profile
     topology: Topology
     problem: Problem
     estimator: Estimator | None = None
+    codec_tolerance: float = CODEC_TOLERANCE
 
     def model(self) -> PerformanceModel:
-        return PerformanceModel(self.profile, self.topology, estimator=self.estimator)
+        return PerformanceModel(
+            self.profile, self.topology, estimator=self.estimator, codec_tolerance=self.codec_tolerance
+        )
 
     def changed(self, values: Mapping[str, Any]) -> Scenario:
         """Return the scenario with the fields at the given paths set to ``values``.
@@ -321,6 +324,12 @@ def _problem_fields(scenario: Scenario) -> Iterator[Field]:
         read=lambda s: s.model().estimator,
         write=lambda s, value: replace(s, estimator=value),
         choices=get_args(Estimator),
+    )
+    yield Field(
+        path="model.codec_tolerance",
+        kind="number",
+        read=lambda s: s.codec_tolerance,
+        write=lambda s, value: replace(s, codec_tolerance=float(value)),
     )
 
 

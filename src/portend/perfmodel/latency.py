@@ -30,17 +30,19 @@ class LatencyTables:
             whether the tier was idle before (woken by a message or by a new sample), the second
             whether the branch at ``end`` is run (it is not where the exit is not used).
         codecs: K names; hop_parts_s: [K, N+1, M, M, P] seconds to bring the tensor of a cut from
-            one tier to another; +inf in the encode part where a codec is not offered.
+            one tier to another; +inf in the encode part where a codec is not offered, also because it loses more
+            accuracy there than ``codec_tolerance``, or an unknown amount (never at an infinite tolerance).
         result_parts_s: [M, P] seconds to bring a result from a tier to the destination.
     """
 
-    def __init__(self, profile: Profile, topology: Topology) -> None:
+    def __init__(self, profile: Profile, topology: Topology, codec_tolerance: float) -> None:
         devices = [_device(profile, topology, tier) for tier in range(len(topology.tiers))]
         self.codecs: tuple[str, ...] = tuple(dict.fromkeys(name for device in devices for name in device.codecs))
         slow = [tier.slowdown for tier in topology.tiers]
         self.compute_s: Floats = np.stack([_compute_s(d, s) for d, s in zip(devices, slow, strict=True)], axis=2)
+        within = {name: np.nan_to_num(profile.loss(name), nan=np.inf) <= codec_tolerance for name in self.codecs}
         self.hop_parts_s: Floats = np.stack(
-            [_hop_parts(name, devices, slow, topology, profile.num_blocks) for name in self.codecs]
+            [_hop_parts(name, devices, slow, topology, within[name]) for name in self.codecs]
         )
         self._ingest_by_message = topology.ingest == "message"
         self.result_parts_s: Floats = _result_parts(devices, slow, topology)
@@ -85,10 +87,15 @@ def _compute_s(device: DeviceProfile, slowdown: float) -> Floats:
     return np.stack([np.maximum(full - saved, 0.0), full], axis=1)
 
 
-def _hop_parts(name: str, devices: list[DeviceProfile], slow: list[float], topology: Topology, blocks: int) -> Floats:
-    """Parts [N+1, M, M, P] of a hop with one codec; sender's axis before the receiver's."""
+def _hop_parts(
+    name: str, devices: list[DeviceProfile], slow: list[float], topology: Topology, within: NDArray[np.bool_]
+) -> Floats:
+    """Parts [N+1, M, M, P] of a hop with one codec; sender's axis before the receiver's.
+
+    ``within`` [N+1]: the cuts at which it does not lose too much.
+    """
     tiers = len(devices)
-    never = np.full(blocks + 1, np.nan)
+    never = np.full(within.size, np.nan)
     codecs = [device.codecs.get(name) for device in devices]
     size = np.stack([never if codec is None else codec.message_bytes for codec in codecs], axis=1)
     speeds = list(zip(codecs, slow, strict=True))
@@ -96,14 +103,14 @@ def _hop_parts(name: str, devices: list[DeviceProfile], slow: list[float], topol
     decode = np.stack([never if codec is None else codec.decode_s(factor) for codec, factor in speeds], axis=1)
     dispatch = np.stack([never if codec is None else codec.dispatch_s for codec in codecs], axis=1)
     same = np.eye(tiers, dtype=bool)
-    parts = np.zeros((blocks + 1, tiers, tiers, len(PARTS)))
+    parts = np.zeros((within.size, tiers, tiers, len(PARTS)))
     parts[..., _ENCODE] = encode[:, :, None]
     parts[..., _DECODE] = decode[:, None, :]
     parts[..., _DISPATCH] = dispatch[:, None, :]
     parts[..., _PROPAGATION] = topology.propagation_s()
     for sender in range(tiers):
         parts[:, sender, :, _TRANSMISSION] = topology.transmission_s(size[:, sender])[:, sender, :]
-    offered = np.isfinite(parts).all(axis=-1)
+    offered = np.isfinite(parts).all(axis=-1) & within[:, None, None]
     parts[~offered] = 0.0
     parts[~offered, _ENCODE] = np.inf
     parts[1:, same] = 0.0

@@ -6,12 +6,12 @@ Axes: C plans, L partitions, P latency parts.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import MismatchError
+from portend.errors import MismatchError, law
 from portend.perfmodel.estimate import PARTS, Estimate, EstimateBatch
 from portend.perfmodel.exits import marginal_outcomes, sample_outcomes
 from portend.perfmodel.latency import LatencyTables
@@ -19,7 +19,10 @@ from portend.plan import Plan, PlanBatch
 from portend.profile import Profile, SampleExits
 from portend.topology import Topology
 
-__all__ = ["Estimator", "PerformanceModel"]
+__all__ = ["CODEC_TOLERANCE", "Estimator", "PerformanceModel"]
+
+CODEC_TOLERANCE: Final = 0.002
+"""Accuracy that a codec may cost at a cut, as a share: 0.2 points."""
 
 Estimator = Literal["sample", "marginal"]
 
@@ -30,13 +33,24 @@ class PerformanceModel:
     Args:
         estimator: ``sample`` replays plans on per-sample scores (default where they exist),
             ``marginal`` uses only exit rates and accuracies, as the paper does.
+        codec_tolerance: a codec is offered at a cut where the most that an exit after it loses is no more than this
+            share of accuracy. Estimates of accuracy do not contain the losses.
 
     Raises:
+        InvalidValue: the tolerance is negative.
         MismatchError: a tier names a device that the profile lacks, or the sample estimator is
             asked for where there are only tables.
     """
 
-    def __init__(self, profile: Profile, topology: Topology, *, estimator: Estimator | None = None) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        topology: Topology,
+        *,
+        estimator: Estimator | None = None,
+        codec_tolerance: float = CODEC_TOLERANCE,
+    ) -> None:
+        law(codec_tolerance >= 0, f"the accuracy that a codec may cost is at least 0, but got {codec_tolerance}")
         has_samples = isinstance(profile.exits, SampleExits)
         if estimator == "sample" and not has_samples:
             raise MismatchError(
@@ -46,7 +60,8 @@ class PerformanceModel:
         self.profile = profile
         self.topology = topology
         self.estimator: Estimator = estimator or ("sample" if has_samples else "marginal")
-        self.tables = LatencyTables(profile, topology)
+        self.codec_tolerance = codec_tolerance
+        self.tables = LatencyTables(profile, topology, codec_tolerance)
 
     @property
     def samples(self) -> int:
@@ -125,7 +140,8 @@ class PerformanceModel:
         if not np.all(np.isfinite(result.step_parts_s)):
             raise MismatchError(
                 f"a hop of the plan uses a codec that is not offered at its cut: cuts {complete.cuts}, "
-                f"codecs {complete.codecs}; leave the codecs out to have them chosen"
+                f"codecs {complete.codecs}, or loses more accuracy there than {100 * self.codec_tolerance:g} points; "
+                "leave the codecs out to have them chosen"
             )
         return Estimate(
             plan=complete,

@@ -67,7 +67,9 @@ def solve_baselines(problem: Problem, model: PerformanceModel, *, seconds: float
 
 def _paper(problem: Problem, model: PerformanceModel) -> Solution:
     space = SearchSpace(thresholds=problem.space.thresholds, codecs=_raw(model))
-    marginal = PerformanceModel(model.profile, model.topology, estimator="marginal")
+    marginal = PerformanceModel(
+        model.profile, model.topology, estimator="marginal", codec_tolerance=model.codec_tolerance
+    )
     chosen = search(replace(problem, space=space), marginal)
     values, met = replace(problem, robust=None).judge(chosen.plan, model)
     estimate = model.estimate(chosen.plan)
@@ -77,4 +79,4 @@ def _paper(problem: Problem, model: PerformanceModel) -> Solution:
 
 def _raw(model: PerformanceModel) -> tuple[str, ...] | None:
     names = tuple(name for name in model.tables.codecs if name != "encoded")
-    return names[:1] or None
+    return ("float32",) if "float32" in names else names[:1] or None

@@ -269,6 +269,7 @@ class Why:
         alternatives: the nearest plans that were not chosen.
         advice: a warning where the plan hardly beats a simpler one, else empty.
         caution: which of its compute times were not measured but predicted, and how well; else empty.
+        codecs: for each hop, its codec, what that may cost in accuracy, and which codec was too lossy for it.
     """
 
     metric: Metric
@@ -278,9 +279,10 @@ class Why:
     alternatives: tuple[Alternative, ...]
     advice: str = ""
     caution: str = ""
+    codecs: tuple[str, ...] = ()
 
     def describe(self, tier_names: Sequence[str] | None = None) -> list[str]:
-        """Return lines for a reader: the waterfall, what binds, the alternatives, the advice, the caution."""
+        """Return lines for a reader: the waterfall, codecs, what binds, the alternatives, the advice, the caution."""
         plain = self.metric == latency
         lines = [f"  where the {'time' if plain else self.metric.name} goes, per sample:"]
         for name, parts in self.steps:
@@ -288,6 +290,7 @@ class Why:
             total = math.fsum(parts.values())
             shown = f"{1e3 * total:8.2f} ms" if plain else f"{self.metric.format(total):>12}"
             lines.append(f"    {shown}  {name}{f' ({detail})' if detail else ''}")
+        lines += ["  codecs:"] * bool(self.codecs) + [f"    {line}" for line in self.codecs]
         if self.binding:
             lines.append(f"  binding: {', '.join(map(str, self.binding))}")
         if self.alternatives:
@@ -329,6 +332,7 @@ class Why:
             ],
             "advice": self.advice,
             "caution": self.caution,
+            "codecs": list(self.codecs),
         }
 
 

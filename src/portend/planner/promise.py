@@ -63,7 +63,12 @@ def parts(model: PerformanceModel) -> tuple[PerformanceModel, PerformanceModel]:
     def on(indices: NDArray[np.int64], sampled: bool) -> PerformanceModel:
         own = replace(exits, score=exits.score[np.sort(indices)], correct=exits.correct[np.sort(indices)])
         estimator = "sample" if sampled else model.estimator
-        return PerformanceModel(replace(model.profile, exits=own), model.topology, estimator=estimator)
+        return PerformanceModel(
+            replace(model.profile, exits=own),
+            model.topology,
+            estimator=estimator,
+            codec_tolerance=model.codec_tolerance,
+        )
 
     return on(order[:chosen_on], False), on(order[chosen_on:], True)
 

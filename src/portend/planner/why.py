@@ -35,6 +35,7 @@ def explain(solution: Solution, model: PerformanceModel, *, seconds: float = mat
         alternatives=tuple(alternatives),
         advice=_advice(solution, alternatives),
         caution=_caution(solution.plan, model),
+        codecs=_codecs(solution, model),
     )
 
 
@@ -81,6 +82,41 @@ def _costs(plan: Plan, model: PerformanceModel, cost: Metric) -> _Parts:
         runs.append(reach * float(batch.at_run(k, terms.compute)[0]))
         back += share * float(terms.result[tier])
     return hops, runs, {"result": back} if back else {}
+
+
+def _codecs(solution: Solution, model: PerformanceModel) -> tuple[str, ...]:
+    """A line for each hop: its codec, what it loses, and the fastest one that would be faster but loses too much."""
+    plan, profile, tiers = solution.plan, model.profile, model.topology.tiers
+    anything = PerformanceModel(profile, model.topology, estimator=model.estimator, codec_tolerance=math.inf)
+    names = model.tables.codecs
+    lines = []
+    senders = (model.topology.source, *plan.placement[:-1])
+    for (cut, _), sender, tier, codec in zip(plan.partitions, senders, plan.placement, plan.codecs, strict=True):
+        if codec is None:
+            continue
+        seconds = dict(zip(names, anything.tables.hop_parts_s[:, cut, sender, tier].sum(axis=-1).tolist(), strict=True))
+        losses = {name: float(profile.loss(name)[cut]) for name in names}
+        line = f"cut {cut} to {tiers[tier].name}: {codec}"
+        if losses[codec] > 0:
+            line += f", which may cost {100 * losses[codec]:.2f} points more than the accuracy above"
+        asked = solution.problem.space.codecs
+        refused = [
+            name
+            for name in names
+            if (asked is None or name in asked)
+            and not losses[name] <= model.codec_tolerance
+            and seconds[name] < seconds[codec]
+        ]
+        if refused:
+            best = min(refused, key=seconds.__getitem__)
+            known = math.isfinite(losses[best])
+            lost = f"loses {100 * losses[best]:.2f} points" if known else "what it loses was not measured"
+            line += (
+                f"; {best} would save {1e3 * (seconds[codec] - seconds[best]):.2f} ms, but {lost} there "
+                f"(tolerance {100 * model.codec_tolerance:g})"
+            )
+        lines.append(line)
+    return tuple(lines)
 
 
 def _binds(solution: Solution, index: int, model: PerformanceModel, seconds: float) -> bool:

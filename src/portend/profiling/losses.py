@@ -44,8 +44,9 @@ def profile_ranges(
     check_fit(backbone, dataset)
     shapes = backbone.spec().cut_shapes[:-1]
     ends = [np.array([np.full(s[channel_axis(s)], x) for x in (np.inf, -np.inf)]) for s in shapes]
+    rows = 0
     with _evaluating(backbone):
-        for x in _batches(backbone, dataset, indices, on_progress):
+        for x in _batches(backbone, dataset, indices):
             for cut, block in enumerate(backbone.blocks):
                 axis = 1 + channel_axis(shapes[cut])
                 others = tuple(place for place in range(x.ndim) if place != axis)
@@ -53,6 +54,9 @@ def profile_ranges(
                 ends[cut][1] = np.maximum(ends[cut][1], x.amax(dim=others).numpy())
                 if cut + 1 < len(shapes):
                     x = block(x)
+            rows += len(x)
+            if on_progress:
+                on_progress(rows, len(indices))
     return tuple(
         ValueRange(tensor=np.array([low.min(), high.max()]), channels=np.array([low, high])) for low, high in ends
     )
@@ -71,6 +75,7 @@ def profile_losses(
 
     Args:
         indices: S samples; ranges: of the values at the cuts 0 … N−1 (``profile_ranges``), for int8.
+        on_progress: called with (done, S · N) after each cut of a batch; the first cuts take longest.
 
     Raises:
         MismatchError: the network does not take this dataset's samples.
@@ -86,11 +91,10 @@ def profile_losses(
     for table in counts.values():
         for cut in range(blocks):
             table[:, cut, exits[exits > cut] - 1] = 0.0
+    rows = 0
     with _evaluating(backbone):
-        rows = 0
-        for x in _batches(backbone, dataset, indices, on_progress):
+        for x in _batches(backbone, dataset, indices):
             labels = torch.from_numpy(dataset.labels[indices[rows : rows + len(x)]])
-            rows += len(x)
             plain = _right(backbone, 0, x, labels)
             for cut, block in enumerate(backbone.blocks):
                 after = exits > cut
@@ -125,13 +129,9 @@ def _evaluating(backbone: Backbone) -> Iterator[None]:
         backbone.train(was_training)
 
 
-def _batches(
-    backbone: Backbone, dataset: Dataset, indices: Indices, on_progress: Progress | None
-) -> Iterator[torch.Tensor]:
+def _batches(backbone: Backbone, dataset: Dataset, indices: Indices) -> Iterator[torch.Tensor]:
     """The samples' tensors [B, ...], so many at once that the largest tensor at a cut stays small."""
     largest = max(int(np.prod(shape)) for shape in backbone.spec().cut_shapes)
     size = max(1, min(256, _BATCH_VALUES // largest))
     for first in range(0, len(indices), size):
         yield torch.from_numpy(dataset.tensors(indices[first : first + size]))
-        if on_progress:
-            on_progress(min(first + size, len(indices)), len(indices))
