@@ -95,7 +95,7 @@ def profile_losses(
     with _evaluating(backbone):
         for x in _batches(backbone, dataset, indices):
             labels = torch.from_numpy(dataset.labels[indices[rows : rows + len(x)]])
-            plain = _right(backbone, 0, x, labels)
+            plain = _right(backbone, 0, x.clone(), labels)  # a block may work in place
             for cut, block in enumerate(backbone.blocks):
                 after = exits > cut
                 for name, way in ways.items():
@@ -104,6 +104,9 @@ def profile_losses(
                     counts[name][0, cut, exits[after] - 1] += (plain[after] & ~right).sum(axis=1)
                     counts[name][1, cut, exits[after] - 1] += (right & ~plain[after]).sum(axis=1)
                 x = block(x)
+                if on_progress:
+                    on_progress(rows * blocks + (cut + 1) * len(x), len(indices) * blocks)
+            rows += len(x)
     return {name: CodecLoss(lost=table[0], gained=table[1], samples=len(indices)) for name, table in counts.items()}
 
 
