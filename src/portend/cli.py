@@ -16,7 +16,7 @@ import click
 
 from portend.errors import ConfigError, DeploymentError, ExportError, InvalidValue, MismatchError, PortendError
 from portend.execution import EXECUTORS, PRECISIONS, Execution
-from portend.plan import CRITERIA
+from portend.plan import CODECS, CRITERIA, codec_parts
 from portend.units import parse
 
 if TYPE_CHECKING:
@@ -48,6 +48,24 @@ class _Numbers(click.ParamType[Any]):
             return tuple(self.kind(item) for item in str(value).split(",") if item.strip())
         except ValueError:
             self.fail(f"{value!r} is not a list like 1,2,3", param, ctx)
+
+
+class _Codecs(click.ParamType[Any]):
+    """Names of codecs separated by commas, or ``all``."""
+
+    name = "codecs"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = CODECS if value == "all" else tuple(item.strip() for item in str(value).split(",") if item.strip())
+        try:
+            for name in names:
+                if name != "encoded":
+                    codec_parts(name)
+        except InvalidValue as error:
+            self.fail(str(error), param, ctx)
+        return tuple(dict.fromkeys(("float32", *names)))  # what the others are compared with
 
 
 class _Time(click.ParamType[Any]):
@@ -134,6 +152,7 @@ def cli() -> None:
     portend calibrate its exits' probabilities, on a split of their own
     portend profile   how its samples exit, and what this machine needs for it
     portend merge     profiles of several machines
+    portend codecs    what each way to send a tensor costs
     portend plan      the proven best cuts, exits, thresholds and tiers
     portend refine    a plan and the network's weights for it, in turns
     portend run       a plan, across agents and emulated links
@@ -179,6 +198,11 @@ def _execution(command: Any) -> Any:
     return command
 
 
+_codec_tolerance = click.option(
+    "--codec-tolerance",
+    type=click.FloatRange(0, 1),
+    help="Share of accuracy that a codec may cost at a cut where it is offered. Default: 0.002, 0.2 points.",
+)
 _topology = click.option(
     "--topology", required=True, type=click.Path(dir_okay=False), help="YAML file with tiers and links."
 )
@@ -435,17 +459,27 @@ def export(
     show_default=True,
     help="What thresholds will be compared with: normalized entropy, 1 - largest probability, 1 - its lead.",
 )
+@click.option(
+    "--codecs", type=_Codecs(), default="float32,encoded,float16,int8", show_default=True,
+    help=f"That hops may use, or all: {', '.join(CODECS)}.",
+)  # fmt: skip
+@click.option(
+    "--codec-samples", type=click.IntRange(1), default=1000, show_default=True,
+    help="Profiling samples on which the loss of lossy codecs is measured, at most; takes long for deep networks.",
+)  # fmt: skip
 @_allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Profile file to write (.zip).")
 def profile(
     network: str, data: str | None, seed: int | None, device: str, device_only: bool, budget: dict[str, Any],
-    repeats: int | None, restart: bool, gap: float, criterion: str, allow_code: tuple[str, ...], out: str, **asked: Any,
+    repeats: int | None, restart: bool, gap: float, criterion: str, codecs: tuple[str, ...], codec_samples: int,
+    allow_code: tuple[str, ...], out: str, **asked: Any,
 ) -> None:  # fmt: skip
     """Measure what this machine needs for NETWORK, a checkpoint or an exported network, and how samples exit.
 
     What was measured is kept beside OUT while it goes on: after an interruption the same command resumes.
     """
-    from portend.models.networkfile import read_spec
+    from portend.models.data import draw, make_splits
+    from portend.models.networkfile import is_exported, read_spec
     from portend.profile import Profile
     from portend.profiling.device import DeviceProfiling, profile_device
     from portend.storage import save
@@ -456,30 +490,42 @@ def profile(
     begun = Path(f"{out}.begun")
     if restart:
         begun.unlink(missing_ok=True)
+    indices = make_splits(dataset, seed=chosen).profiling
+    some = draw(indices, codec_samples, seed=chosen)
+    needed = any(codec.startswith("int8") for codec in codecs)
+    if needed and is_exported(network):
+        click.echo("note: int8 is left out, for its ranges of values are measured on a checkpoint", err=True)
+        codecs, needed = tuple(codec for codec in codecs if not codec.startswith("int8")), False
     try:
         with _progress() as tell:
+            ranges = _value_ranges(network, dataset, some, allow_code, tell) if needed else ()
             execution = _chosen_execution(network, dataset, allow_code, tell, begun, **asked)
-            config = DeviceProfiling(execution=execution, gap_s=gap, repeats=repeats, **budget)
+            config = DeviceProfiling(execution=execution, gap_s=gap, repeats=repeats, codecs=codecs, **budget)
             measured = profile_device(
-                device, network, dataset, config, criterion=criterion, on_progress=tell, allow_code=allow_code,
-                keep=begun,
+                device, network, dataset, config, indices=indices, ranges=ranges, criterion=criterion,
+                on_progress=tell, allow_code=allow_code, keep=begun,
             )  # fmt: skip
             if device_only:
                 save(measured, out)
             else:
                 from portend.models.checkpoint import load_checkpoint  # PyTorch, which a device alone may not have
-                from portend.models.data import make_splits
                 from portend.profiling.exits import profile_exits
+                from portend.profiling.losses import lossy, profile_losses
 
+                backbone = load_checkpoint(network, allow_code=allow_code)
                 exits = profile_exits(
-                    load_checkpoint(network, allow_code=allow_code),
-                    dataset,
-                    make_splits(dataset, seed=chosen).profiling,
-                    criterion=criterion,
-                    on_progress=lambda *at: tell("exits", *at),
+                    backbone, dataset, indices, criterion=criterion, on_progress=lambda *at: tell("exits", *at)
                 )
+                losses = profile_losses(
+                    backbone, dataset, some, ranges, numbers=lossy(codecs),
+                    on_progress=lambda *at: tell("losses of codecs", *at),
+                )  # fmt: skip
                 told = {"data": dataset.name, "seed": str(chosen), "split": f"profiling, {exits.samples} samples"}
-                save(Profile(backbone=spec, exits=exits, devices={device: measured}, provenance=told), out)
+                found = Profile(
+                    backbone=spec, exits=exits, devices={device: measured}, provenance=told, ranges=ranges,
+                    losses=losses,
+                )  # fmt: skip
+                save(found, out)
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on with what was measured so far, in {begun}", err=True)
         sys.exit(130)
@@ -490,6 +536,15 @@ def profile(
         click.echo(f"{device}: {measured.prediction}")
     if "disturbed" in measured.environment:
         click.echo(f"warning: {measured.environment['disturbed']}; profile again when it is quiet", err=True)
+
+
+def _value_ranges(network: str, dataset: Dataset, indices: Any, allow_code: tuple[str, ...], tell: Tell) -> Any:
+    """The ranges of values at the cuts of a checkpoint's network."""
+    from portend.models.checkpoint import load_checkpoint
+    from portend.profiling.losses import profile_ranges
+
+    backbone = load_checkpoint(network, allow_code=allow_code)
+    return profile_ranges(backbone, dataset, indices, on_progress=lambda *at: tell("ranges of values", *at))
 
 
 def _chosen_execution(
@@ -695,6 +750,45 @@ def exits(
         Console().print(exits_table(rows, f"{spec.name}, {source}, by {found.criterion}"))
 
 
+@cli.command()
+@click.argument("profile", type=click.Path(dir_okay=False))
+@click.option("--device", default="", help="Whose times to show. Default: the first.")
+@click.option("--cuts", type=_Numbers(int), help="Cuts to show, such as 0,3,5. Default: all.")
+@_codec_tolerance
+@click.option("--markdown", is_flag=True, help="Print a Markdown table.")
+@_json
+def codecs(
+    profile: str, device: str, cuts: tuple[int, ...] | None, codec_tolerance: float | None, markdown: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Show what each codec costs at each cut of PROFILE: bytes, time, accuracy; and where it is offered.
+
+    What a codec loses at a cut is the most accuracy that any exit after the cut loses, on the profiling samples.
+    """
+    from portend.analysis.codecs import codec_rows, codecs_markdown, codecs_table
+    from portend.perfmodel.model import CODEC_TOLERANCE
+    from portend.storage import load_profile
+
+    known = load_profile(profile)
+    tolerance = CODEC_TOLERANCE if codec_tolerance is None else codec_tolerance
+    rows = codec_rows(known, device, tolerance=tolerance, cuts=cuts)
+    if as_json:
+        click.echo(json.dumps({"network": known.backbone.name, "tolerance": tolerance, "codecs": rows}))
+        return
+    if markdown:
+        click.echo(codecs_markdown(rows))
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=130)
+    samples = next((loss.samples for loss in known.losses.values()), 0)
+    counted = f"; losses on {samples} samples, of which one is {100 / samples:.2g} points" if samples else ""
+    title = f"{known.backbone.name} on {device or next(iter(known.devices))}"
+    console.print(codecs_table(rows, f"{title}, tolerance {100 * tolerance:g} points{counted}"))
+
+
 def _check_writable(out: str) -> None:
     """Refuse an output path now that could not be written after minutes of work."""
     folder = Path(out).resolve().parent
@@ -764,10 +858,12 @@ _PLANNING = (
     ),
     click.option("--maximize", multiple=True, metavar="METRIC", help="Such as throughput."),
     click.option("--subject-to", multiple=True, metavar="BOUND", help="Such as 'p95<=80 ms' or 'energy<=0.5 J'."),
+    _codec_tolerance,
     click.option("--arrival-rate", type=float, help="Samples per second that no tier or link may be too slow for."),
     click.option(
         "--problem", "stated", type=click.Path(dir_okay=False),
-        help="YAML: minimize, maximize, subject_to, arrival_rate, hints (docs/metrics.md). Other options add to it.",
+        help="YAML: minimize, maximize, subject_to, arrival_rate, codec_tolerance, hints (docs/metrics.md). Other "
+        "options add to it.",
     ),
 )  # fmt: skip
 
@@ -797,15 +893,13 @@ def plan(
     below 0.3 leave there. The baselines are fixed ways of deployment; they do not follow the hints.
     """
     from portend.config import load_topology
-    from portend.perfmodel.model import PerformanceModel
     from portend.planner.solve import solve
     from portend.storage import load_profile, write_json
 
     places = load_topology(topology)
-    model = PerformanceModel(load_profile(profile), places, estimator=estimator)
-    problem = _problem(model, **asked)
+    model, problem = _asked(load_profile(profile), places, estimator, **asked)
     solution = solve(problem, model, seconds=math.inf if seconds is None else seconds)
-    answer = solution.to_dict() | {"profiled": model.profiled}
+    answer = solution.to_dict() | {"profiled": model.profiled | {"ranges": model.profile.ranges_for(solution.plan)}}
     if not with_front:
         del answer["front"]
     if out:
@@ -822,23 +916,28 @@ def plan(
             click.echo(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {values}{name}")
 
 
-def _problem(
-    model: Any, *, min_accuracy: float | None, max_latency: float | None, robust: float | None, stated: str | None,
-    minimize: tuple[str, ...], maximize: tuple[str, ...], subject_to: tuple[str, ...], arrival_rate: float | None,
+def _asked(
+    profile: Any, topology: Any, estimator: Any, *, min_accuracy: float | None, max_latency: float | None,
+    robust: float | None, stated: str | None, minimize: tuple[str, ...], maximize: tuple[str, ...],
+    subject_to: tuple[str, ...], arrival_rate: float | None, codec_tolerance: float | None,
     swept: frozenset[str] = frozenset(), **hints: Any,
-) -> Any:  # fmt: skip
-    """The problem that the planning options state.
+) -> tuple[Any, Any]:  # fmt: skip
+    """The model and the problem that the planning options state.
 
     Without objectives: least latency where an accuracy is asked for, else most accuracy.
     """
+    from portend.perfmodel.model import CODEC_TOLERANCE, PerformanceModel
     from portend.planner.problem import Problem, accuracy, latency
     from portend.planner.stated import read_problem
 
     if stated or any(":" in text for text in (*minimize, *maximize, *subject_to)):
         sys.path.insert(0, str(Path.cwd()))  # where the user's own modules are
     told = read_problem(
-        stated, model.topology, minimize=minimize, maximize=maximize, subject_to=subject_to, arrival_rate=arrival_rate
-    )
+        stated, topology, minimize=minimize, maximize=maximize, subject_to=subject_to, arrival_rate=arrival_rate,
+        codec_tolerance=codec_tolerance,
+    )  # fmt: skip
+    tolerance = CODEC_TOLERANCE if told.codec_tolerance is None else told.codec_tolerance
+    model = PerformanceModel(profile, topology, estimator=estimator, codec_tolerance=tolerance)
     bounds = [] if min_accuracy is None else [accuracy >= min_accuracy]
     bounds += [] if max_latency is None else [latency <= max_latency]
     goals: dict[str, Any] = {"minimize": told.minimize, "maximize": told.maximize}
@@ -851,7 +950,7 @@ def _problem(
             )
         goals = {"minimize": latency} if accurate else {"maximize": accuracy}
     space = _space(model, told.hints, **hints)
-    return Problem(**goals, subject_to=(*bounds, *told.subject_to), space=space, robust=robust)
+    return model, Problem(**goals, subject_to=(*bounds, *told.subject_to), space=space, robust=robust)
 
 
 def _space(
@@ -906,12 +1005,11 @@ def refine(
     and profiles the exits anew; the devices' times are PROFILE's. An interrupted call goes on where it was.
     """
     from portend.config import load_topology
-    from portend.perfmodel.model import PerformanceModel
     from portend.storage import load_profile
 
     values = {} if tuning is None else _fine_tuning(tuning)
     places, measured = load_topology(topology), load_profile(profile)
-    problem = _problem(PerformanceModel(measured, places, estimator=estimator), **asked)
+    model, problem = _asked(measured, places, estimator, **asked)
 
     from portend.models.checkpoint import read_provenance
     from portend.models.data import make_splits
@@ -930,7 +1028,8 @@ def refine(
         with _progress(quiet=as_json) as tell:
             found = run_rounds(
                 measured, checkpoint, dataset, splits, places, problem, out,
-                training=training, rounds=rounds, estimator=estimator, tell=tell, allow_code=allow_code,
+                training=training, rounds=rounds, estimator=estimator, codec_tolerance=model.codec_tolerance,
+                tell=tell, allow_code=allow_code,
             )  # fmt: skip
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from the last state in {out}", err=True)
@@ -1052,6 +1151,7 @@ def run(
             criterion=chosen.criterion,
             port=port,
             allow_code=allow_code,
+            ranges=_ranges(plan, profiled),
         ) as deployment,
     ):
         deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])
@@ -1082,6 +1182,16 @@ def run(
             f"accuracy {100 * measured.accuracy:.2f} %, "
             f"exit rates {', '.join(f'{100 * rate:.1f} %' for rate in measured.exit_rates())}\n{out}"
         )
+
+
+def _ranges(plan: str, profiled: dict[str, Any]) -> dict[int, Any]:
+    """The ranges of values that were profiled for the plan's int8 codecs, by cut."""
+    from portend.profile import ValueRange
+
+    try:
+        return {int(cut): ValueRange.from_dict(data) for cut, data in profiled.get("ranges", {}).items()}
+    except (InvalidValue, AttributeError, ValueError) as error:
+        raise ConfigError(f"{plan}: profiled.ranges: {error}") from None
 
 
 def _executions(plan: str, profiled: dict[str, Any], network: str, places: Topology, **asked: Any) -> list[Execution]:
@@ -1125,7 +1235,7 @@ def _compared(profile: str, measurements: tuple[str, ...], level: float) -> Any:
             )
         stem = Path(path).stem
         cases[path if stem in cases else stem] = (
-            PerformanceModel(loaded, measured.topology).estimate(measured.plan),
+            PerformanceModel(loaded, measured.topology, codec_tolerance=math.inf).estimate(measured.plan),
             measured,
         )
     return loaded, compare_cases(cases, level)
@@ -1209,15 +1319,16 @@ def whatif(
     """
     from portend.analysis import whatif as lib
     from portend.config import load_topology
-    from portend.perfmodel.model import PerformanceModel
     from portend.storage import load_profile
 
     if out:
         _check_writable(out)
     places, measured = load_topology(topology), load_profile(profile)
     swept = frozenset(text.partition("=")[0].strip() for text in sweeps)
-    problem = _problem(PerformanceModel(measured, places, estimator=estimator), swept=swept, **asked)
-    scenario = lib.Scenario(profile=measured, topology=places, problem=problem, estimator=estimator)
+    model, problem = _asked(measured, places, estimator, swept=swept, **asked)
+    scenario = lib.Scenario(
+        profile=measured, topology=places, problem=problem, estimator=estimator, codec_tolerance=model.codec_tolerance
+    )
     axes = [lib.parse_axis(scenario, text) for text in sweeps]
     ordered = any(lib.find_field(scenario, axis.path).ordered and None not in axis.values for axis in axes)
     if crossovers and (not ordered or (zipped and len(axes) > 1)):

@@ -28,6 +28,7 @@ from portend.profile import Profile
 from portend.profiling.device import DeviceProfiling, profile_device
 from portend.profiling.exits import profile_exits
 from portend.profiling.fastest import time_executions
+from portend.profiling.losses import profile_codecs
 from portend.profiling.turns import Turns, run_in_turns
 from portend.runtime.coordinator import Deployment
 from portend.storage import save, write_json
@@ -76,7 +77,12 @@ class DemoConfig:
     turns: int = 10
     executions: tuple[Execution, ...] = (Execution(), Execution(executor="onnxruntime"))
     training: TrainingConfig = DIGITS_TRAINING
-    profiling: DeviceProfiling = field(default_factory=lambda: DeviceProfiling(idle_repeats=3))  # more in the turns
+    profiling: DeviceProfiling = field(
+        default_factory=lambda: DeviceProfiling(
+            idle_repeats=3,  # more in the turns
+            codecs=("float32", "encoded", "float16", "int8"),
+        )
+    )
     topology: Topology = field(default_factory=three_tier)
     space: SearchSpace = field(
         default_factory=lambda: SearchSpace(
@@ -121,11 +127,20 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
         tell("compare executors", 1, 1)
     backbone = load_checkpoint(trained.checkpoint)
     exits = profile_exits(backbone, dataset, splits.profiling, on_progress=lambda *at: tell("profile exits", *at))
+    ranges, losses = profile_codecs(
+        backbone,
+        dataset,
+        splits.profiling,
+        config.profiling.codecs,
+        on_progress=lambda what, *at: tell(f"profile {what}", *at),
+    )
     device = profile_device(
         "local",
         trained.checkpoint,
         dataset,
         replace(config.profiling, gap_s=config.gap_s, execution=execution),
+        indices=splits.profiling,
+        ranges=ranges,
         on_progress=lambda what, *at: tell(f"profile {what}", *at),
     )
     profile = Profile(
@@ -133,6 +148,8 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
         exits=exits,
         devices={"local": device},
         provenance={"data": dataset.name, "seed": str(config.seed), "split": f"profiling, {exits.samples} samples"},
+        ranges=ranges,
+        losses=losses,
     )
     save(profile, folder / "profile.zip")
     clock.lap("profile")
@@ -141,7 +158,8 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     bound = accuracy >= profile.full_accuracy - config.drop
     problem = Problem(minimize=latency, subject_to=(bound,), space=config.space)
     solution = solve(problem, model)
-    write_json(solution.to_dict() | {"profiled": model.profiled}, folder / "plan.json")
+    profiled = model.profiled | {"ranges": profile.ranges_for(solution.plan)}
+    write_json(solution.to_dict() | {"profiled": profiled}, folder / "plan.json")
     clock.lap("plan")
 
     plans = {"Portend": solution.plan}
@@ -194,7 +212,10 @@ def _measure(plans: Iterable[Plan], checkpoint: Path, profile: Profile, config: 
         wanted = config.samples if not counts else config.exit_samples if early else config.plain_samples
         counts.setdefault(plan, min(wanted, len(test)))
     executions = [profile.devices[tier.device].execution for tier in config.topology.tiers]
-    with Deployment(config.topology, checkpoint, dataset.decoder, executions=executions) as deployment:
+    ranges = dict(enumerate(profile.ranges))
+    with Deployment(
+        config.topology, checkpoint, dataset.decoder, executions=executions, ranges=ranges
+    ) as deployment:
         deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])
         return run_in_turns(
             deployment,

@@ -6,6 +6,7 @@ taken over from the profile (paper, Sec. III-D and Fig. 8: plans with and withou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,14 +20,15 @@ from portend.analysis.tables import format_error, format_ms, format_share
 from portend.errors import MismatchError, law
 from portend.models.backbone import Backbone
 from portend.models.checkpoint import load_checkpoint
-from portend.models.data import Dataset, Splits
+from portend.models.data import Dataset, Splits, draw
 from portend.models.training import Progress, TrainingConfig, train
 from portend.perfmodel.estimate import Estimate
-from portend.perfmodel.model import PerformanceModel
+from portend.perfmodel.model import CODEC_TOLERANCE, PerformanceModel
 from portend.planner.problem import Problem, Solution, accuracy, latency
 from portend.planner.solve import solve
 from portend.profile import Profile, SampleExits
 from portend.profiling.exits import profile_exits
+from portend.profiling.losses import profile_codecs
 from portend.storage import save, write_json
 from portend.topology import Topology
 
@@ -122,6 +124,7 @@ def refine(
     training: TrainingConfig = FINE_TUNING,
     rounds: int = 4,
     estimator: Any = None,
+    codec_tolerance: float = CODEC_TOLERANCE,
     tell: Tell = lambda *_: None,
     allow_code: Collection[str] = (),
 ) -> Refinement:
@@ -133,6 +136,7 @@ def refine(
 
     Args:
         problem: minimizes mean latency or maximizes accuracy; training: ``exits`` are set by the plans.
+        codec_tolerance: as in ``PerformanceModel``; what lossy codecs lose is measured anew with each round's weights.
         tell: called with (stage, done, total); allow_code: ``module:object`` that the checkpoint may name.
 
     Raises:
@@ -166,7 +170,8 @@ def refine(
             )
             for indices in (splits.profiling, splits.test)
         )
-        model = PerformanceModel(now, topology, estimator=estimator)
+        now = replace(now, **_codecs(profile, backbone, dataset, splits.profiling, stage, tell))
+        model = PerformanceModel(now, topology, estimator=estimator, codec_tolerance=codec_tolerance)
         solution = solve(problem, model)
         first = found[0].solution.estimate if found else solution.estimate
         fastest, closest = _against(first, problem, model)
@@ -175,13 +180,16 @@ def refine(
             profile=here / "profile.zip",
             plan=here / "plan.json",
             solution=solution,
-            same_plan=model.estimate(found[-1].solution.plan) if found else None,
+            same_plan=model.estimate(replace(found[-1].solution.plan, codecs=())) if found else None,
             same_accuracy_s=None if fastest.status == "infeasible" else fastest.estimate.mean_s,
             same_latency=closest.estimate.accuracy,
-            test=PerformanceModel(tested, topology, estimator=estimator).estimate(solution.plan),
+            test=PerformanceModel(tested, topology, estimator=estimator, codec_tolerance=math.inf).estimate(
+                solution.plan
+            ),
         )
         save(now, this.profile)
-        write_json(solution.to_dict() | {"profiled": model.profiled}, this.plan)
+        profiled = model.profiled | {"ranges": now.ranges_for(solution.plan)}
+        write_json(solution.to_dict() | {"profiled": profiled}, this.plan)
         still = bool(found) and found[-1].solution.plan == solution.plan
         found.append(this)
         result = Refinement(rounds=tuple(found), stands_still=still)
@@ -224,6 +232,20 @@ def _exits(
 ) -> SampleExits:
     told = partial(tell, f"{stage}: exits")
     return profile_exits(backbone, dataset, indices, criterion=criterion, on_progress=told)
+
+
+def _codecs(
+    profile: Profile, backbone: Backbone, dataset: Dataset, indices: Indices, stage: str, tell: Tell
+) -> dict[str, Any]:
+    """Ranges and losses of the profile's lossy codecs with other weights, on as many samples as in the profile."""
+    samples = max((loss.samples for loss in profile.losses.values()), default=0)
+
+    def told(what: str, done: int, total: int) -> None:
+        tell(f"{stage}: {what}", done, total)
+
+    some = draw(indices, samples)
+    ranges, losses = profile_codecs(backbone, dataset, some, tuple(profile.losses), on_progress=told)
+    return {"ranges": ranges, "losses": losses}
 
 
 def _check_same(profile: Profile, backbone: Backbone, checkpoint: Path) -> None:

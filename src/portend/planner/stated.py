@@ -35,12 +35,13 @@ _SINGLES: Final[Mapping[str, type]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stated:
-    """What was stated: objectives, bounds, and hints as the fields of ``SearchSpace``."""
+    """What was stated: objectives, bounds, hints as the fields of ``SearchSpace``, what a codec may lose (a share)."""
 
     minimize: tuple[Metric, ...]
     maximize: tuple[Metric, ...]
     subject_to: tuple[Constraint, ...]
     hints: Mapping[str, Any]
+    codec_tolerance: float | None = None
 
 
 def read_problem(
@@ -51,8 +52,11 @@ def read_problem(
     maximize: tuple[str, ...] = (),
     subject_to: tuple[str, ...] = (),
     arrival_rate: float | None = None,
+    codec_tolerance: float | None = None,
 ) -> Stated:
-    """Return what a YAML file states, if any, and the texts add to it; ``arrival_rate`` (samples/s) takes precedence.
+    """Return what a YAML file states, if any, and the texts add to it.
+
+    ``arrival_rate`` (samples/s) and ``codec_tolerance`` (a share of accuracy) take precedence over the file's.
 
     Raises:
         ConfigError: the place, what is wrong there, and the remedy.
@@ -69,6 +73,9 @@ def read_problem(
             texts[key] = (*items, *given)
         if root.has("arrival_rate") and arrival_rate is None:
             arrival_rate = root.get("arrival_rate", float)
+        if root.has("codec_tolerance"):
+            told = root.get("codec_tolerance", float)
+            codec_tolerance = told if codec_tolerance is None else codec_tolerance
         if root.has("hints"):
             hints = _hints(root.section("hints"), topology)
         root.done()
@@ -79,6 +86,7 @@ def read_problem(
         maximize=tuple(map(load_metric, texts["maximize"])),
         subject_to=tuple(bounds),
         hints=hints,
+        codec_tolerance=codec_tolerance,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,12 +25,43 @@ from portend.plan import LOSSY
 from portend.profile import CodecLoss, ValueRange, channel_axis
 from portend.runtime.codecs import make_numbers
 
-__all__ = ["profile_losses", "profile_ranges"]
+__all__ = ["lossy", "profile_codecs", "profile_losses", "profile_ranges"]
 
 Indices = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
 _BATCH_VALUES = 1 << 22  # of the largest tensor of a batch: 16 MiB
+
+
+def lossy(codecs: Sequence[str]) -> list[str]:
+    """Return the lossy ways to write numbers (``plan.LOSSY``) that the codecs use."""
+    used = {codec.partition("+")[0] for codec in codecs}
+    return [name for name in LOSSY if name in used]
+
+
+def profile_codecs(
+    backbone: Backbone,
+    dataset: Dataset,
+    indices: Indices,
+    codecs: Sequence[str],
+    *,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[tuple[ValueRange, ...], dict[str, CodecLoss]]:
+    """Return the ranges that int8 needs and the losses of the lossy ones among the codecs; empty if there are none.
+
+    ``on_progress`` is called with (what, done, total); the rest as in ``profile_ranges`` and ``profile_losses``.
+    """
+    numbers = lossy(codecs)
+
+    def told(what: str) -> Progress | None:
+        return None if on_progress is None else partial(on_progress, what)
+
+    ranges: tuple[ValueRange, ...] = ()
+    if any(name.startswith("int8") for name in numbers):
+        ranges = profile_ranges(backbone, dataset, indices, on_progress=told("codecs, ranges"))
+    return ranges, profile_losses(
+        backbone, dataset, indices, ranges, numbers=numbers, on_progress=told("codecs, losses")
+    )
 
 
 def profile_ranges(
@@ -84,8 +116,11 @@ def profile_losses(
     unknown = set(numbers) - set(LOSSY)
     if unknown:
         raise InvalidValue(f"what loses accuracy is {', '.join(LOSSY)}, but got {sorted(unknown)}")
+    if not numbers:
+        return {}
     blocks, shapes = len(backbone.blocks), backbone.spec().cut_shapes
-    ways = {name: [make_numbers(name, shapes[cut], ranges[cut]) for cut in range(blocks)] for name in numbers}
+    limits = ranges or (None,) * blocks
+    ways = {name: [make_numbers(name, shapes[cut], limits[cut]) for cut in range(blocks)] for name in numbers}
     counts = {name: np.full((2, blocks + 1, blocks), np.nan) for name in numbers}
     exits = np.array(backbone.exits)
     for table in counts.values():
