@@ -88,3 +88,14 @@ def test_rows_of_the_budget_benchmark(capsys: pytest.CaptureFixture[str], tmp_pa
     assert (row["partitions"], row["measured"]) == (55, 33)
     assert 0 < row["mean"] < row["p95"] < row["worst"] < 0.5
     assert "33 of 55" in capsys.readouterr().out
+
+
+def test_rows_of_the_codecs_benchmark() -> None:
+    codecs = load("codecs")
+    rows = codecs.measure((8, 4, 4), 3)
+    named = {row["name"]: row for row in rows}
+    assert named["float32"]["times_float32"] == 1
+    assert named["float32"]["payload_bytes"] == 512
+    assert named["int8"]["payload_bytes"] == 128
+    assert {"pickle (torch tensor)", "torch.save", "safetensors", "Arrow"} <= named.keys()
+    assert all(row["encode_s"] > 0 < row["decode_s"] for row in rows)

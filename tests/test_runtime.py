@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -24,7 +25,10 @@ from portend.models.checkpoint import load_checkpoint, save_checkpoint
 from portend.models.data import Dataset, load_dataset
 from portend.models.scoring import evaluate
 from portend.models.zoo import build
-from portend.plan import Plan, takes_exit
+from portend.plan import CODECS, Plan, takes_exit
+from portend.profile import ValueRange
+from portend.profiling.losses import profile_ranges
+from portend.profiling.messages import profile_messages
 from portend.profiling.turns import run_in_turns
 from portend.runtime.codecs import Encoded, Sample, make_codec
 from portend.runtime.coordinator import Deployment
@@ -65,8 +69,14 @@ def chain(*slowdowns: float, delay_s: float = 0.004) -> Topology:
 
 
 @pytest.fixture(scope="module")
-def deployment(checkpoint: Path, digits: Dataset) -> Iterator[Deployment]:
-    with Deployment(chain(2.0, 1.5, 1.0), checkpoint, digits.decoder) as running:
+def ranges(checkpoint: Path, digits: Dataset) -> tuple[ValueRange, ...]:
+    return profile_ranges(load_checkpoint(checkpoint), digits, np.arange(SAMPLES))
+
+
+@pytest.fixture(scope="module")
+def deployment(checkpoint: Path, digits: Dataset, ranges: tuple[ValueRange, ...]) -> Iterator[Deployment]:
+    known = dict(enumerate(ranges[:3]))  # that of cut 3 is left out
+    with Deployment(chain(2.0, 1.5, 1.0), checkpoint, digits.decoder, ranges=known) as running:
         running.load_samples(list(digits.encoded[:SAMPLES]), digits.labels[:SAMPLES])
         yield running
 
@@ -180,6 +190,69 @@ def test_the_agents_answer_as_a_replay_of_the_scores_does(
     assert measured.exit_index.tolist() == expected.tolist()
     right = correct[np.arange(SAMPLES), np.array(plan.cuts)[expected] - 1]
     assert measured.correct.tolist() == right.tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if name != "encoded"])
+def test_the_agents_send_by_any_codec(
+    deployment: Deployment, checkpoint: Path, digits: Dataset, ranges: tuple[ValueRange, ...], name: str
+) -> None:
+    plan = Plan(cuts=(1, 2, 4), placement=(1, 2, 0), thresholds=(0.0, 0.0), codecs=(name,) * 3)
+    deployment.deploy(plan)
+    measured = deployment.run(samples=range(6), warmup=0)
+
+    backbone = load_checkpoint(checkpoint).eval()
+    expected = []
+    with torch.inference_mode():
+        for tensor in digits.tensors(np.arange(6)):
+            for start, end in plan.partitions:
+                codec = make_codec(name, digits.decoder, tensor.shape, ranges[start])
+                x = torch.from_numpy(codec.decode(bytes(codec.encode(tensor)), tensor.shape))[None]
+                features, logits = backbone.segment(start, end)(x)
+                tensor = features[0].numpy()
+            assert logits is not None
+            expected.append(int(logits.argmax()))
+    assert measured.label.tolist() == expected
+
+
+def test_a_hop_by_int8_needs_the_range_of_its_cut(
+    checkpoint: Path, digits: Dataset, deployment: Deployment, ranges: tuple[ValueRange, ...]
+) -> None:
+    plan = Plan(cuts=(3, 4), placement=(0, 1), thresholds=(0.0,), codecs=(None, "int8+lz4"))
+    with pytest.raises(InvalidValue, match=r"takes its tensor by int8\+lz4, but .* no range of the values at cut 3"):
+        deployment.deploy(plan)
+    other = {3: replace(ranges[0], channels=np.zeros((2, 5)))}
+    with (
+        Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, ranges=other, emulate=False) as running,
+        pytest.raises(DeploymentError, match="channels, but got ranges of 5"),
+    ):
+        running.deploy(replace(plan, codecs=(None, "int8-channel")))
+
+
+def test_messages_are_profiled_at_every_cut(checkpoint: Path, digits: Dataset, ranges: tuple[ValueRange, ...]) -> None:
+    """Cut 0 and two sizes by real messages, the others on lines; compressed sizes are those of the samples' tensors."""
+    backbone, names = load_checkpoint(checkpoint).eval(), ("float32", "encoded", "int8-channel+zstd")
+    known = dict(enumerate(ranges))
+    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, emulate=False, ranges=known) as bench:
+        bench.load_samples([digits.encoded[i] for i in range(5)], digits.labels[:5])
+        spec = backbone.spec()
+        found = profile_messages(bench, spec, digits, names, samples=5, cuts=2, repeats=3, gap_s=0.001)
+    assert tuple(found) == names
+    assert found["encoded"].offered.tolist() == [True, False, False, False, False]
+    probed = [0, 2, 3]  # of cuts 1–3 the largest tensor (at 1 and 2) and the smallest
+    for name in ("float32", "int8-channel+zstd"):
+        codec = found[name]
+        assert codec.offered.tolist() == [True] * 4 + [False]
+        assert np.flatnonzero(np.isfinite(codec.encode_repeats_s).all(axis=0)).tolist() == probed
+        assert np.isfinite(codec.decode_busy_repeats_s[:, :4]).all()
+        for seconds in (codec.encode_s(), codec.decode_s(), codec.dispatch_s):
+            assert np.all(seconds[:4] > 0)
+    assert found["float32"].message_bytes[1] == wire_bytes([27, 4 * 16 * 16 * 16])
+    with torch.inference_mode():
+        features, _ = backbone.segment(0, 2, branch=False)(torch.from_numpy(digits.tensors(range(5))))
+    one = make_codec("int8-channel+zstd", digits.decoder, spec.cut_shapes[2], ranges[2])
+    sizes = [len(one.encode(tensor.numpy())) for tensor in features]
+    assert found["int8-channel+zstd"].message_bytes[2] == pytest.approx(np.mean(sizes) + 38, abs=12)
+    assert found["int8-channel+zstd"].spread_bytes[2] == pytest.approx(np.std(sizes), abs=3)
 
 
 def test_every_sample_leaves_the_spans_of_its_way(deployment: Deployment) -> None:
