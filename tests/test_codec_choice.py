@@ -215,11 +215,11 @@ def test_a_plan_is_written_with_the_ranges_that_it_needs(saved: Path) -> None:
     command += ["--problem", str(saved / "problem.yaml"), "--json"]
     answer = json.loads(CliRunner().invoke(cli, command).output)
     assert answer["plan"]["codecs"] == [None, "int8+zstd"]
-    assert list(answer["ranges"]) == ["2"]
-    assert ValueRange.from_dict(answer["ranges"]["2"]).channels.shape == (2, 3)
+    assert list(answer["profiled"]["ranges"]) == ["2"]
+    assert ValueRange.from_dict(answer["profiled"]["ranges"]["2"]).channels.shape == (2, 3)
     stricter = json.loads(CliRunner().invoke(cli, [*command, "--codec-tolerance", "0.002"]).output)
     assert stricter["plan"]["codecs"] == [None, "float16"]
-    assert stricter["ranges"] == {}
+    assert stricter["profiled"]["ranges"] == {}
 
 
 def test_codecs_that_do_not_exist_are_refused_by_the_command() -> None:

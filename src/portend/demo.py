@@ -213,9 +213,7 @@ def _measure(plans: Iterable[Plan], checkpoint: Path, profile: Profile, config: 
         counts.setdefault(plan, min(wanted, len(test)))
     executions = [profile.devices[tier.device].execution for tier in config.topology.tiers]
     ranges = dict(enumerate(profile.ranges))
-    with Deployment(
-        config.topology, checkpoint, dataset.decoder, executions=executions, ranges=ranges
-    ) as deployment:
+    with Deployment(config.topology, checkpoint, dataset.decoder, executions=executions, ranges=ranges) as deployment:
         deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])
         return run_in_turns(
             deployment,
