@@ -29,7 +29,7 @@ check: lint types layers test
 
 bench: $(READY)
 	$(BIN)/python benchmarks/planner.py --json runs/bench-planner.json
-	$(BIN)/python benchmarks/codecs.py --json runs/bench-codecs.json
+	$(BIN)/python benchmarks/serialization.py --json runs/bench-serialization.json
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

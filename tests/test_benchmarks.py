@@ -90,8 +90,8 @@ def test_rows_of_the_budget_benchmark(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "33 of 55" in capsys.readouterr().out
 
 
-def test_rows_of_the_codecs_benchmark() -> None:
-    codecs = load("codecs")
+def test_rows_of_the_serialization_benchmark() -> None:
+    codecs = load("serialization")
     rows = codecs.measure((8, 4, 4), 3)
     named = {row["name"]: row for row in rows}
     assert named["float32"]["times_float32"] == 1

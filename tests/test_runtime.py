@@ -27,8 +27,10 @@ from portend.models.scoring import evaluate
 from portend.models.zoo import build
 from portend.plan import CODECS, Plan, takes_exit
 from portend.profile import ValueRange
+from portend.profiling.bench import Bench
+from portend.profiling.journal import Journal
 from portend.profiling.losses import profile_ranges
-from portend.profiling.messages import profile_messages
+from portend.profiling.messages import count_messages, profile_messages
 from portend.profiling.turns import run_in_turns
 from portend.runtime.codecs import Encoded, Sample, make_codec
 from portend.runtime.coordinator import Deployment
@@ -232,11 +234,15 @@ def test_messages_are_profiled_at_every_cut(checkpoint: Path, digits: Dataset, r
     """Cut 0 and two sizes by real messages, the others on lines; compressed sizes are those of the samples' tensors."""
     backbone, names = load_checkpoint(checkpoint).eval(), ("float32", "encoded", "int8-channel+zstd")
     known = dict(enumerate(ranges))
-    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, emulate=False, ranges=known) as bench:
-        bench.load_samples([digits.encoded[i] for i in range(5)], digits.labels[:5])
+    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, emulate=False, ranges=known) as running:
+        running.load_samples([digits.encoded[i] for i in range(5)], digits.labels[:5])
         spec = backbone.spec()
+        journal = Journal(None, {})
+        journal.open()
+        bench = Bench(running, journal, spec.num_blocks)
         found = profile_messages(bench, spec, digits, names, samples=5, cuts=2, repeats=3, gap_s=0.001)
     assert tuple(found) == names
+    assert count_messages(spec, names, 2) == 3 + 1 + 3
     assert found["encoded"].offered.tolist() == [True, False, False, False, False]
     probed = [0, 2, 3]  # of cuts 1–3 the largest tensor (at 1 and 2) and the smallest
     for name in ("float32", "int8-channel+zstd"):

@@ -139,7 +139,7 @@ class Bench:
         return result
 
     def time_codecs(self, codecs: Sequence[Sequence[str]], *, samples: int) -> NDArray[np.int64]:
-        """Bytes, ns to encode, ns to decode of each sample's tensor, [codecs of all cuts, samples, 3]; see Deployment."""
+        """Bytes, ns to encode, ns to decode each sample's tensor, [codecs of all cuts, samples, 3]; see Deployment."""
         name = self._name("codecs")
         if not self.journal.recall(name):
             coded = self._deployment.time_codecs(0, codecs, samples=samples)

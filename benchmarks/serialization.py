@@ -4,7 +4,7 @@ The tensors are activations in their statistics: half of the values are 0, the o
 so that a disturbance hits all alike; medians are compared. Each way gives back a tensor that may be written to, in
 memory of its own, as the codecs do.
 
-    python benchmarks/codecs.py --json codecs.json
+    python benchmarks/serialization.py --json serialization.json
 """
 
 # ruff: noqa: E402 (threads are pinned before NumPy is imported)
