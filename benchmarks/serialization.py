@@ -93,7 +93,8 @@ def _arrow(value: Tensor) -> Any:
 
 
 def _from_arrow(payload: Any) -> Tensor:
-    return pyarrow.ipc.read_tensor(pyarrow.BufferReader(payload)).to_numpy().copy()
+    tensor: Tensor = pyarrow.ipc.read_tensor(pyarrow.BufferReader(payload)).to_numpy()
+    return tensor.copy()
 
 
 def ways(shape: tuple[int, ...], tensor: Tensor) -> list[Way]:
