@@ -66,7 +66,8 @@ def wait_until(moment_ns: int) -> int:
 def _stay_on_core(number: int | None) -> None:
     """Keep this thread on one core (counted round), so that its caches stay; None lets it move again.
 
-    Only while one sample is under way: otherwise tiers would wait for a core while another is idle.
+    Only while one sample is under way, otherwise tiers would wait for a core while another is idle, and only with one
+    compute thread, for threads that are started later stay where this one is.
     """
     if _CORES:
         with contextlib.suppress(OSError):  # a container may lose a core
@@ -147,7 +148,7 @@ class Agent:
         self._packed = pack_header(Header("result", 0, 0, 0, time.monotonic_ns()))
         self._plan: _Deployed | None = None
         self.dropped = 0
-        self._alone = True
+        self._alone, self._threads = True, 1
         self._slowdown = 1.0
         self._source = self._destination = 0
         self._ingest_by_message = False
@@ -217,9 +218,11 @@ class Agent:
         self._slowdown = float(values["slowdown"])
         self._source, self._destination = int(values["source"]), int(values["destination"])
         self._ingest_by_message = values["ingest"] == "message"
+        execution = Execution(**values["execution"])
+        self._threads = execution.threads
         self._executor = make_executor(
             values["network"],
-            Execution(**values["execution"]),
+            execution,
             criterion=str(values["criterion"]),
             allow_code=self._allow_code,
         )
@@ -252,7 +255,7 @@ class Agent:
     def _on_begin(self, values: dict[str, Any], _: list[bytes]) -> None:
         self._reset(int(values["run"]), int(values["expected"]))
         self._alone = int(values["window"]) == 1
-        _stay_on_core(self.tier if self._alone else None)
+        _stay_on_core(self.tier if self._alone and self._threads == 1 else None)
         gc.collect()
         gc.freeze()
         gc.disable()
