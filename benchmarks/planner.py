@@ -124,7 +124,9 @@ def resnet_like(blocks: int, *, block_s: float = 4e-3, seed: int = 0) -> Profile
             message_bytes=size,
             handling_s=own_s * 2e-6 * size + 2e-5,
         )
-    return Profile(backbone=backbone(blocks), exits=SampleExits(score=score, correct=right), devices=devices)
+    return Profile(
+        backbone=backbone(blocks), exits=SampleExits(scores={"entropy": score}, correct=right), devices=devices
+    )
 
 
 def three_tiers() -> Topology:

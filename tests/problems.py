@@ -120,9 +120,10 @@ def random_exits(
     score = np.clip(hardness + rng.normal(0, 0.25, (samples, blocks)) - 0.5 * confident + 0.2, 0.0, 1.0)
     score = np.round(score * 8) / 8 if rng.random() < 0.5 else score
     score[rng.random(score.shape) < 0.03] = np.nan
+    score = score.astype(np.float32) if samples % 2 else score
     correct = rng.random((samples, blocks)) < 0.3 + 0.6 * np.sort(rng.random(blocks))
     if not tables:
-        return SampleExits(score=score, correct=correct)
+        return SampleExits(scores={"entropy": score}, correct=correct)
     theta = np.array(THRESHOLDS)
     exited = np.stack([(score < t).sum(axis=0) for t in theta])
     return TabulatedExits(thresholds=theta, exited=exited, correct=correct.sum(axis=0), samples=samples)

@@ -139,7 +139,7 @@ def profile(*, blocks: int = 2, samples: int = 1000) -> Profile:
     score = rng.uniform(size=(samples, blocks))
     return Profile(
         backbone=backbone,
-        exits=SampleExits(score=score, correct=rng.uniform(size=score.shape) < 0.9),
+        exits=SampleExits(scores={"entropy": score}, correct=rng.uniform(size=score.shape) < 0.9),
         devices=devices,
     )
 
@@ -446,14 +446,14 @@ def test_exits_are_tabulated_by_hand() -> None:
     spec = BackboneSpec(name="two", block_names=("a", "b"), num_classes=2, cut_shapes=((1,),) * 3, exits=(2,))
     score = np.array([[np.nan, 0.1], [np.nan, 0.2], [np.nan, 0.3], [np.nan, np.nan]])
     right = np.array([[False, True], [False, False], [False, True], [False, True]])
-    (row,) = exit_rows(SampleExits(score=score, correct=right), spec, (0.0, 0.3, 1.0))
+    (row,) = exit_rows(SampleExits(scores={"entropy": score}, correct=right), spec, (0.0, 0.3, 1.0))
     assert (row["exit"], row["block"], row["accuracy"]) == (2, "b", 0.75)
     assert row["leaves"] == {"0": 0.0, "0.3": 0.5, "1": 0.75}, "a score that equals the threshold, or is NaN, stays"
     assert row["right"] == {"0": None, "0.3": 0.5, "1": pytest.approx(2 / 3)}
     # Wilson, 3 of 4, 95 %: (0.75 + 1.9208 / 4) / (1 + 3.8415 / 4) -+ ...
     assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx((0.300642, 0.954414), abs=1e-5)
     lines = exits_markdown([row]).splitlines()
-    assert lines[2].split(" | ")[1:4] == ["`b`", "75.0 ± 32.7", "0.0"]
+    assert lines[2].split(" | ")[1:4] == ["`b`", "75.0 ± 32.7", "0.0 ± 24.5"]
     tables = TabulatedExits(thresholds=np.array([0.3]), exited=np.array([[0, 2]]), correct=np.array([0, 3]), samples=4)
     (row,) = exit_rows(tables, spec, (0.3,))
     assert (row["accuracy"], row["leaves"], row["right"]) == (0.75, {"0.3": 0.5}, {"0.3": None})

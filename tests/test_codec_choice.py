@@ -35,7 +35,7 @@ def profile(**losses: list[float]) -> Profile:
     start, end = np.indices((4, 4))
     edge = device("edge", 0.010 * (end - start), codecs=codecs)
     cloud = device("cloud", 0.0 * (end - start), codecs=codecs)
-    exits = SampleExits(score=np.ones((1, 3)), correct=np.ones((1, 3), dtype=np.bool_))
+    exits = SampleExits(scores={"entropy": np.ones((1, 3))}, correct=np.ones((1, 3), dtype=np.bool_))
     limits = ValueRange(tensor=np.array([0.0, 1.0]), channels=np.array([[0.0] * 3, [1.0] * 3]))
     return Profile(
         backbone=backbone(3),

@@ -57,7 +57,7 @@ def without_branches(case: Case, exits: tuple[int, ...]) -> Case:
     profile = replace(
         case.profile,
         backbone=replace(case.profile.backbone, exits=exits),
-        exits=replace(table, score=score, correct=correct),
+        exits=replace(table, scores={"entropy": score}, correct=correct),
     )
     return replace(case, profile=profile)
 
@@ -87,13 +87,14 @@ def test_no_exits_named_means_all() -> None:
 def test_scores_where_there_is_no_branch_are_no_numbers() -> None:
     digits = load_dataset("digits:size=8")
     backbone = three_blocks()
-    scores, correct = evaluate(backbone, digits, np.arange(20))
-    assert np.isnan(scores[:, 0]).all()
+    found, correct = evaluate(backbone, digits, np.arange(20))
+    assert all(np.isnan(scores[:, 0]).all() for scores in found.values())
     assert not correct[:, 0].any()
     full = three_blocks(exits=(1, 2, 3))
     full.load_state_dict(backbone.state_dict(), strict=False)
     expected, right = evaluate(full, digits, np.arange(20))
-    assert np.array_equal(scores[:, 1:], expected[:, 1:])
+    for name, scores in found.items():
+        assert np.array_equal(scores[:, 1:], expected[name][:, 1:])
     assert np.array_equal(correct[:, 1:], right[:, 1:])
 
 

@@ -247,7 +247,7 @@ def test_profiles_from_before_sizes_were_kept_can_be_read(tmp_path: Path) -> Non
 def test_nobody_left_to_do_what_is_forbidden() -> None:
     """Everyone leaves at the first exit, a second partition is asked for, and none may run anywhere."""
     case = random_case(3, blocks=3, tiers=2, estimator="sample")
-    exits = SampleExits(score=np.zeros((20, 3)), correct=np.ones((20, 3), dtype=np.bool_))
+    exits = SampleExits(scores={"entropy": np.zeros((20, 3))}, correct=np.ones((20, 3), dtype=np.bool_))
     model = PerformanceModel(replace(case.profile, exits=exits), case.topology)
     hints = SearchSpace(thresholds=(1.0,), min_partitions=2, block_tiers={2: (), 3: ()})
     with pytest.raises(SearchError, match="no plan satisfies the hints"):

@@ -80,7 +80,7 @@ def hand_model() -> PerformanceModel:
         return device(name, (end - start) * block, codecs=codecs, result=result_profile([0.1], 150.0))
 
     exits = SampleExits(
-        score=np.array([[0.1, 0.0], [0.2, 0.0], [0.3, 0.0], [0.9, 0.0]]),
+        scores={"entropy": np.array([[0.1, 0.0], [0.2, 0.0], [0.3, 0.0], [0.9, 0.0]])},
         correct=np.array([[1, 1], [1, 1], [0, 1], [0, 1]]),
     )
     tiers = (

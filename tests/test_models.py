@@ -122,15 +122,15 @@ def test_entropy_of_hand_worked_distributions() -> None:
     probabilities = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.25] * 4, [0.7, 0.1, 0.1, 0.1]], dtype=torch.float64)
     logits = probabilities.clamp_min(1e-300).log()
     expected = [0.5, 1.0, -(0.7 * math.log(0.7) + 0.3 * math.log(0.1)) / math.log(4)]
-    assert normalized_entropy(logits).numpy() == pytest.approx(expected, abs=1e-12)
+    assert normalized_entropy(logits).numpy() == pytest.approx(expected, abs=1e-7)
 
 
-def test_entropy_is_float64_within_0_and_1_for_any_dtype() -> None:
+def test_entropy_is_float32_within_0_and_1_for_any_dtype() -> None:
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         for scale in (0.0, 1e-4, 1.0, 50.0):
             score = normalized_entropy((torch.randn(64, 10, generator=generator) * scale).to(dtype))
-            assert score.dtype == torch.float64
+            assert score.dtype == torch.float32
             assert score.shape == (64,)
             assert bool(((score >= 0) & (score <= 1)).all())
 

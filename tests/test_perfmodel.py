@@ -65,7 +65,7 @@ def hand_profile() -> Profile:
     # Branch 1 is right on samples 0, 1, 2; branch 2 on 0, 1, 3, 4. At θ = 0.5 samples 0, 1 and 3
     # are below (0.5 itself is not, NaN is not).
     exits = SampleExits(
-        score=np.array([[0.1, 0.0], [0.4, 0.9], [0.5, 0.2], [0.3, 0.6], [NAN, 0.7]]),
+        scores={"entropy": np.array([[0.1, 0.0], [0.4, 0.9], [0.5, 0.2], [0.3, 0.6], [NAN, 0.7]])},
         correct=np.array([[1, 1], [1, 1], [1, 0], [0, 1], [0, 1]]),
     )
     return Profile(backbone=backbone(2), exits=exits, devices={"slow": slow, "fast": fast})
@@ -289,7 +289,7 @@ def test_many_replays_in_chunks_equal_one(seed: int, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("samples", [1, 63, 64, 65, 127, 128, 129])
 def test_the_replay_counts_everyone_at_any_number_of_samples(samples: int) -> None:
-    exits = SampleExits(score=np.full((samples, 2), 0.3), correct=np.ones((samples, 2), dtype=bool))
+    exits = SampleExits(scores={"entropy": np.full((samples, 2), 0.3)}, correct=np.ones((samples, 2), dtype=bool))
     share, correct = sample_outcomes(exits, np.array([[1, 2], [1, 2]]), np.array([[0.3], [0.31]]))
     assert share.tolist() == [[0.0, 1.0], [1.0, 0.0]]  # strictly below
     assert correct.tolist() == [[0.0, 1.0], [1.0, 0.0]]
@@ -337,7 +337,7 @@ def test_the_order_of_the_samples_does_not_matter(seed: int) -> None:
     assert isinstance(exits, SampleExits)
     rng = np.random.default_rng(seed)
     order = rng.permutation(exits.samples)
-    shuffled = replace(case.profile, exits=SampleExits(score=exits.score[order], correct=exits.correct[order]))
+    shuffled = replace(case.profile, exits=exits.part(order))
     other = PerformanceModel(shuffled, case.topology, estimator="sample")
     for _ in range(5):
         plan = random_plan(rng, case.profile.num_blocks, len(case.topology.tiers))
@@ -395,7 +395,7 @@ def test_intervals_hold_the_truth_about_95_times_in_100() -> None:
         leave = rng.choice(3, size=samples, p=truth)
         score = np.where(np.arange(3) == leave[:, None], 0.0, 1.0)
         correct = np.broadcast_to((rng.random(samples) < right[leave])[:, None], (samples, 3))
-        exits = SampleExits(score=score, correct=correct)
+        exits = SampleExits(scores={"entropy": score}, correct=correct)
         model = PerformanceModel(replace(profile, exits=exits), topology)
         estimate = model.estimate(Plan(cuts=(1, 2, 3), placement=(0, 0, 1), thresholds=(0.5, 0.5)))
         draws = estimate.draws(count=2000, seed=run)
@@ -530,7 +530,9 @@ def test_a_table_without_a_row_for_0_still_knows_that_nobody_leaves_at_0() -> No
 
 @pytest.mark.parametrize("estimator", ["sample", "marginal"])
 def test_a_score_a_hair_below_0_does_not_leave_at_an_exit_that_is_not_run(estimator: str) -> None:
-    exits = SampleExits(score=np.full((4, 2), -1e-9), correct=np.ones((4, 2), dtype=bool))  # 1 - 1.000000001
+    exits = SampleExits(
+        scores={"entropy": np.full((4, 2), -1e-9)}, correct=np.ones((4, 2), dtype=bool)
+    )  # 1 - 1.000000001
     profile = replace(hand_profile(), exits=exits)
     model = PerformanceModel(profile, hand_topology(), estimator="sample" if estimator == "sample" else "marginal")
     estimate = model.estimate(Plan(cuts=(1, 2), placement=(0, 1), thresholds=(0.0,)))

@@ -312,7 +312,7 @@ def hand_model() -> PerformanceModel:
 
     # Exit 1 takes half of the samples at θ = 0.5 and is always right; later ones take three quarters.
     score = np.array([[0.1, 0.1, 0.0], [0.2, 0.1, 0.0], [0.9, 0.1, 0.0], [0.9, 0.9, 0.0]])
-    exits = SampleExits(score=score, correct=np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]]))
+    exits = SampleExits(scores={"entropy": score}, correct=np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]]))
     link = Link(bandwidth_bps=1e18, propagation_delay_s=1.0)
     return PerformanceModel(
         Profile(

@@ -25,7 +25,7 @@ def a_model(seed: int, samples: int = 600) -> PerformanceModel:
     case = random_case(seed, blocks=6, tiers=3, estimator="sample")
     rng = np.random.default_rng([seed, 1])
     score = np.round(8 * rng.random((samples, 6))) / 8
-    exits = SampleExits(score=score, correct=rng.random((samples, 6)) < 0.8)
+    exits = SampleExits(scores={"entropy": score}, correct=rng.random((samples, 6)) < 0.8)
     tiers = tuple(replace(tier, power_w=1.0 + i) for i, tier in enumerate(case.topology.tiers))
     return PerformanceModel(replace(case.profile, exits=exits), replace(case.topology, tiers=tiers))
 
@@ -48,7 +48,7 @@ def test_the_parts_are_apart_and_always_the_same() -> None:
     model = a_model(0, samples=100)
     exits = model.profile.exits
     assert isinstance(exits, SampleExits)
-    numbered = replace(exits, score=np.tile(np.arange(100.0)[:, None], (1, 6)))
+    numbered = replace(exits, scores={"entropy": np.tile(np.arange(100.0)[:, None], (1, 6))})
     model = PerformanceModel(replace(model.profile, exits=numbered), model.topology)
     for _ in range(2):
         choosing, testing = (p.profile.exits for p in parts(model))

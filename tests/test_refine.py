@@ -105,16 +105,20 @@ def test_the_devices_stay_and_the_exits_are_profiled_anew(
         assert np.array_equal(
             kept.devices["here"].compute_repeats_s, profile.devices["here"].compute_repeats_s, equal_nan=True
         )
-        score, correct = evaluate(backbone, digits, splits.profiling)
+        scores, correct = evaluate(backbone, digits, splits.profiling)
         assert isinstance(kept.exits, SampleExits)
-        assert np.array_equal(kept.exits.score, score)
+        assert kept.exits.scores.keys() == scores.keys()
+        assert all(np.array_equal(kept.exits.scores[name], table) for name, table in scores.items())
+        assert kept.exits.labels is not None
+        assert np.array_equal(kept.exits.labels, digits.labels[splits.profiling])
         assert np.array_equal(kept.exits.correct, correct)
 
 
 def test_the_test_splits_accuracy_is_that_of_a_replay(refined: Refinement, digits: Dataset, splits: Splits) -> None:
     for each in refined.rounds:
         plan = each.solution.plan
-        score, correct = evaluate(load_checkpoint(each.checkpoint), digits, splits.test)
+        scores, correct = evaluate(load_checkpoint(each.checkpoint), digits, splits.test)
+        score = scores[plan.criterion]
         right = 0
         for row in range(len(score)):
             for cut, threshold in zip(plan.cuts, (*plan.thresholds, np.inf), strict=True):

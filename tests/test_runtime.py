@@ -183,7 +183,8 @@ def test_the_agents_answer_as_a_replay_of_the_scores_does(
     measured = deployment.run()
 
     backbone = load_checkpoint(checkpoint)
-    score, correct = evaluate(backbone, digits, np.arange(SAMPLES))
+    scores, correct = evaluate(backbone, digits, np.arange(SAMPLES))
+    score = scores[plan.criterion]
     leaves = np.stack(
         [takes_exit(score[:, c - 1], t) for c, t in zip(plan.cuts, (*plan.thresholds, np.inf), strict=True)]
     )

@@ -25,12 +25,12 @@ from portend.models.backbone import Backbone
 from portend.models.batches import Batches
 from portend.models.checkpoint import load_checkpoint, read_provenance
 from portend.models.data import Dataset, Splits, load_dataset, make_splits
-from portend.models.exits import normalized_entropy
+from portend.models.exits import score
 from portend.models.losses import exit_losses
 from portend.models.schedules import peak_share
 from portend.models.scoring import evaluate
 from portend.models.training import Distillation, EarlyStopping, Progress, TrainingConfig, TrainingResult, train
-from portend.plan import Plan
+from portend.plan import CRITERIA, Plan
 
 CONFIG = TrainingConfig(epochs=3, batch_size=64, learning_rate=0.1, threads=1)
 
@@ -251,16 +251,19 @@ def test_evaluate_scores_every_branch(digits: Dataset, splits: Splits) -> None:
     backbone = network().train()
     done: list[tuple[int, int]] = []
     chosen = splits.test[:50]
-    score, correct = evaluate(backbone, digits, chosen, 20, lambda *counts: done.append(counts))
-    assert score.shape == correct.shape == (50, 4)
-    assert score.dtype == np.float64
+    found, correct = evaluate(backbone, digits, chosen, 20, lambda *counts: done.append(counts))
+    assert list(found) == list(CRITERIA)
+    for scores in found.values():
+        assert scores.shape == correct.shape == (50, 4)
+        assert scores.dtype == np.float32
     assert correct.dtype == np.bool_
     assert done == [(20, 50), (40, 50), (50, 50)]
     assert backbone.training
     backbone.eval()
     with torch.inference_mode():
         logits = backbone(torch.from_numpy(digits.tensors(chosen)))[2]
-    assert score[:, 2] == pytest.approx(normalized_entropy(logits).numpy(), abs=1e-6)
+    for name, scores in found.items():
+        assert scores[:, 2] == pytest.approx(score(logits, name).numpy(), abs=1e-6)
     assert np.array_equal(correct[:, 2], logits.argmax(1).numpy() == digits.labels[chosen])
 
 

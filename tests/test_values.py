@@ -239,7 +239,7 @@ def test_a_path_whose_packets_hold_no_byte_is_refused() -> None:
 
 def test_exit_rates_and_accuracies_by_hand() -> None:
     exits = SampleExits(
-        score=np.array([[0.1, 0.0], [0.5, 0.4], [NAN, 0.6], [0.2, NAN]]),
+        scores={"entropy": np.array([[0.1, 0.0], [0.5, 0.4], [NAN, 0.6], [0.2, NAN]])},
         correct=np.array([[1, 1], [0, 1], [0, 1], [0, 0]]),
     )
     assert exits.rates([0.0, 0.2, 0.5, 1.0]).tolist() == [[0, 0], [0.25, 0.25], [0.5, 0.5], [0.75, 0.75]]
@@ -265,9 +265,9 @@ def flat(**changes: Any) -> DeviceProfile:
         (lambda: replace(backbone(2), block_names=()), "at least one block"),
         (lambda: replace(backbone(2), num_classes=1), "two classes"),
         (lambda: replace(backbone(2), cut_shapes=((1,),)), "cuts"),
-        (lambda: SampleExits(score=np.zeros((2, 2)), correct=np.ones((2, 3), dtype=bool)), "alike"),
-        (lambda: SampleExits(score=np.zeros((0, 2)), correct=np.ones((0, 2), dtype=bool)), "not empty"),
-        (lambda: SampleExits(score=np.zeros(2), correct=np.ones(2, dtype=bool)), "branches"),
+        (lambda: SampleExits(scores={"entropy": np.zeros((2, 2))}, correct=np.ones((2, 3), dtype=bool)), "alike"),
+        (lambda: SampleExits(scores={"entropy": np.zeros((0, 2))}, correct=np.ones((0, 2), dtype=bool)), "not empty"),
+        (lambda: SampleExits(scores={"entropy": np.zeros(2)}, correct=np.ones(2, dtype=bool)), "branches"),
         (
             lambda: TabulatedExits(thresholds=np.zeros(1), exited=np.array([[5]]), correct=np.array([1]), samples=4),
             "exited counts",
@@ -306,7 +306,7 @@ def test_laws_of_profiles(make: Callable[[], object], message: str) -> None:
 
 
 def a_profile(**changes: Any) -> Profile:
-    exits = SampleExits(score=np.array([[0.1, NAN], [0.5, 0.0]]), correct=np.array([[1, 1], [0, 1]]))
+    exits = SampleExits(scores={"entropy": np.array([[0.1, NAN], [0.5, 0.0]])}, correct=np.array([[1, 1], [0, 1]]))
     return replace(Profile(backbone=backbone(2), exits=exits, devices={"d": flat()}), **changes)
 
 
@@ -369,7 +369,7 @@ def test_what_waking_costs_by_hand() -> None:
 
 def test_arrays_of_a_profile_are_its_own_and_read_only() -> None:
     score = np.array([[0.1, 0.2]])
-    exits = SampleExits(score=score, correct=np.ones((1, 2), dtype=bool))
+    exits = SampleExits(scores={"entropy": score}, correct=np.ones((1, 2), dtype=bool))
     score[0, 0] = 0.9
     assert exits.score[0, 0] == 0.1
     with pytest.raises(ValueError, match="read-only"):
@@ -546,7 +546,8 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda d: d["value"].update(devices={}), "at least one device"),
         (lambda d: d["value"]["backbone"].update(num_classes="10"), "expected int"),
         (lambda d: d["value"]["backbone"].update(num_classes=True), "expected int"),
-        (lambda d: d["value"]["exits"].update(score={"array": "nowhere"}), "nowhere"),
+        (lambda d: d["value"]["exits"].update(correct={"array": "nowhere"}), "nowhere"),
+        (lambda d: d["value"]["exits"].update(scores={"entropy": [[0.1]]}), "damaged"),
         (lambda d: d["value"]["exits"].update(score=[[0.1]]), "damaged"),
     ],
 )
@@ -579,7 +580,7 @@ def test_no_pickle_is_ever_loaded(saved: Path) -> None:
     assert touched.exists()
     touched.unlink()
     content = members(saved)
-    name = next(n for n in content if n.endswith("score.npy"))
+    name = next(n for n in content if n.endswith("scores.entropy.npy"))
     rewrite(saved, content | {name: buffer.getvalue()})
     with pytest.raises(StorageError, match="Object arrays cannot be loaded"):
         storage.load_profile(saved)

@@ -48,7 +48,9 @@ def tiny(**space: Any) -> Scenario:
     result = result_profile(message_bytes=64)
     edge = device("edge", [[0, 0.04, 0.1], [0, 0, 0.06], [0, 0, 0]], codecs=codecs, result=result)
     cloud = device("cloud", [[0, 0.001, 0.002], [0, 0, 0.001], [0, 0, 0]], codecs=codecs, result=result)
-    exits = SampleExits(score=np.zeros((4, 2)), correct=np.array([[1, 1], [1, 1], [0, 1], [0, 0]], dtype=np.bool_))
+    exits = SampleExits(
+        scores={"entropy": np.zeros((4, 2))}, correct=np.array([[1, 1], [1, 1], [0, 1], [0, 0]], dtype=np.bool_)
+    )
     link = Link(bandwidth_bps=1e5, propagation_delay_s=0.01, header_bytes=0)
     tiers = (Tier(name="edge", device="edge"), Tier(name="cloud", device="cloud"))
     restricted: dict[str, Any] = {"thresholds": (0.0,), "truncation": False} | space

@@ -115,7 +115,7 @@ def test_distributing_that_hardly_pays_is_said_to() -> None:
     quick[:, start, end] = 0.010 * (end - start) + np.where((start == 0) & (end == 4), 1e-4, 0.0)
     profile = Profile(
         backbone=case.profile.backbone,
-        exits=SampleExits(score=np.ones((10, 4)), correct=np.array([[0, 0, 0, 1]] * 10, dtype=bool)),
+        exits=SampleExits(scores={"entropy": np.ones((10, 4))}, correct=np.array([[0, 0, 0, 1]] * 10, dtype=bool)),
         devices={
             "d": replace(device, compute_repeats_s=quick, idle_repeats_s=np.empty((0, 1, 5, 5)),
                          branch_repeats_s=np.zeros((1, 5)))

@@ -155,10 +155,6 @@ def halves(samples: int, seed: int) -> tuple[Indices, Indices]:
     return np.sort(order[: samples // 2]), np.sort(order[samples // 2 :])
 
 
-def _part(exits: SampleExits, indices: Indices) -> SampleExits:
-    return SampleExits(score=exits.score[indices], correct=exits.correct[indices], criterion=exits.criterion)
-
-
 # --- times ---------------------------------------------------------------------------------
 
 
@@ -325,7 +321,7 @@ class Halving:
 def held_out(profile: Profile, topology: Topology, ways: Sequence[Approach], seed: int) -> Halving:
     """Return what every approach chooses on one half of the profile's samples, judged on the other."""
     assert isinstance(profile.exits, SampleExits)
-    planning, judging = (_part(profile.exits, part) for part in halves(profile.exits.samples, seed))
+    planning, judging = (profile.exits.part(part) for part in halves(profile.exits.samples, seed))
     timed = {name: _retimed(profile, name) for name in TABLES}
     judges = {name: PerformanceModel(replace(p, exits=judging), topology) for name, p in timed.items()}
     fronts = {}

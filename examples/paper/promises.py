@@ -136,8 +136,7 @@ def _drawn(truth: PerformanceModel, samples: int, seed: int) -> PerformanceModel
     exits = truth.profile.exits
     assert isinstance(exits, SampleExits)
     chosen = np.sort(np.random.default_rng(seed).integers(exits.samples, size=samples))
-    few = replace(exits, score=exits.score[chosen], correct=exits.correct[chosen])
-    return PerformanceModel(replace(truth.profile, exits=few), truth.topology)
+    return PerformanceModel(replace(truth.profile, exits=exits.part(chosen)), truth.topology)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -203,6 +203,12 @@ _codec_tolerance = click.option(
     type=click.FloatRange(0, 1),
     help="Share of accuracy that a codec may cost at a cut where it is offered. Default: 0.002, 0.2 points.",
 )
+_criterion = click.option(
+    "--criterion",
+    type=click.Choice(list(CRITERIA)),
+    help="What thresholds are compared with: normalized entropy, 1 - largest probability, 1 - its lead. "
+    "Default: the profile's, entropy unless it was made otherwise.",
+)
 _topology = click.option(
     "--topology", required=True, type=click.Path(dir_okay=False), help="YAML file with tiers and links."
 )
@@ -457,7 +463,7 @@ def export(
     type=click.Choice(list(CRITERIA)),
     default="entropy",
     show_default=True,
-    help="What thresholds will be compared with: normalized entropy, 1 - largest probability, 1 - its lead.",
+    help="What branches are timed with, and planned by unless another is chosen then; scores of all are stored.",
 )
 @click.option(
     "--codecs", type=_Codecs(), default="float32,encoded,float16,int8", show_default=True,
@@ -476,7 +482,8 @@ def profile(
 ) -> None:  # fmt: skip
     """Measure what this machine needs for NETWORK, a checkpoint or an exported network, and how samples exit.
 
-    What was measured is kept beside OUT while it goes on: after an interruption the same command resumes.
+    Stores every exit's entropy, largest probability and margin of each profiling sample. What was measured is kept
+    beside OUT while it goes on: after an interruption the same command resumes.
     """
     from portend.models.data import draw, make_splits
     from portend.models.networkfile import is_exported, read_spec
@@ -513,9 +520,8 @@ def profile(
                 from portend.profiling.losses import lossy, profile_losses
 
                 backbone = load_checkpoint(network, allow_code=allow_code)
-                exits = profile_exits(
-                    backbone, dataset, indices, criterion=criterion, on_progress=lambda *at: tell("exits", *at)
-                )
+                found_exits = profile_exits(backbone, dataset, indices, on_progress=lambda *at: tell("exits", *at))
+                exits = found_exits.by(criterion)
                 losses = profile_losses(
                     backbone, dataset, some, ranges, numbers=lossy(codecs),
                     on_progress=lambda *at: tell("losses of codecs", *at),
@@ -698,18 +704,22 @@ def calibrate(
 @click.option(
     "--split", type=click.Choice(["profiling", "test"]), help="Samples to score, of a checkpoint. Default: profiling."
 )
-@click.option("--criterion", type=click.Choice(list(CRITERIA)), help="Of a checkpoint. Default: entropy.")
+@_criterion
 @click.option("--thresholds", type=_Numbers(float), default="0.1,0.3,0.5", show_default=True, help="To show exits for.")
+@click.option("--by-class", is_flag=True, help="One row for each exit and class.")
+@click.option("--level", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True, help="Of the intervals.")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 @_allow_code
 @_json
 def exits(
     file: str, data: str | None, seed: int | None, split: str | None, criterion: str | None,
-    thresholds: tuple[float, ...], markdown: bool, allow_code: tuple[str, ...], as_json: bool,
+    thresholds: tuple[float, ...], by_class: bool, level: float, markdown: bool, allow_code: tuple[str, ...],
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Show how accurate each exit is, and how many samples leave there, of FILE: a profile or a checkpoint.
 
-    Each exit sees every sample, whether or not an earlier one would have let it go.
+    Each exit sees every sample, whether or not an earlier one would have let it go. ± is half the width of an
+    interval in which the true value lies with 95 % (--level).
     """
     from portend.analysis.exits import exit_rows, exits_markdown, exits_table
     from portend.storage import load_profile
@@ -727,27 +737,40 @@ def exits(
                 backbone,
                 dataset,
                 getattr(make_splits(dataset, seed=chosen), part),
-                criterion=criterion or "entropy",
                 on_progress=lambda *at: tell("exits", *at),
             )
         spec, source = backbone.spec(), f"{found.samples} {part} samples of {dataset.name}"
     else:
-        if data or seed is not None or split or criterion:
+        if data or seed is not None or split:
             raise ConfigError(
-                f"{file} is a profile, whose samples and criterion are fixed; give a checkpoint (.safetensors) with "
-                "--data, --seed, --split or --criterion"
+                f"{file} is a profile, whose samples are fixed; give a checkpoint (.safetensors) with "
+                "--data, --seed or --split"
             )
         known = load_profile(file)
         found, spec, source = known.exits, known.backbone, f"{known.exits.samples} profiling samples"
-    rows = exit_rows(found, spec, thresholds)
+    found = found.by(criterion or found.criterion)
+    rows = exit_rows(found, spec, thresholds, level=level, by_class=by_class)
     if as_json:
-        click.echo(json.dumps({"network": spec.name, "samples": found.samples, "exits": rows}))
+        click.echo(
+            json.dumps(
+                {
+                    "network": spec.name,
+                    "samples": found.samples,
+                    "criterion": found.criterion,
+                    "level": level,
+                    "exits": rows,
+                }
+            )
+        )
     elif markdown:
-        click.echo(exits_markdown(rows))
+        click.echo(exits_markdown(rows, found.criterion))
     else:
         from rich.console import Console
 
-        Console().print(exits_table(rows, f"{spec.name}, {source}, by {found.criterion}"))
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=130)
+        console.print(exits_table(rows, f"{spec.name}, {source}, by {found.criterion}", found.criterion))
 
 
 @cli.command()
@@ -838,6 +861,7 @@ _PLANNING = (
     ),
     click.option("--max-latency", type=_Time(), help="Largest mean latency, such as '60 ms'; maximizes accuracy."),
     click.option("--estimator", type=click.Choice(["sample", "marginal"]), help="Default: sample where scores exist."),
+    _criterion,
     click.option("--thresholds", type=_Numbers(float), help="Exit thresholds to try, such as 0,0.2,0.4."),
     click.option("--per-exit-thresholds", is_flag=True, help="One threshold for each exit instead of a global one."),
     click.option("--cuts", type=_Numbers(int), help="Cuts at which a partition may end."),
@@ -862,8 +886,8 @@ _PLANNING = (
     click.option("--arrival-rate", type=float, help="Samples per second that no tier or link may be too slow for."),
     click.option(
         "--problem", "stated", type=click.Path(dir_okay=False),
-        help="YAML: minimize, maximize, subject_to, arrival_rate, codec_tolerance, hints (docs/metrics.md). Other "
-        "options add to it.",
+        help="YAML: minimize, maximize, subject_to, arrival_rate, criterion, codec_tolerance, hints (docs/metrics.md). "
+        "Other options add to it.",
     ),
 )  # fmt: skip
 
@@ -884,8 +908,8 @@ def _planning(command: Any) -> Any:
 @click.option("--out", type=click.Path(dir_okay=False), help="Also write the answer as JSON, for `portend run`.")
 @_json
 def plan(
-    profile: str, topology: str, estimator: Any, seconds: float | None, with_front: bool, out: str | None,
-    as_json: bool, **asked: Any,
+    profile: str, topology: str, estimator: Any, criterion: str | None, seconds: float | None, with_front: bool,
+    out: str | None, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Find the proven best plan for PROFILE on a topology, and what it beats.
 
@@ -897,7 +921,7 @@ def plan(
     from portend.storage import load_profile, write_json
 
     places = load_topology(topology)
-    model, problem = _asked(load_profile(profile), places, estimator, **asked)
+    model, problem = _asked(load_profile(profile), places, estimator, criterion, **asked)
     solution = solve(problem, model, seconds=math.inf if seconds is None else seconds)
     answer = solution.to_dict() | {"profiled": model.profiled | {"ranges": model.profile.ranges_for(solution.plan)}}
     if not with_front:
@@ -917,7 +941,7 @@ def plan(
 
 
 def _asked(
-    profile: Any, topology: Any, estimator: Any, *, min_accuracy: float | None, max_latency: float | None,
+    profile: Any, topology: Any, estimator: Any, criterion: str | None, *, min_accuracy: float | None, max_latency: float | None,
     robust: float | None, stated: str | None, minimize: tuple[str, ...], maximize: tuple[str, ...],
     subject_to: tuple[str, ...], arrival_rate: float | None, codec_tolerance: float | None,
     swept: frozenset[str] = frozenset(), **hints: Any,
@@ -934,8 +958,9 @@ def _asked(
         sys.path.insert(0, str(Path.cwd()))  # where the user's own modules are
     told = read_problem(
         stated, topology, minimize=minimize, maximize=maximize, subject_to=subject_to, arrival_rate=arrival_rate,
-        codec_tolerance=codec_tolerance,
+        codec_tolerance=codec_tolerance, criterion=criterion,
     )  # fmt: skip
+    profile = profile.by(told.criterion) if told.criterion else profile
     tolerance = CODEC_TOLERANCE if told.codec_tolerance is None else told.codec_tolerance
     model = PerformanceModel(profile, topology, estimator=estimator, codec_tolerance=tolerance)
     bounds = [] if min_accuracy is None else [accuracy >= min_accuracy]
@@ -997,7 +1022,8 @@ def _space(
 @_json
 def refine(
     profile: str, checkpoint: str, topology: str, data: str | None, seed: int | None, estimator: Any,
-    tuning: str | None, allow_code: tuple[str, ...], rounds: int, out: str, as_json: bool, **asked: Any,
+    criterion: str | None, tuning: str | None, allow_code: tuple[str, ...], rounds: int, out: str, as_json: bool,
+    **asked: Any,
 ) -> None:  # fmt: skip
     """Plan for PROFILE, fine-tune the network for the plan, and plan again, until the plan stands still.
 
@@ -1008,8 +1034,8 @@ def refine(
     from portend.storage import load_profile
 
     values = {} if tuning is None else _fine_tuning(tuning)
-    places, measured = load_topology(topology), load_profile(profile)
-    model, problem = _asked(measured, places, estimator, **asked)
+    places = load_topology(topology)
+    model, problem = _asked(load_profile(profile), places, estimator, criterion, **asked)
 
     from portend.models.checkpoint import read_provenance
     from portend.models.data import make_splits
@@ -1027,7 +1053,7 @@ def refine(
     try:
         with _progress(quiet=as_json) as tell:
             found = run_rounds(
-                measured, checkpoint, dataset, splits, places, problem, out,
+                model.profile, checkpoint, dataset, splits, places, problem, out,
                 training=training, rounds=rounds, estimator=estimator, codec_tolerance=model.codec_tolerance,
                 tell=tell, allow_code=allow_code,
             )  # fmt: skip
@@ -1235,7 +1261,9 @@ def _compared(profile: str, measurements: tuple[str, ...], level: float) -> Any:
             )
         stem = Path(path).stem
         cases[path if stem in cases else stem] = (
-            PerformanceModel(loaded, measured.topology, codec_tolerance=math.inf).estimate(measured.plan),
+            PerformanceModel(loaded.viewed_for(measured.plan), measured.topology, codec_tolerance=math.inf).estimate(
+                measured.plan
+            ),
             measured,
         )
     return loaded, compare_cases(cases, level)
@@ -1310,8 +1338,9 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
 @click.option("--out", type=click.Path(dir_okay=False), help="HTML page to write, with a figure of one or two fields.")
 @_json
 def whatif(
-    profile: str, topology: str, sweeps: tuple[str, ...], estimator: Any, zipped: bool, crossovers: bool,
-    no_baselines: bool, jobs: int | None, backend: str | None, out: str | None, as_json: bool, **asked: Any,
+    profile: str, topology: str, sweeps: tuple[str, ...], estimator: Any, criterion: str | None, zipped: bool,
+    crossovers: bool, no_baselines: bool, jobs: int | None, backend: str | None, out: str | None, as_json: bool,
+    **asked: Any,
 ) -> None:  # fmt: skip
     """Plan PROFILE anew for each value of swept fields of the topology, the profile or the problem.
 
@@ -1323,12 +1352,13 @@ def whatif(
 
     if out:
         _check_writable(out)
-    places, measured = load_topology(topology), load_profile(profile)
+    places = load_topology(topology)
     swept = frozenset(text.partition("=")[0].strip() for text in sweeps)
-    model, problem = _asked(measured, places, estimator, swept=swept, **asked)
+    model, problem = _asked(load_profile(profile), places, estimator, criterion, swept=swept, **asked)
     scenario = lib.Scenario(
-        profile=measured, topology=places, problem=problem, estimator=estimator, codec_tolerance=model.codec_tolerance
-    )
+        profile=model.profile, topology=places, problem=problem, estimator=estimator,
+        codec_tolerance=model.codec_tolerance,
+    )  # fmt: skip
     axes = [lib.parse_axis(scenario, text) for text in sweeps]
     ordered = any(lib.find_field(scenario, axis.path).ordered and None not in axis.values for axis in axes)
     if crossovers and (not ordered or (zipped and len(axes) > 1)):

@@ -48,9 +48,25 @@ _FLOAT_BYTES: Final = 4  # activations are float32
 def _freeze(owner: Any, **arrays: tuple[ArrayLike, Any]) -> None:
     """Store each array read-only, with the given dtype, on a frozen dataclass."""
     for name, (value, dtype) in arrays.items():
-        array = np.array(value, dtype=dtype)
-        array.setflags(write=False)
-        object.__setattr__(owner, name, array)
+        object.__setattr__(owner, name, _frozen(value, dtype))
+
+
+def _frozen(value: ArrayLike, dtype: Any) -> NDArray[Any]:
+    """The array itself where nobody can write to it (such as one mapped from a file), else a read-only copy."""
+    if isinstance(value, np.ndarray) and value.dtype == dtype and _read_only(value):
+        return value
+    array = np.array(value, dtype=dtype)
+    array.setflags(write=False)
+    return array
+
+
+def _read_only(array: NDArray[Any]) -> bool:
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.flags.writeable:
+            return False
+        base = base.base
+    return base is None or memoryview(base).readonly
 
 
 def mean_repeats(repeats: Floats) -> Floats:
@@ -184,34 +200,82 @@ class BackboneSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SampleExits:
-    """Every branch's score and correctness for every profiling sample.
+    """Every branch's scores and correctness for every profiling sample, viewed by one criterion.
 
     Attributes:
-        score: float64 [S, N]; low means confident; a sample leaves where score < threshold.
+        scores: by criterion (``plan.CRITERIA``), float32 or float64 [S, N]; low means confident; a sample leaves
+            where score < threshold. Profiling gives float32, as do the agents (``models.exits.score``).
         correct: bool [S, N].
-        criterion: how the score is computed, one of ``plan.CRITERIA``.
+        labels: int64 [S], the samples' classes; None: not known, as in files from before they were kept.
+        criterion: that of ``score``, ``rates`` and ``leaving``; one of ``scores``.
     """
 
-    score: Floats
+    scores: Mapping[str, NDArray[np.floating[Any]]]
     correct: NDArray[np.bool_]
+    labels: NDArray[np.int64] | None = None
     criterion: str = "entropy"
 
     def __post_init__(self) -> None:
-        _freeze(self, score=(self.score, np.float64), correct=(self.correct, np.bool_))
+        _freeze(self, correct=(self.correct, np.bool_))
+        given = {name: np.asarray(table) for name, table in self.scores.items()}
+        kinds = {name: np.float32 if table.dtype == np.float32 else np.float64 for name, table in given.items()}
+        scores = {name: _frozen(table, kinds[name]) for name, table in given.items()}
+        object.__setattr__(self, "scores", scores)
+        for name in (*scores, self.criterion):
+            law(name in CRITERIA, f"a criterion is one of {', '.join(CRITERIA)}, but got {name!r}")
         law(
-            self.score.ndim == 2 and self.score.shape == self.correct.shape and self.score.size > 0,
-            f"score and correct are [samples, branches] alike and not empty, but got {self.score.shape} "
-            f"and {self.correct.shape}",
+            self.criterion in scores,
+            f"exits are viewed by one of the criteria that they have scores of, which are {', '.join(scores)}, "
+            f"but got {self.criterion}",
         )
-        law(self.criterion in CRITERIA, f"a criterion is one of {', '.join(CRITERIA)}, but got {self.criterion!r}")
+        for name, table in scores.items():
+            law(
+                table.ndim == 2 and table.shape == self.correct.shape and table.size > 0,
+                f"scores and correct are [samples, branches] alike and not empty, but got {table.shape} ({name}) "
+                f"and {self.correct.shape}",
+            )
+        if self.labels is not None:
+            _freeze(self, labels=(self.labels, np.int64))
+            law(
+                self.labels.shape == (self.samples,),
+                f"labels are one class for each of the {self.samples} samples, but got {self.labels.shape}",
+            )
+
+    @property
+    def score(self) -> NDArray[np.floating[Any]]:
+        """The scores of ``criterion``, [S, N]."""
+        return self.scores[self.criterion]
 
     @property
     def samples(self) -> int:
-        return int(self.score.shape[0])
+        return int(self.correct.shape[0])
 
     @property
     def num_branches(self) -> int:
-        return int(self.score.shape[1])
+        return int(self.correct.shape[1])
+
+    def by(self, criterion: str) -> SampleExits:
+        """Return the same exits viewed by another criterion; nothing is copied.
+
+        Raises:
+            MismatchError: there are no scores of it.
+        """
+        if criterion not in self.scores:
+            raise MismatchError(
+                f"these exits have scores of {', '.join(self.scores)}, but {criterion} was asked for; "
+                "profile again, which now stores all of them"
+            )
+        return self if criterion == self.criterion else replace(self, criterion=criterion)
+
+    def part(self, indices: ArrayLike) -> SampleExits:
+        """Return the exits of some of the samples, in the order of ``indices``; a sample may be there twice."""
+        rows = np.asarray(indices)
+        return replace(
+            self,
+            scores={name: table[rows] for name, table in self.scores.items()},
+            correct=self.correct[rows],
+            labels=None if self.labels is None else self.labels[rows],
+        )
 
     def rates(self, thresholds: ArrayLike) -> Floats:
         """Exit rates ER_i^T, [T, N] in 0–1: each branch on all samples, no branch before it."""
@@ -268,6 +332,14 @@ class TabulatedExits:
     def criterion(self) -> str:
         """What the thresholds are compared with: tables count by normalized entropy."""
         return "entropy"
+
+    def by(self, criterion: str) -> TabulatedExits:
+        """Return the table itself; MismatchError for another criterion than entropy."""
+        if criterion != self.criterion:
+            raise MismatchError(
+                f"an exit table counts by entropy, but {criterion} was asked for; profile per-sample scores"
+            )
+        return self
 
     def rates(self, thresholds: ArrayLike) -> Floats:
         """Exit rates ER_i^T, [T, N]; MismatchError for a threshold that is not in the table."""
@@ -715,6 +787,14 @@ class Profile:
             return np.zeros(self.num_blocks + 1)
         known = self.losses.get(numbers)
         return np.full(self.num_blocks + 1, np.nan) if known is None else known.loss
+
+    def by(self, criterion: str) -> Profile:
+        """Return the profile whose exits are viewed by another criterion; MismatchError without scores of it."""
+        return replace(self, exits=self.exits.by(criterion))
+
+    def viewed_for(self, plan: Plan) -> Profile:
+        """Return the profile by the criterion of a plan's thresholds, whichever it is where the plan has no exits."""
+        return self.by(plan.criterion) if plan.asks else self
 
     @property
     def full_accuracy(self) -> float:

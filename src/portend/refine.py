@@ -231,7 +231,7 @@ def _exits(
     backbone: Backbone, dataset: Dataset, indices: Indices, criterion: str, stage: str, tell: Tell
 ) -> SampleExits:
     told = partial(tell, f"{stage}: exits")
-    return profile_exits(backbone, dataset, indices, criterion=criterion, on_progress=told)
+    return profile_exits(backbone, dataset, indices, on_progress=told).by(criterion)
 
 
 def _codecs(

@@ -3,6 +3,10 @@
 ``value.json`` holds the fields, ``arrays/*.npy`` the arrays. A file is written to a temporary
 name and moved into place, so that an interrupted run leaves the old file or none. Arrays are
 read without pickle, and every member is checked against the sizes that the zip declares.
+
+Arrays from 1 MiB on (score tables of many samples) are stored as they are and begin at a multiple of 64
+bytes. Loading checks their checksums and maps them from the file: pages are read when they are looked at, and
+nothing is copied. Save in place of a mapped file (``save`` moves the new one there), never write into it.
 """
 
 from __future__ import annotations
@@ -10,17 +14,20 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
+import struct
 import types
 import typing
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
+from numpy.typing import NDArray
 
 from portend.errors import InvalidValue, StorageError
 from portend.measurement import Measurement
@@ -40,9 +47,17 @@ __all__ = [
     "write_text",
 ]
 
-FORMAT_VERSION: Final = 2  # 2: ranges and losses of codecs
+FORMAT_VERSION: Final = 2
+"""2: ranges and losses of codecs; scores by criterion; large arrays stored to be mapped."""
 _KINDS: Final[dict[str, type]] = {kind.__name__: kind for kind in (Profile, DeviceProfile, Measurement)}
 _LARGEST: Final = 4 << 30
+_MAPPED: Final = 1 << 20
+"""Bytes from which an array is stored as it is, and mapped."""
+_ALIGNED: Final = 64
+_LOCAL_HEADER: Final = struct.Struct("<4s5H3L2H")
+"""Of a zip member: its last two numbers are the lengths of its name and of its extra field (APPNOTE.TXT, 4.3.7)."""
+_PADDING: Final = 0xD935
+"""Id of the extra field that Android's zipalign pads with; readers skip it."""
 _DAMAGE: Final = (
     KeyError, TypeError, ValueError, AttributeError, MemoryError, OverflowError, RuntimeError,
     zipfile.BadZipFile, zlib.error,
@@ -96,12 +111,27 @@ def save(value: Profile | DeviceProfile | Measurement, path: str | Path) -> None
         "kind": type(value).__name__,
         "value": _pack(value, arrays, "value"),
     }
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         archive.writestr("value.json", json.dumps(document, indent=1, ensure_ascii=False))
         for name, array in arrays.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, array, allow_pickle=False)
-            archive.writestr(f"arrays/{name}.npy", buffer.getvalue())
+            member = zipfile.ZipInfo(f"arrays/{name}.npy")
+            member.compress_type = zipfile.ZIP_DEFLATED
+            member.file_size = array.nbytes  # by which the zip decides on 64-bit sizes
+            if array.nbytes >= _MAPPED:
+                member.compress_type = zipfile.ZIP_STORED
+                member.extra = _padding(file.tell() + _LOCAL_HEADER.size + len(member.filename.encode()))
+            with archive.open(member, "w") as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+def _padding(start: int) -> bytes:
+    """Return the extra field after which what begins at ``start`` without it is aligned."""
+    length = -(start + 4) % _ALIGNED
+    return struct.pack("<2H", _PADDING, length) + bytes(length)
 
 
 def to_plain(value: Any) -> Any:
@@ -125,7 +155,7 @@ def load(path: str | Path, kind: type[_V]) -> _V:
         StorageError: the file is missing, corrupt, of another kind, or from a newer version.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
             return _load(archive, Path(path), kind)
     except FileNotFoundError:
         raise StorageError(
@@ -210,12 +240,13 @@ def _unpack(hint: Any, data: Any, archive: zipfile.ZipFile | None) -> Any:
     if origin is np.ndarray:
         if archive is None:
             raise TypeError("an array needs a file")
-        with archive.open(f"arrays/{data['array']}.npy") as member:
-            return np.lib.format.read_array(io.BytesIO(member.read()), allow_pickle=False)
+        return _read_array(archive, f"arrays/{data['array']}.npy")
     if origin in (typing.Union, types.UnionType):
         return _unpack_union(arguments, data, archive)
     if is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
+        if hint is SampleExits and "score" in data:
+            return _unpack_one_criterion(data, archive)
         required = {f.name for f in fields(hint) if f.default is MISSING and f.default_factory is MISSING}
         given = [f for f in fields(hint) if f.name in data or f.name in required]  # older files lack newer fields
         return hint(**{field.name: _unpack(hints[field.name], data[field.name], archive) for field in given})
@@ -229,6 +260,40 @@ def _unpack(hint: Any, data: Any, archive: zipfile.ZipFile | None) -> Any:
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     return _expect(data, hint)
+
+
+def _unpack_one_criterion(data: Any, archive: zipfile.ZipFile | None) -> SampleExits:
+    """Exits of a version 1 file: one criterion, in float64, rounded here as agents and profiles now round scores."""
+    criterion = _expect(data.get("criterion", "entropy"), str)
+    rest = {key: item for key, item in data.items() if key != "score"}
+    exits: SampleExits = _unpack(SampleExits, rest | {"scores": {criterion: data["score"]}}, archive)
+    return replace(exits, scores={criterion: exits.score.astype(np.float32)})
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """Read an array of the file; a large one that is stored as it is, is checked and then mapped."""
+    member = archive.getinfo(name)
+    with archive.open(member) as stream:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size < _MAPPED:
+            return np.lib.format.read_array(io.BytesIO(stream.read()), allow_pickle=False)
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise StorageError(f"{name} has version {version} of the npy format, but Portend writes (1, 0)")
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream)
+        if dtype.hasobject:
+            raise StorageError("Object arrays cannot be loaded, for they would be executed")
+        begin = stream.tell()
+        while stream.read(1 << 20):  # to the end, where the checksum is compared
+            pass
+    file = archive.fp
+    assert file is not None
+    file.seek(member.header_offset)
+    *_, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    offset = member.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes + begin
+    if begin + dtype.itemsize * math.prod(shape) != member.file_size:
+        raise ValueError(f"{name} does not have the size that its shape {shape} asks for")
+    mapped = np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if by_columns else "C")
+    return mapped.view(np.ndarray)
 
 
 def _unpack_union(options: tuple[Any, ...], data: Any, archive: zipfile.ZipFile | None) -> Any:

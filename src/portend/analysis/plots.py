@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.analysis.compare import TERMS, Comparison
-from portend.analysis.exits import wilson
+from portend.analysis.exits import accuracy_interval
 from portend.errors import InvalidValue
 from portend.measurement import Measurement, RequestTrace
 from portend.perfmodel.estimate import PARTS, Estimate
@@ -214,14 +214,15 @@ def plot_cdf(rows: Sequence[Row], chosen: str = "") -> Figure:
 
 
 def branch_rows(profile: Profile, plan: Plan, *, level: float = 0.95) -> list[Row]:
-    """Return each branch's accuracy on all profiling samples, with its binomial (Wilson) interval, and exit rate.
+    """Return each branch's accuracy on all profiling samples, with its interval, and exit rate.
 
     The exit rate is that of the branch alone, no branch before it, at the plan's threshold there; at a branch that the
     plan does not use, at the threshold of the next exit, or of the last that has one. None at the plan's last exit,
     which takes everyone, and everywhere if no sample may leave early.
     """
-    accuracy = profile.exits.accuracies()
-    low, high = wilson(accuracy, profile.exits.samples, level)
+    exits = profile.viewed_for(plan).exits
+    accuracy = exits.accuracies()
+    low, high = accuracy_interval(exits, level)
     thresholds = _thresholds(plan, profile.num_blocks)
     return [
         {
@@ -232,7 +233,7 @@ def branch_rows(profile: Profile, plan: Plan, *, level: float = 0.95) -> list[Ro
             "accuracy_high": float(high[branch]),
             "chosen": branch + 1 in plan.cuts,
             "threshold": threshold,
-            "exit_rate": None if threshold is None else float(profile.exits.rates(threshold)[0, branch]),
+            "exit_rate": None if threshold is None else float(exits.rates(threshold)[0, branch]),
         }
         for branch, threshold in enumerate(thresholds)
         if branch + 1 in profile.backbone.exit_cuts

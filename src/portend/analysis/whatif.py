@@ -25,7 +25,7 @@ from portend.perfmodel.model import CODEC_TOLERANCE, Estimator, PerformanceModel
 from portend.plan import Plan
 from portend.planner.problem import Constraint, Metric, Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.solve import solve
-from portend.profile import CodecProfile, DeviceProfile, Profile, ResultProfile, SampleExits
+from portend.profile import CodecProfile, DeviceProfile, Exits, Profile, ResultProfile, SampleExits
 from portend.topology import Topology
 from portend.units import Dimension, format_bandwidth, format_bytes, format_time, parse
 
@@ -412,7 +412,14 @@ def _profile_fields(profile: Profile) -> Iterator[Field]:
         for part, columns in _RESULT.items():
             yield factor(f"{path}.result.{part}", of_result(name, columns))
     if isinstance(profile.exits, SampleExits):
-        yield factor("profile.exits.score", lambda p, by: replace(p, exits=_scaled(p.exits, ("score",), by)))
+        yield Field(
+            path="profile.exits.criterion",
+            kind="choice",
+            read=lambda s: s.profile.exits.criterion,
+            write=lambda s, value: replace(s, profile=s.profile.by(value)),
+            choices=tuple(profile.exits.scores),
+        )
+        yield factor("profile.exits.score", lambda p, by: replace(p, exits=_surer(p.exits, by)))
 
 
 _COMPUTE: Final = ("compute_repeats_s", "idle_repeats_s", "branch_repeats_s")
@@ -432,8 +439,13 @@ def _slower(device: DeviceProfile, by: float) -> DeviceProfile:
     return replace(slower, prediction=predicted)
 
 
+def _surer(exits: Exits, by: float) -> SampleExits:
+    assert isinstance(exits, SampleExits)
+    return replace(exits, scores={name: by * np.asarray(table, np.float64) for name, table in exits.scores.items()})
+
+
 def _scaled(owner: Any, columns: Sequence[str], by: float) -> Any:
-    assert isinstance(owner, DeviceProfile | CodecProfile | ResultProfile | SampleExits)
+    assert isinstance(owner, DeviceProfile | CodecProfile | ResultProfile)
     return replace(owner, **{name: by * getattr(owner, name) for name in columns})
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import InvalidValue
+from portend.perfmodel.strata import draw_rates
 from portend.plan import Plan
 
 __all__ = ["PARTS", "Estimate", "EstimateBatch", "quantile_s"]
@@ -92,6 +93,8 @@ class Estimate:
         plan: complete with codecs; estimator: ``sample`` or ``marginal``.
         share, correct: [L]; step_parts_s, result_parts_s: [L, P] seconds (see EstimateBatch).
         samples: profiling samples behind the shares.
+        class_counts: [C, 2, L] samples of each class that leave at k and are right, or wrong (``perfmodel.exits``);
+            None where classes are not known: all samples then count as one class.
     """
 
     plan: Plan
@@ -101,6 +104,7 @@ class Estimate:
     step_parts_s: Floats
     result_parts_s: Floats
     samples: int
+    class_counts: Floats | None = None
 
     @property
     def latency_parts_s(self) -> Floats:
@@ -142,22 +146,22 @@ class Estimate:
     def draws(self, *, test_samples: int | None = None, count: int = 20_000, seed: int = 0) -> OutcomeDraws:
         """Draw what ``test_samples`` new samples may do (None: infinitely many, the true rates).
 
-        The profile's outcome counts (leaves at k, right or wrong) give a Dirichlet distribution
-        with Jeffreys' prior over the true rates; new samples are multinomial draws from it. So
-        the spread covers both the finite profile and the finite test. Outcomes that the plan
-        rules out (threshold 0) keep rate 0.
+        The profile's outcome counts (leaves at k, right or wrong) give Dirichlet distributions, one
+        for each class, of the true rates (``strata.draw_rates``); new samples are multinomial draws from
+        their sum. So the spread covers both the finite profile and the finite test. Outcomes that the plan
+        rules out (threshold 0) keep rate 0. With many classes there are fewer draws than ``count``.
         """
-        wrong = np.maximum(self.share - self.correct, 0.0)
-        rates = np.stack([np.minimum(self.correct, self.share), wrong])  # [2, L]
+        counts = self.class_counts
+        if counts is None:
+            wrong = np.maximum(self.share - self.correct, 0.0)
+            counts = self.samples * np.stack([np.minimum(self.correct, self.share), wrong])[None]
         possible = np.ones(len(self.plan), dtype=bool)
         possible[:-1] = np.asarray(self.plan.thresholds) > 0
-        alpha = (rates * self.samples + 0.5) * possible
         rng = np.random.default_rng(seed)
-        gamma = rng.standard_gamma(np.broadcast_to(alpha.ravel(), (count, alpha.size)))
-        drawn = gamma / gamma.sum(axis=1, keepdims=True)
+        drawn = draw_rates(counts.reshape(len(counts), -1), possible=np.tile(possible, 2), count=count, rng=rng)
         if test_samples is not None:
             drawn = rng.multinomial(test_samples, drawn) / test_samples
-        outcome = drawn.reshape(count, 2, -1)
+        outcome = drawn.reshape(len(drawn), 2, -1)
         return OutcomeDraws(
             exit_rates=outcome.sum(axis=1), accuracy=outcome[:, 0].sum(axis=1), latency_s=self.latency_s
         )

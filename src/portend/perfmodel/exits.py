@@ -12,10 +12,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.plan import takes_exit
+from portend.plan import Plan, takes_exit
 from portend.profile import Exits, SampleExits
 
-__all__ = ["BitTables", "marginal_outcomes", "sample_outcomes"]
+__all__ = ["BitTables", "marginal_outcomes", "outcomes_by_class", "sample_outcomes"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -46,14 +46,16 @@ class BitTables:
     """
 
     def __init__(self, exits: SampleExits, thresholds: Floats, used: NDArray[np.bool_] | None = None) -> None:
-        score = np.concatenate([np.full((exits.samples, 1), np.inf), exits.score], axis=1).T
-        right = np.concatenate([np.zeros((exits.samples, 1), dtype=np.bool_), exits.correct], axis=1).T
         self.samples = exits.samples
-        self.leaves: Words = np.stack([_pack(takes_exit(score, threshold)) for threshold in thresholds])
+        self.everyone: Words = _pack(np.ones(exits.samples, dtype=np.bool_))
+        shape = (exits.num_branches + 1, self.everyone.size)
+        self.leaves: Words = np.zeros((len(thresholds), *shape), dtype=np.uint64)
+        self.right: Words = np.zeros(shape, dtype=np.uint64)
+        for cut in range(1, shape[0]):  # one branch at a time: the table itself is never copied
+            self.leaves[:, cut] = _pack(takes_exit(exits.score[:, cut - 1], np.asarray(thresholds)[:, None]))
+            self.right[cut] = _pack(exits.correct[:, cut - 1])
         if used is not None:
             self.leaves[~used] = 0
-        self.right: Words = _pack(right)
-        self.everyone: Words = _pack(np.ones(exits.samples, dtype=np.bool_))
 
     def outcomes(self, cuts: Ints, rows: Ints) -> tuple[Floats, Floats]:
         """Counts [C, L] of samples that leave at each partition, and of the right ones among them.
@@ -86,6 +88,26 @@ def sample_outcomes(exits: SampleExits, cuts: Ints, thresholds: Floats) -> tuple
     tables = BitTables(exits, theta, used=used)  # an exit with threshold 0 is not run, whatever its scores
     share, correct = tables.outcomes(cuts, rows.reshape(thresholds.shape))
     return share / exits.samples, correct / exits.samples
+
+
+def outcomes_by_class(exits: SampleExits, plan: Plan) -> Floats:
+    """Samples [C, 2, L] of each class that leave at each partition of one plan and are right, or wrong.
+
+    Replayed like ``sample_outcomes``; where labels are not known, all are one class.
+    """
+    left = np.full(exits.samples, len(plan) - 1)
+    right = exits.correct[:, plan.cuts[-1] - 1].copy()
+    staying = np.ones(exits.samples, dtype=np.bool_)
+    for k, (cut, threshold) in enumerate(zip(plan.cuts, plan.thresholds, strict=False)):
+        if threshold > 0:
+            leaves = staying & takes_exit(exits.score[:, cut - 1], threshold)
+            left[leaves], right[leaves] = k, exits.correct[leaves, cut - 1]
+            staying &= ~leaves
+    cell = np.where(right, 0, len(plan)) + left
+    _, row = np.unique(exits.labels if exits.labels is not None else np.zeros_like(cell), return_inverse=True)
+    width = 2 * len(plan)
+    counts = np.bincount(row * width + cell, minlength=width * (int(row.max()) + 1))
+    return counts.reshape(-1, 2, len(plan)).astype(np.float64)
 
 
 def marginal_outcomes(exits: Exits, cuts: Ints, thresholds: Floats) -> tuple[Floats, Floats]:

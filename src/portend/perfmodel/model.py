@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from portend.errors import MismatchError, law
 from portend.perfmodel.estimate import PARTS, Estimate, EstimateBatch
-from portend.perfmodel.exits import marginal_outcomes, sample_outcomes
+from portend.perfmodel.exits import marginal_outcomes, outcomes_by_class, sample_outcomes
 from portend.perfmodel.latency import LatencyTables
 from portend.plan import Plan, PlanBatch
 from portend.profile import Profile, SampleExits
@@ -109,8 +109,8 @@ class PerformanceModel:
             )
         if plan.asks and plan.codecs and plan.criterion != self.profile.exits.criterion:
             raise MismatchError(
-                f"the profile's scores are {self.profile.exits.criterion}, but the plan's thresholds are for "
-                f"{plan.criterion}; profile with --criterion {plan.criterion}, or plan with this profile"
+                f"the profile is viewed by {self.profile.exits.criterion}, but the plan's thresholds are for "
+                f"{plan.criterion}; make the model of profile.by({plan.criterion!r}), or plan with this one"
             )
 
     def complete(self, plan: Plan, codecs: tuple[str, ...] | None = None) -> Plan:
@@ -151,7 +151,14 @@ class PerformanceModel:
             step_parts_s=result.step_parts_s[0],
             result_parts_s=result.result_parts_s[0],
             samples=self.samples,
+            class_counts=self._class_counts(complete),
         )
+
+    def _class_counts(self, plan: Plan) -> NDArray[np.float64] | None:
+        exits = self.profile.exits
+        if self.estimator == "marginal" or not isinstance(exits, SampleExits) or exits.labels is None:
+            return None
+        return outcomes_by_class(exits, plan)
 
     def estimate_batch(self, plans: PlanBatch) -> EstimateBatch:
         """Return the estimates of C plans at once.

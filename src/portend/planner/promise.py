@@ -61,7 +61,7 @@ def parts(model: PerformanceModel) -> tuple[PerformanceModel, PerformanceModel]:
     chosen_on = max(1, round(_CHOOSING * exits.samples))
 
     def on(indices: NDArray[np.int64], sampled: bool) -> PerformanceModel:
-        own = replace(exits, score=exits.score[np.sort(indices)], correct=exits.correct[np.sort(indices)])
+        own = exits.part(np.sort(indices))
         estimator = "sample" if sampled else model.estimator
         return PerformanceModel(
             replace(model.profile, exits=own),

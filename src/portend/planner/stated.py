@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from portend.config import Section, read_yaml
 from portend.errors import ConfigError, InvalidValue
+from portend.plan import CRITERIA
 from portend.planner.metrics import Constraint, Metric, load_metric, parse_constraint, utilization
 from portend.topology import Topology
 
@@ -35,13 +36,15 @@ _SINGLES: Final[Mapping[str, type]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stated:
-    """What was stated: objectives, bounds, hints as the fields of ``SearchSpace``, what a codec may lose (a share)."""
+    """What was stated: objectives, bounds, hints as the fields of ``SearchSpace``, what a codec may lose (a share),
+    and the criterion of the scores."""
 
     minimize: tuple[Metric, ...]
     maximize: tuple[Metric, ...]
     subject_to: tuple[Constraint, ...]
     hints: Mapping[str, Any]
     codec_tolerance: float | None = None
+    criterion: str | None = None
 
 
 def read_problem(
@@ -53,10 +56,12 @@ def read_problem(
     subject_to: tuple[str, ...] = (),
     arrival_rate: float | None = None,
     codec_tolerance: float | None = None,
+    criterion: str | None = None,
 ) -> Stated:
     """Return what a YAML file states, if any, and the texts add to it.
 
-    ``arrival_rate`` (samples/s) and ``codec_tolerance`` (a share of accuracy) take precedence over the file's.
+    ``arrival_rate`` (samples/s), ``codec_tolerance`` (a share of accuracy) and ``criterion`` (by which the profile
+    is to be viewed) take precedence over the file's.
 
     Raises:
         ConfigError: the place, what is wrong there, and the remedy.
@@ -78,6 +83,11 @@ def read_problem(
             codec_tolerance = told if codec_tolerance is None else codec_tolerance
         if root.has("hints"):
             hints = _hints(root.section("hints"), topology)
+        if root.has("criterion"):
+            named = root.get("criterion", str)
+            if named not in CRITERIA:
+                raise ConfigError(f"{root.at('criterion')}: choose one of {', '.join(CRITERIA)}, but got {named!r}")
+            criterion = criterion or named
         root.done()
     bounds = [parse_constraint(text) for text in texts["subject_to"]]
     bounds += [] if arrival_rate is None else [utilization(arrival_rate) <= 1]
@@ -87,6 +97,7 @@ def read_problem(
         subject_to=tuple(bounds),
         hints=hints,
         codec_tolerance=codec_tolerance,
+        criterion=criterion,
     )
 
 

@@ -1,4 +1,4 @@
-"""Every branch's score and correctness on the profiling split."""
+"""Every branch's scores and correctness on the profiling split."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ def profile_exits(
     dataset: Dataset,
     indices: NDArray[np.int64],
     *,
-    criterion: str = "entropy",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> SampleExits:
-    """Return scores and correctness [S, N] of all branches in one pass over the samples ``indices``.
+    """Return all branches' scores by every criterion, correctness [S, N] and labels [S] of the samples ``indices``.
 
-    Scores are those of ``criterion`` (``models.exits.score``). Each branch sees every sample, whether or not an
+    In one pass over the samples (``models.exits.scores``). Each branch sees every sample, whether or not an
     earlier one would have let it go (paper, Sec. II-B).
 
     Raises:
@@ -41,5 +40,7 @@ def profile_exits(
             f"{backbone.name} takes samples of shape {tuple(backbone.input_shape)}, but {dataset.name} gives "
             f"{dataset.decoder.shape}; load the data with another size, or build the network for it"
         )
-    score, correct = evaluate(backbone, dataset, indices, criterion=criterion, on_progress=on_progress)
-    return SampleExits(score=score, correct=correct, criterion=criterion)
+    scores, correct = evaluate(backbone, dataset, indices, on_progress=on_progress)
+    for table in (*scores.values(), correct):
+        table.setflags(write=False)
+    return SampleExits(scores=scores, correct=correct, labels=dataset.labels[indices])
