@@ -99,3 +99,9 @@ def test_rows_of_the_serialization_benchmark() -> None:
     assert named["int8"]["payload_bytes"] == 128
     assert {"pickle (torch tensor)", "torch.save", "safetensors", "Arrow"} <= named.keys()
     assert all(row["encode_s"] > 0 < row["decode_s"] for row in rows)
+
+
+def test_score_tables_are_measured() -> None:
+    found = load("exits").measure(500, 3)
+    assert found["file_bytes"] > 3 * 4 * 500 * 3
+    assert all(step["seconds"] >= 0 for step in found["steps"].values())
