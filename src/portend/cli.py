@@ -31,6 +31,8 @@ __all__ = ["cli", "main"]
 Tell = Callable[[str, int, int], None]
 
 _MANY_PLANS = 20_000_000
+_DRIFTED = 3
+"""How `portend drift` ends where exits have drifted; 1 and 2 are errors."""
 
 
 class _Numbers(click.ParamType[Any]):
@@ -157,6 +159,7 @@ def cli() -> None:
     portend refine    a plan and the network's weights for it, in turns
     portend run       a plan, across agents and emulated links
     portend compare   predictions with measurements
+    portend drift     whether exits still do what the profile says
     portend report    one HTML page with everything
     portend whatif    the best plan as fields vary, and where it flips
     """
@@ -225,7 +228,7 @@ def demo(out: str, as_json: bool) -> None:
     A small ResNet is spread over three tiers with emulated links (10 Mbit/s, 20 ms; 400 Mbit/s, 40 ms).
     Leaves summary.json, report.html, the profile, the plan and all raw measurements in the folder.
     """
-    from portend.demo import describe_drift, run_demo
+    from portend.demo import describe_speed_drift, run_demo
 
     with _progress(quiet=as_json) as tell:
         result = run_demo(out, tell=tell)
@@ -235,7 +238,7 @@ def demo(out: str, as_json: bool) -> None:
     console = _show_comparisons(result.comparisons)
     console.print(f"{result.solution.problem}: {result.solution.plan.describe(['edge', 'base', 'cloud'])}")
     console.print(result.summary["verdict"])
-    console.print(describe_drift(result.summary["drift"]))
+    console.print(describe_speed_drift(result.summary["speed_drift"]))
     console.print(f"Everything is in {out}; open {Path(out) / 'report.html'}", soft_wrap=True)
 
 
@@ -941,9 +944,9 @@ def plan(
 
 
 def _asked(
-    profile: Any, topology: Any, estimator: Any, criterion: str | None, *, min_accuracy: float | None, max_latency: float | None,
-    robust: float | None, stated: str | None, minimize: tuple[str, ...], maximize: tuple[str, ...],
-    subject_to: tuple[str, ...], arrival_rate: float | None, codec_tolerance: float | None,
+    profile: Any, topology: Any, estimator: Any, criterion: str | None, *, min_accuracy: float | None,
+    max_latency: float | None, robust: float | None, stated: str | None, minimize: tuple[str, ...],
+    maximize: tuple[str, ...], subject_to: tuple[str, ...], arrival_rate: float | None, codec_tolerance: float | None,
     swept: frozenset[str] = frozenset(), **hints: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """The model and the problem that the planning options state.
@@ -1240,6 +1243,15 @@ def _executions(plan: str, profiled: dict[str, Any], network: str, places: Topol
     return found
 
 
+def _check_weights(path: str, measured: Any, profile: str, loaded: Any) -> None:
+    weights, ours = measured.provenance.get("weights_sha256"), loaded.backbone.weights_sha256
+    if weights and ours and weights != ours:
+        raise MismatchError(
+            f"{path} measures {measured.provenance.get('network')} with other weights than {profile} was made of "
+            f"({loaded.backbone.name}); compare runs and profiles of one checkpoint"
+        )
+
+
 def _compared(profile: str, measurements: tuple[str, ...], level: float) -> Any:
     from portend.analysis.compare import compare as compare_cases
     from portend.perfmodel.model import PerformanceModel
@@ -1248,12 +1260,7 @@ def _compared(profile: str, measurements: tuple[str, ...], level: float) -> Any:
     loaded, cases = load_profile(profile), {}
     for path in measurements:
         measured = load_measurement(path)
-        weights, ours = measured.provenance.get("weights_sha256"), loaded.backbone.weights_sha256
-        if weights and ours and weights != ours:
-            raise MismatchError(
-                f"{path} measures {measured.provenance.get('network')} with other weights than {profile} was made of "
-                f"({loaded.backbone.name}); compare runs and profiles of one checkpoint"
-            )
+        _check_weights(path, measured, profile, loaded)
         if measured.provenance.get("window", "1") != "1":
             raise MismatchError(
                 f"{path} was measured with {measured.provenance['window']} samples under way, but the model predicts "
@@ -1276,13 +1283,67 @@ def _compared(profile: str, measurements: tuple[str, ...], level: float) -> Any:
 @_json
 def compare(profile: str, measurements: tuple[str, ...], level: float, as_json: bool) -> None:
     """Hold MEASUREMENTS (from `portend run`) against what PROFILE predicts."""
-    from portend.analysis.compare import agreement
+    from portend.analysis.compare import agreement, exit_drifts
 
     _, cases = _compared(profile, measurements, level)
     if as_json:
         click.echo(json.dumps({"comparisons": [c.to_dict() for c in cases], "agreement": agreement(cases)}))
         return
-    _show_comparisons(cases)
+    console = _show_comparisons(cases)
+    for name, check in exit_drifts(cases).items():
+        if check.found:
+            console.print(f"exit drift in {name}: {'; '.join(check.describe())}", markup=False)
+
+
+@cli.command()
+@click.argument("profile", type=click.Path(dir_okay=False))
+@click.argument("measurements", nargs=-1, type=click.Path(dir_okay=False))
+@click.option("--plan", type=click.Path(dir_okay=False), help="Plan (JSON) that --counts are of.")
+@click.option(
+    "--counts", type=_Numbers(int), help="Instead of MEASUREMENTS: samples that left at each of the plan's partitions."
+)
+@click.option(
+    "--level", type=click.FloatRange(0.5, 1, min_open=True, max_open=True), default=0.99, show_default=True,
+    help="Probability that no drift is found in any of the runs where there is none.",
+)  # fmt: skip
+@_json
+def drift(
+    profile: str, measurements: tuple[str, ...], plan: str | None, counts: tuple[int, ...] | None, level: float,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Tell whether exits let go other shares of the samples than PROFILE says, beyond chance.
+
+    Of MEASUREMENTS (from `portend run`), or of counts: --plan plan.json --counts 31,40,29. Ends with 3 where
+    there is drift, with 0 where there is none.
+    """
+    import numpy as np
+
+    from portend.analysis.exit_drift import exit_drift
+    from portend.perfmodel.exits import exit_counts
+    from portend.storage import load_measurement, load_profile
+
+    if (plan is None) != (counts is None) or bool(measurements) == bool(plan):
+        raise click.UsageError("give MEASUREMENTS, or --plan together with --counts")
+    loaded, runs = load_profile(profile), {}
+    if plan is not None:
+        runs[plan] = (_read_plan(plan), counts)
+    for path in measurements:
+        measured = load_measurement(path)
+        _check_weights(path, measured, profile, loaded)
+        runs[path] = (measured.plan, np.bincount(measured.exit_index, minlength=len(measured.plan)))
+    each = 1 - (1 - level) / len(runs)
+    found = {name: exit_drift(ran, exit_counts(loaded.exits, ran), left, each) for name, (ran, left) in runs.items()}
+    drifted = any(check.found for check in found.values())
+    if as_json:
+        answer = {"found": drifted, "level": level, "runs": {name: check.to_dict() for name, check in found.items()}}
+        click.echo(json.dumps(answer))
+    else:
+        for name, check in found.items():
+            click.echo(f"{name}: {check.plan.describe()}")
+            for line in check.describe():
+                click.echo(f"  {line}")
+    if drifted:
+        sys.exit(_DRIFTED)
 
 
 @cli.command()

@@ -174,7 +174,7 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
 
     then = PerformanceModel(profile_then, topology_then)
     comparisons = compare({name: (then.estimate(plans[name]), m) for name, m in measurements.items()})
-    summary = _summary(config, profile, solution, comparisons, turns.drift(profile), clock)
+    summary = _summary(config, profile, solution, comparisons, turns.speed_drift(profile), clock)
     write_json(summary, folder / "summary.json")
     cloud = sample_space(config.space, model) | {
         "front_latency_s": [point.latency_s for point in solution.front],
@@ -193,7 +193,7 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
             summary={
                 "plans evaluated": f"{solution.stats.plans:,} in {1e3 * solution.stats.seconds:.0f} ms",
                 "verdict": summary["verdict"],
-                "drift": describe_drift(summary["drift"]),
+                "speed drift": describe_speed_drift(summary["speed_drift"]),
                 "duration": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in clock.laps.items()),
             },
             provenance={**profile.provenance, **device.environment, **measurements["Portend"].provenance},
@@ -241,7 +241,7 @@ def _summary(
     profile: Profile,
     solution: Solution,
     comparisons: tuple[Comparison, ...],
-    drift: float,
+    speed_drift: float,
     clock: _Stopwatch,
 ) -> dict[str, Any]:
     return {
@@ -251,13 +251,13 @@ def _summary(
         "verdict": verdict(solution),
         "comparisons": [case.to_dict() for case in comparisons],
         "agreement": agreement(comparisons),
-        "drift": drift,
+        "speed_drift": speed_drift,
         "seconds": clock.laps,
         "seed": config.seed,
     }
 
 
-def describe_drift(drift: float) -> str:
+def describe_speed_drift(drift: float) -> str:
     """Return in one sentence how the machine's speed changed between the profile and the runs."""
     return (
         f"While the plans ran, this machine computed {100 * abs(drift):.1f} % {'slower' if drift > 0 else 'faster'} "

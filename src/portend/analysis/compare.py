@@ -14,12 +14,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from portend.analysis.exit_drift import ExitDrift, exit_drift
 from portend.errors import InvalidValue, MismatchError
 from portend.measurement import Measurement
 from portend.perfmodel.estimate import Estimate
 from portend.plan import Plan
 
-__all__ = ["TERMS", "Comparison", "Intervals", "Term", "agreement", "compare"]
+__all__ = ["TERMS", "Comparison", "Intervals", "Term", "agreement", "compare", "exit_drifts"]
 
 Floats = NDArray[np.float64]
 
@@ -137,6 +138,11 @@ class Comparison:
         """Whether each measured exit rate lies within its interval, [L]."""
         return _inside(self.measurement.exit_rates(), self.intervals().exit_rates)
 
+    def exit_drift(self, level: float = 0.99) -> ExitDrift:
+        """Return whether the run's exits drifted from the profile's; ``level``: that none is found where none is."""
+        counts = np.bincount(self.measurement.exit_index, minlength=len(self.plan))
+        return exit_drift(self.plan, self.estimate.exit_counts, counts, level)
+
     def undecided(self) -> NDArray[np.bool_]:
         """Exits whose rate the plan leaves open, [L]: not a branch with threshold 0, nor the only way out."""
         open_ = np.append(np.asarray(self.plan.thresholds) > 0, True)
@@ -190,6 +196,7 @@ class Comparison:
                 "interval": intervals.exit_rates.T.tolist(),
                 "inside": _inside(measured_rates, intervals.exit_rates).tolist(),
             },
+            "exit_drift": self.exit_drift().to_dict(),
         }
 
 
@@ -199,6 +206,12 @@ def compare(cases: Mapping[str, tuple[Estimate, Measurement]], level: float = 0.
         Comparison(name=name, estimate=estimate, measurement=measurement, level=level)
         for name, (estimate, measurement) in cases.items()
     )
+
+
+def exit_drifts(comparisons: Sequence[Comparison], level: float = 0.99) -> dict[str, ExitDrift]:
+    """Return, for each plan with early exits, whether its exits drifted; all of them together keep the level."""
+    asked = [case for case in comparisons if case.undecided().any()]
+    return {case.name: case.exit_drift(1 - (1 - level) / len(asked)) for case in asked}
 
 
 def agreement(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float | int | None]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from numpy.typing import ArrayLike
 
 from portend.analysis import plots
-from portend.analysis.compare import TERMS, Comparison, agreement
+from portend.analysis.compare import TERMS, Comparison, agreement, exit_drifts
 from portend.analysis.tables import format_error, format_ms, format_rates, format_share
 from portend.errors import InvalidValue
 from portend.perfmodel.estimate import PARTS, Estimate
@@ -316,7 +316,22 @@ def _plans_section(data: ReportData) -> str:
             f"({_level(data)}), ✗ it does not. {_agreement(data)}"
         )
     note += "".join(f"<br>{escape(line)}" for line in _warnings(data))
-    return html_section("Plans", html_table(head, rows), note)
+    return html_section("Plans", html_table(head, rows) + _drift(data), note)
+
+
+def _drift(data: ReportData) -> str:
+    """Say of which plans the exits drifted; the level is divided among the plans."""
+    checks = exit_drifts(data.comparisons)
+    if not checks:
+        return ""
+    found = {name: check for name, check in checks.items() if check.found}
+    if not found:
+        runs = f"{len(checks)} runs" if len(checks) > 1 else "run"
+        return f"<p class='note'>Exit drift: none beyond chance in the {runs} with early exits.</p>"
+    lines = "".join(
+        f"<li><b>{escape(name)}</b>: {escape('; '.join(check.describe()))}</li>" for name, check in found.items()
+    )
+    return f"<p class='bad'>Exit drift: samples leave otherwise than the profile says.</p><ul>{lines}</ul>"
 
 
 def _warnings(data: ReportData) -> list[str]:
@@ -544,6 +559,9 @@ def _reading(data: ReportData) -> str:
         lines += [
             "An <b>interval</b> says where the measured value should fall, given that the profile and the test are "
             "both finite samples. At 95 %, one value in twenty falls outside by chance.",
+            "<b>Exit drift</b> means that an exit's share of the samples differs from the profile's by more than "
+            "chance explains; where there is none, at most 1 % of such reports say so. Then the data are others than "
+            "those of the profile, or the network is: profile again, and plan anew.",
             "<b>Error</b> is predicted minus measured, relative to measured. <b>Other</b> is measured time "
             "that no span covers; the model says it is zero.",
         ]

@@ -130,6 +130,13 @@ class Estimate:
     def accuracy(self) -> float:
         return float(self.correct.sum())
 
+    @property
+    def exit_counts(self) -> Floats:
+        """Profiling samples of each class that leave at k, [C, L]; one class where classes are not known."""
+        if self.class_counts is not None:
+            return np.asarray(self.class_counts.sum(axis=1))
+        return np.rint(self.samples * self.share)[None]
+
     def quantile_s(self, q: float) -> float:
         """Latency quantile in seconds: the smallest latency that a share ``q`` does not exceed."""
         return float(quantile_s(self.share, self.latency_s, q))

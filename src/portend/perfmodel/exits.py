@@ -12,10 +12,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from portend.errors import MismatchError
 from portend.plan import Plan, takes_exit
 from portend.profile import Exits, SampleExits
 
-__all__ = ["BitTables", "marginal_outcomes", "outcomes_by_class", "sample_outcomes"]
+__all__ = ["BitTables", "exit_counts", "marginal_outcomes", "outcomes_by_class", "sample_outcomes"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -108,6 +109,22 @@ def outcomes_by_class(exits: SampleExits, plan: Plan) -> Floats:
     width = 2 * len(plan)
     counts = np.bincount(row * width + cell, minlength=width * (int(row.max()) + 1))
     return counts.reshape(-1, 2, len(plan)).astype(np.float64)
+
+
+def exit_counts(exits: Exits, plan: Plan) -> Floats:
+    """Samples [C, L] of each class that leave at each partition of one plan; of tables one class, and estimated.
+
+    Raises:
+        MismatchError: the plan has cuts, thresholds or a criterion that the exits do not have.
+    """
+    if plan.cuts[-1] > exits.num_branches:
+        raise MismatchError(f"these exits are at the cuts 1–{exits.num_branches}, but the plan has {plan.cuts}")
+    exits = exits.by(plan.criterion) if plan.asks else exits
+    if isinstance(exits, SampleExits):
+        return np.asarray(outcomes_by_class(exits, plan).sum(axis=1))
+    thresholds = np.array([plan.thresholds], dtype=np.float64).reshape(1, len(plan) - 1)
+    share, _ = marginal_outcomes(exits, np.array([plan.cuts], dtype=np.intp), thresholds)
+    return np.rint(share * exits.samples)
 
 
 def marginal_outcomes(exits: Exits, cuts: Ints, thresholds: Floats) -> tuple[Floats, Floats]:

@@ -3,7 +3,7 @@
 The speed of a machine drifts by some percent within seconds to minutes, more where it is shared.
 Plans that run one after the other each meet another machine, and none meets the one that was
 profiled. In turns they share its moods, and what is timed in between says what the machine was
-like while they ran: the difference to the profile is drift, not an error of the model.
+like while they ran: the difference to the profile is speed drift, not an error of the model.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Turns:
         own = tuple(replace(tier, device=tier.name) for tier in tiers)
         return replace(planned, devices=devices), replace(self.topology, tiers=own)
 
-    def drift(self, planned: Profile) -> float:
+    def speed_drift(self, planned: Profile) -> float:
         """How much slower the tiers were than in ``planned``: mean relative difference over the timed partitions."""
         then = self.then(planned)[0].devices
         ratios = []
