@@ -67,7 +67,7 @@ def large_profile(samples: int, exits: int, seed: int = 0) -> Profile:
     )  # fmt: skip
     square = np.ones((1, exits + 1, exits + 1))
     device = DeviceProfile(
-        device="any", executor="none", compute_repeats_s=square, idle_repeats_s=square[None][:0],
+        device="any", compute_repeats_s=square, idle_repeats_s=square[None][:0],
         branch_repeats_s=ones, codecs={"float32": codec}, result=result, environment={},
     )  # fmt: skip
     spec = BackboneSpec(

@@ -161,7 +161,7 @@ def test_the_e_value_is_the_ratio_of_likelihoods() -> None:
     watch = watch_exits(ONE_EXIT, [[3e12, 7e12]]).seen([45, 55])
 
     def likelihood(p: float) -> float:
-        return p**44.5 * (1 - p) ** 54.5 / math.pi
+        return float(p**44.5 * (1 - p) ** 54.5 / math.pi)
 
     mixed = quad(likelihood, 0, 1, points=[0.45], epsabs=0)[0]
     assert watch.evidence[0] == pytest.approx(math.log(mixed / (0.3**45 * 0.7**55)), rel=1e-3)

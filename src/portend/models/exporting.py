@@ -160,7 +160,7 @@ def _graph(backbone: Backbone, batch: Any) -> onnx.ModelProto:
         dims = [value.type.tensor_type.shape.dim[0].dim_param or 1]
         for what, name in zip(_EXIT_VALUES, exit_values(int(cut)), strict=True):
             graph.graph.node.append(onnx.helper.make_node(what, [value.name], [name], name=name, domain=_OWN))
-            number = onnx.TensorProto.INT64 if what == "label" else onnx.TensorProto.DOUBLE
+            number = onnx.TensorProto.INT64 if what == "label" else onnx.TensorProto.FLOAT
             outputs.append(onnx.helper.make_tensor_value_info(name, number, dims))
     del graph.graph.output[:]
     graph.graph.output.extend(outputs)
