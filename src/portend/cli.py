@@ -1324,7 +1324,8 @@ def drift(
 
     if (plan is None) != (counts is None) or bool(measurements) == bool(plan):
         raise click.UsageError("give MEASUREMENTS, or --plan together with --counts")
-    loaded, runs = load_profile(profile), dict[str, tuple[Plan, Any]]()
+    loaded = load_profile(profile)
+    runs: dict[str, tuple[Plan, Any]] = {}
     if plan is not None:
         runs[plan] = (_read_plan(plan), counts)
     for path in measurements:

@@ -47,7 +47,8 @@ class _OnnxPartition:
         features = found[0][0] if self._sends else _NOTHING
         if not self._exits:
             return Outcome(features, float("nan"), -1)
-        return Outcome(features, float(found[-1][0]), int(found[-2][0]))
+        score = np.float32(found[-1][0])  # files exported before scores were rounded give float64
+        return Outcome(features, float(score), int(found[-2][0]))
 
 
 _NOTHING: Tensor = np.zeros(0, dtype=np.float32)
