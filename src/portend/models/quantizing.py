@@ -31,7 +31,7 @@ def quantized(
 ) -> OnnxNetwork:
     """Return the network with int8 weights (per channel) and int8 activations in its convolutions and matrix products.
 
-    Ranges of activations are their extremes over ``samples`` [S, ...] (static quantization). Scores are still computed in float64.
+    Ranges of activations are their extremes over ``samples`` [S, ...] (static quantization). Scores stay as they are.
     The digest is that of the new graph, so that neither exits nor times of the two networks are mixed up.
 
     Raises:
