@@ -263,7 +263,7 @@ class SampleExits:
         if criterion not in self.scores:
             raise MismatchError(
                 f"these exits have scores of {', '.join(self.scores)}, but {criterion} was asked for; "
-                "profile again, which now stores all of them"
+                "profile the network again to have all"
             )
         return self if criterion == self.criterion else replace(self, criterion=criterion)
 

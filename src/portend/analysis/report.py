@@ -19,6 +19,7 @@ from portend.analysis.compare import TERMS, Comparison, agreement, exit_drifts
 from portend.analysis.tables import format_error, format_ms, format_rates, format_share
 from portend.errors import InvalidValue
 from portend.perfmodel.estimate import PARTS, Estimate
+from portend.plan import CRITERIA
 from portend.profile import Profile, SampleExits
 from portend.storage import write_text
 from portend.topology import Topology
@@ -285,7 +286,8 @@ def _leaving(estimate: Estimate, k: int) -> str:
     share = format_share(float(estimate.share[k]))
     if k == len(plan) - 1:
         return f"{share} of the samples end here"
-    return f"{share} leave at η &lt; {plan.thresholds[k]:g}" if plan.thresholds[k] > 0 else "no exit"
+    asked = f"{CRITERIA[plan.criterion]} &lt; {plan.thresholds[k]:g}"
+    return f"{share} leave at {asked}" if plan.thresholds[k] > 0 else "no exit"
 
 
 def _blocks(start: int, end: int, count: int) -> str:
@@ -529,7 +531,7 @@ def _provenance(data: ReportData) -> str:
     network = {
         "network": f"{backbone.name}, {backbone.num_blocks} blocks, {backbone.num_classes} classes",
         "profiling samples": str(exits.samples),
-        "exit criterion": exits.criterion if isinstance(exits, SampleExits) else "tabulated",
+        "exit criterion": data.plans[data.chosen].plan.criterion if isinstance(exits, SampleExits) else "tabulated",
         "weights sha256": backbone.weights_sha256,
     }
     groups: dict[str, Mapping[str, str]] = {
@@ -549,7 +551,8 @@ def _provenance(data: ReportData) -> str:
 def _reading(data: ReportData) -> str:
     lines = [
         "A <b>plan</b> cuts the network into partitions, places each on a tier, and sets at each exit the threshold "
-        "η below which a sample is confident enough to leave. Blocks count from 1.",
+        f"{CRITERIA[data.plans[data.chosen].plan.criterion]} below which a sample is confident enough to leave. Blocks "
+        "count from 1.",
         "<b>Latency</b> is the time from a sample being available at the source to its label being at the destination; "
         "the 95th percentile is the latency that 95 % of the samples do not exceed.",
         "<b>Predicted</b> values come from the profile (measured before planning, each device alone) and the topology "
