@@ -14,7 +14,8 @@ import numpy as np
 
 from portend.models import zoo
 from portend.models.data import load_dataset, make_splits
-from portend.models.scoring import evaluate
+from portend.models.evaluators import TorchEvaluator
+from portend.models.scoring import score_samples
 from portend.models.training import Distillation, TrainingConfig, train
 
 __all__ = ["main"]
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
             splits = make_splits(dataset, seed=seed)
             with tempfile.TemporaryDirectory() as folder:
                 train(backbone, dataset, splits, config, folder)
-            found.append(evaluate(backbone, dataset, splits.test)[1].mean(axis=0))
+            found.append(score_samples(TorchEvaluator(backbone), dataset, splits.test)[1].mean(axis=0))
         name = "none" if case is None else f"weight {case.weight:g}, temperature {case.temperature:g}"
         mean, spread = 100 * np.mean(found, axis=0), 100 * np.std(found, axis=0)
         print(f"{name:<28}", " ".join(f"{m:5.1f}±{s:.1f}" for m, s in zip(mean, spread, strict=True)), flush=True)

@@ -20,6 +20,7 @@ from portend.errors import InvalidValue, MessageError, MismatchError
 from portend.models.backbone import Backbone
 from portend.models.data import Dataset, load_dataset
 from portend.models.decoding import TensorDecoder
+from portend.models.evaluators import TorchEvaluator
 from portend.models.zoo import build
 from portend.plan import CODECS, LOSSY, NUMBERS, codec_parts
 from portend.profile import CodecLoss, ValueRange, channel_axis
@@ -275,7 +276,7 @@ def test_a_batch_is_written_as_its_samples_are() -> None:
 
 def test_ranges_are_least_and_largest_over_the_samples(digits: Dataset, backbone: Backbone) -> None:
     indices = np.arange(40)
-    ranges = profile_ranges(backbone, digits, indices)
+    ranges = profile_ranges(TorchEvaluator(backbone), digits, indices)
     backbone.eval()
     with torch.inference_mode():
         x = torch.from_numpy(digits.tensors(indices))
@@ -290,10 +291,10 @@ def test_ranges_are_least_and_largest_over_the_samples(digits: Dataset, backbone
 def test_the_loss_is_that_of_sending_each_sample_by_the_codec(digits: Dataset, backbone: Backbone) -> None:
     """Against one sample at a time, through payloads, and a range so narrow that answers change."""
     indices = np.arange(100, 130)
-    wide = profile_ranges(backbone, digits, indices)
+    wide = profile_ranges(TorchEvaluator(backbone), digits, indices)
     narrow = tuple(ValueRange(tensor=r.tensor * 0.02, channels=r.channels * 0.02) for r in wide)
     seen: list[tuple[int, int]] = []
-    found = profile_losses(backbone, digits, indices, narrow, on_progress=lambda *at: seen.append(at))
+    found = profile_losses(TorchEvaluator(backbone), digits, indices, narrow, on_progress=lambda *at: seen.append(at))
     assert seen[-1] == (30 * 4, 30 * 4)
     assert all(a < b for (a, _), (b, _) in pairwise(seen))
     assert any(np.nansum(loss.lost) > 0 for loss in found.values())
@@ -335,8 +336,8 @@ def test_the_loss_at_a_cut_is_the_largest_of_the_exits_after_it() -> None:
 
 
 def test_what_does_not_lose_is_not_measured_and_misfits_are_refused(digits: Dataset, backbone: Backbone) -> None:
-    ranges = profile_ranges(backbone, digits, np.arange(3))
+    ranges = profile_ranges(TorchEvaluator(backbone), digits, np.arange(3))
     with pytest.raises(InvalidValue, match="loses accuracy is float16, int8, int8-channel"):
-        profile_losses(backbone, digits, np.arange(3), ranges, numbers=("float32",))
+        profile_losses(TorchEvaluator(backbone), digits, np.arange(3), ranges, numbers=("float32",))
     with pytest.raises(MismatchError, match="takes samples of shape"):
-        profile_ranges(backbone, load_dataset("digits:size=8"), np.arange(3))
+        profile_ranges(TorchEvaluator(backbone), load_dataset("digits:size=8"), np.arange(3))

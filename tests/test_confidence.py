@@ -22,8 +22,9 @@ from portend.errors import ConfigError, InvalidValue, MismatchError
 from portend.models.calibration import calibrate, calibration_error, fit_temperature
 from portend.models.checkpoint import load_checkpoint, read_provenance, save_checkpoint
 from portend.models.data import Dataset, load_dataset, make_splits
+from portend.models.evaluators import TorchEvaluator
 from portend.models.exits import score, scores
-from portend.models.scoring import evaluate
+from portend.models.scoring import score_samples
 from portend.models.zoo import build
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import CRITERIA, Plan, takes_exit
@@ -160,7 +161,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_agents_leave_where_the_profiles_scores_say(checkpoint: Path, digits: Dataset, criterion: str) -> None:
     samples = np.arange(24)
-    exits = profile_exits(load_checkpoint(checkpoint), digits, samples).by(criterion)
+    exits = profile_exits(TorchEvaluator(load_checkpoint(checkpoint)), digits, samples).by(criterion)
     thresholds = tuple(float(np.quantile(exits.score[:, branch], 0.4)) + 1e-6 for branch in (0, 1))
     plan = Plan(
         cuts=(1, 2, 4),
@@ -312,7 +313,7 @@ def test_train_and_calibrate_from_the_command_line(tmp_path: Path, monkeypatch: 
     splits = make_splits(dataset, calibration=200)
     found = calibrate(load_checkpoint(old), dataset, np.asarray(splits.calibration), judge_on=splits.profiling)
     assert [one["temperature"] for one in answer["exits"]] == [one.temperature for one in found if one]
-    both = [evaluate(load_checkpoint(name), dataset, splits.test)[1] for name in (old, new)]
+    both = [score_samples(TorchEvaluator(load_checkpoint(name)), dataset, splits.test)[1] for name in (old, new)]
     assert np.array_equal(both[0], both[1])
 
     with pytest.raises(ConfigError, match="calibrated already"):

@@ -14,14 +14,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import TensorProto, helper
 from packaging.requirements import Requirement
 
+from portend.cli import cli
 from portend.errors import DeploymentError, InvalidValue, StorageError
 from portend.execution import Execution
 from portend.models.backbone import Backbone
 from portend.models.checkpoint import load_checkpoint, save_checkpoint
-from portend.models.data import Dataset, load_dataset
+from portend.models.data import Dataset, load_dataset, make_splits
+from portend.models.evaluators import OnnxEvaluator, TorchEvaluator
 from portend.models.exits import score
 from portend.models.exporting import deviation, export, exported
 from portend.models.heads import multi_exit
@@ -31,11 +34,14 @@ from portend.models.quantizing import quantized
 from portend.models.split import split
 from portend.models.zoo import build
 from portend.plan import CRITERIA, Plan
-from portend.profile import BackboneSpec
+from portend.profile import BackboneSpec, SampleExits, ValueRange
+from portend.profiling.exits import profile_exits
 from portend.profiling.fastest import time_executions
+from portend.profiling.losses import profile_losses, profile_ranges
 from portend.runtime.coordinator import Deployment
 from portend.runtime.executors import make_executor
 from portend.runtime.torch_executor import TorchExecutor
+from portend.storage import load_profile
 from portend.topology import Link, Tier, Topology
 
 ONNX = Execution(executor="onnxruntime")
@@ -175,6 +181,79 @@ def test_cuda_computes_the_same(executor: str, backbone: Backbone, file: Path, d
 
 
 # -- int8 ------------------------------------------------------------------------------------------
+
+
+def test_both_evaluators_give_the_same_exits_ranges_and_losses(
+    network: OnnxNetwork, backbone: Backbone, digits: Dataset
+) -> None:
+    chosen = np.arange(30, 70)
+    own, other = TorchEvaluator(backbone), OnnxEvaluator(network)
+    expected, found = profile_exits(own, digits, chosen), profile_exits(other, digits, chosen)
+    for name in CRITERIA:
+        assert np.allclose(found.scores[name], expected.scores[name], atol=1e-5)
+    assert np.array_equal(found.correct, expected.correct)
+    ranges, again = profile_ranges(own, digits, chosen), profile_ranges(other, digits, chosen)
+    for limits, same in zip(ranges, again, strict=True):
+        assert np.allclose(limits.channels, same.channels, atol=1e-4)
+    narrow = tuple(ValueRange(tensor=r.tensor * 0.05, channels=r.channels * 0.05) for r in ranges)
+    losses, same_losses = (profile_losses(each, digits, chosen, narrow) for each in (own, other))
+    for name, loss in losses.items():
+        assert np.nansum(loss.lost) > 0 or name == "float16"
+        assert np.array_equal(same_losses[name].lost, loss.lost, equal_nan=True)
+
+
+def test_an_evaluator_leaves_its_tensor_and_mode_alone(digits: Dataset) -> None:
+    layers = [torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Conv2d(1, 1, 3)) for _ in range(3)]
+    plain = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(100, 3))
+    backbone = multi_exit(split(plain, torch.zeros(2, 1, 16, 16))).train()
+    x = digits.tensors(range(4)) - 0.5
+    kept = x.copy()
+    evaluator = TorchEvaluator(backbone)
+    first = evaluator.answers(0, x)
+    assert np.array_equal(evaluator.answers(1, evaluator.block(0, x)), first[:, 1:])
+    assert np.array_equal(x, kept)
+    assert backbone.training
+
+
+def test_a_network_that_takes_one_sample_at_a_time_is_evaluated_on_many(
+    network: OnnxNetwork, backbone: Backbone, digits: Dataset
+) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].Clear()
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]
+    single = OnnxNetwork(model, network.spec)
+    assert not single.batches
+    samples = digits.tensors(range(5))
+    scores, answers = OnnxEvaluator(single).exits(samples)
+    expected, same = TorchEvaluator(backbone).exits(samples)
+    assert np.allclose(scores["margin"], expected["margin"], atol=1e-5)
+    assert np.array_equal(answers, same)
+
+
+def test_an_exported_network_is_profiled_by_itself(network: OnnxNetwork, digits: Dataset, tmp_path: Path) -> None:
+    """Its exits are its own, and differ a little from those of the network it was made of."""
+    file, out = tmp_path / "int8.onnx", tmp_path / "int8.zip"
+    quantized(network, digits.tensors(range(20))).save(file)
+    arguments = [str(file), "--data", "digits:size=16", "--seed", "0", "--budget", "50%", "--repeats", "2"]
+    done = CliRunner().invoke(
+        cli, ["profile", *arguments, "--codec-samples", "40", "--codecs", "float32,int8", "--out", str(out)]
+    )
+    assert done.exit_code == 0, done.output
+    found = load_profile(out)
+    assert found.backbone == load_onnx(file).spec
+    assert set(found.losses) == {"int8"}
+    assert len(found.ranges) == found.num_blocks
+    exact = profile_exits(OnnxEvaluator(network), digits, make_splits(digits).profiling)
+    assert isinstance(found.exits, SampleExits)
+    off = np.abs(found.exits.scores["entropy"] - exact.scores["entropy"])
+    assert off.max() > 1e-4
+    assert np.mean(found.exits.correct == exact.correct) > 0.9
+    shown = CliRunner().invoke(cli, ["exits", str(file), "--data", "digits:size=16", "--seed", "0", "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.output)["exits"][0]["accuracy"] == pytest.approx(found.exits.accuracies()[0])
 
 
 def test_int8_is_another_network_that_answers_mostly_alike(
@@ -417,6 +496,7 @@ from portend.execution import Execution
 from portend.models.decoding import decoder_from_dict
 from portend.plan import Plan
 from portend.runtime.coordinator import Deployment
+from portend.storage import load_profile
 from portend.topology import Link, Tier, Topology
 asked = json.loads(Path(sys.argv[1]).read_text())
 samples = [bytes.fromhex(each) for each in asked["samples"]]

@@ -23,7 +23,8 @@ from portend.cli import cli
 from portend.errors import InvalidValue, MismatchError
 from portend.models.checkpoint import load_checkpoint
 from portend.models.data import load_dataset, make_splits
-from portend.models.scoring import score_samples, torch_scorer
+from portend.models.evaluators import TorchEvaluator
+from portend.models.scoring import score_samples
 from portend.models.training import TrainingConfig, train
 from portend.models.zoo import build
 from portend.perfmodel.exits import exit_counts
@@ -309,7 +310,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Samp
     config = TrainingConfig(epochs=6, batch_size=32, learning_rate=0.1)
     done = train(backbone, dataset, splits, config, tmp_path_factory.mktemp("run"))
     trained = load_checkpoint(done.checkpoint)
-    return trained.eval(), dataset, profile_exits(trained, dataset, splits.profiling), splits
+    return trained.eval(), dataset, profile_exits(TorchEvaluator(trained), dataset, splits.profiling), splits
 
 
 CHANGES = {
@@ -328,10 +329,12 @@ def test_changed_digits_drift_and_others_do_not(
     profile = exits.by(criterion)
     thresholds = tuple(float(np.quantile(profile.score[:, branch], 0.5)) for branch in (0, 2))
     plan = Plan(cuts=(1, 3, 4), placement=(0, 0, 1), thresholds=thresholds, criterion=criterion)
-    run = torch_scorer(backbone)
-    scores, correct = score_samples(
-        lambda x: run(np.asarray(CHANGES[change](x), dtype=np.float32)), dataset, splits.test
-    )
+
+    class Changed(TorchEvaluator):
+        def exits(self, samples: NDArray[np.float32]) -> Any:
+            return super().exits(np.asarray(CHANGES[change](samples), dtype=np.float32))
+
+    scores, correct = score_samples(Changed(backbone), dataset, splits.test)
     live = SampleExits(scores=scores, correct=correct, criterion=criterion)
     known, counts = exit_counts(profile, plan), exit_counts(live, plan)[0].astype(np.int64)
     found = exit_drift(plan, known, counts)

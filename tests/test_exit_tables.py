@@ -22,8 +22,9 @@ from portend.cli import cli
 from portend.errors import ConfigError, InvalidValue, MismatchError, StorageError
 from portend.execution import Execution
 from portend.models.data import load_dataset
+from portend.models.evaluators import TorchEvaluator
 from portend.models.exits import score
-from portend.models.scoring import evaluate, score_samples
+from portend.models.scoring import score_samples
 from portend.models.zoo import build
 from portend.perfmodel.exits import BitTables
 from portend.plan import CRITERIA, takes_exit
@@ -135,7 +136,7 @@ def test_an_agents_executor_gives_the_very_scores_of_the_profile(criterion: str)
     digits = load_dataset("digits:size=16")
     network = build("resnet8", in_channels=1, num_classes=10, input_size=16).eval()
     chosen = np.arange(12)
-    table = evaluate(network, digits, chosen, batch_size=1)[0][criterion]
+    table = score_samples(TorchEvaluator(network), digits, chosen, batch_size=1)[0][criterion]
     executor = TorchExecutor(network, Execution(executor="torch"), criterion=criterion)
     for branch in range(4):
         partition = executor.partition(0, branch + 1, branch=True)
@@ -154,7 +155,7 @@ def test_one_pass_gives_all_criteria_and_labels() -> None:
     network = build("resnet8", in_channels=1, num_classes=10, input_size=8).eval()
     told: list[tuple[int, int]] = []
     chosen = np.arange(300)[::-1]
-    exits = profile_exits(network, digits, chosen, on_progress=lambda *at: told.append(at))
+    exits = profile_exits(TorchEvaluator(network), digits, chosen, on_progress=lambda *at: told.append(at))
     assert told == [(256, 300), (300, 300)]
     assert list(exits.scores) == list(CRITERIA)
     assert exits.labels is not None
@@ -171,24 +172,26 @@ def test_one_pass_gives_all_criteria_and_labels() -> None:
     assert np.array_equal(exits.correct, right)
 
 
-def test_a_scorer_sees_one_batch_at_a_time() -> None:
-    """Any executor can be the scorer; what it answers goes to the rows of its batch."""
+def test_an_evaluator_sees_one_batch_at_a_time() -> None:
+    """What it answers goes to the rows of its batch."""
     digits = load_dataset("digits:size=8")
     seen: list[int] = []
 
-    def scorer(samples: NDArray[np.float32]) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
-        seen.append(len(samples))
-        mean = samples.reshape(len(samples), -1).mean(axis=1, keepdims=True)
-        return {"margin": np.repeat(mean, 2, axis=1)}, np.tile([[3, -1]], (len(samples), 1))
+    class Means(TorchEvaluator):
+        def exits(self, samples: NDArray[np.float32]) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
+            seen.append(len(samples))
+            mean = samples.reshape(len(samples), -1).mean(axis=1, keepdims=True)
+            return {"margin": np.repeat(mean, 2, axis=1)}, np.tile([[3, -1]], (len(samples), 1))
 
-    scores, correct = score_samples(scorer, digits, np.arange(25), batch_size=10)
+    means = Means(build("resnet8", in_channels=1, num_classes=10, input_size=8))
+    scores, correct = score_samples(means, digits, np.arange(25), batch_size=10)
     assert seen == [10, 10, 5]
     expected = digits.tensors(np.arange(25)).reshape(25, -1).mean(axis=1)
     assert scores["margin"][:, 1] == pytest.approx(expected, rel=1e-6)
     assert correct[:, 0].tolist() == (digits.labels[:25] == 3).tolist()
     assert not correct[:, 1].any()
     with pytest.raises(InvalidValue, match="got 0 in batches"):
-        score_samples(scorer, digits, [])
+        score_samples(means, digits, [])
 
 
 # -- files --------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from portend.analysis.plots import branch_rows
 from portend.errors import InvalidValue, MismatchError
 from portend.models.backbone import Backbone
 from portend.models.data import load_dataset
-from portend.models.scoring import evaluate
+from portend.models.evaluators import TorchEvaluator
+from portend.models.scoring import score_samples
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planner.exhaustive import solve_exhaustive
@@ -87,12 +88,12 @@ def test_no_exits_named_means_all() -> None:
 def test_scores_where_there_is_no_branch_are_no_numbers() -> None:
     digits = load_dataset("digits:size=8")
     backbone = three_blocks()
-    found, correct = evaluate(backbone, digits, np.arange(20))
+    found, correct = score_samples(TorchEvaluator(backbone), digits, np.arange(20))
     assert all(np.isnan(scores[:, 0]).all() for scores in found.values())
     assert not correct[:, 0].any()
     full = three_blocks(exits=(1, 2, 3))
     full.load_state_dict(backbone.state_dict(), strict=False)
-    expected, right = evaluate(full, digits, np.arange(20))
+    expected, right = score_samples(TorchEvaluator(full), digits, np.arange(20))
     for name, scores in found.items():
         assert np.array_equal(scores[:, 1:], expected[name][:, 1:])
     assert np.array_equal(correct[:, 1:], right[:, 1:])

@@ -21,9 +21,10 @@ from portend.models import zoo
 from portend.models.backbone import Backbone
 from portend.models.checkpoint import load_checkpoint, read_provenance, save_checkpoint
 from portend.models.data import load_dataset
+from portend.models.evaluators import TorchEvaluator
 from portend.models.exits import normalized_entropy
 from portend.models.resnet import load_akamaster_weights, load_portend_weights
-from portend.models.scoring import evaluate
+from portend.models.scoring import score_samples
 from portend.plan import takes_exit
 
 
@@ -193,7 +194,7 @@ def jpeg_accuracy(backbone: Backbone, *, imagenet: bool) -> NDArray[np.float64]:
     normalize = ":normalize=imagenet" if imagenet else ""
     dataset = load_dataset(f"parquet:{shared_data('cifar10')}{normalize}")
     assert dataset.own_test is not None
-    return np.asarray(evaluate(backbone, dataset, dataset.own_test[:500])[1].mean(axis=0))
+    return np.asarray(score_samples(TorchEvaluator(backbone), dataset, dataset.own_test[:500])[1].mean(axis=0))
 
 
 def test_the_authors_weights_reach_their_accuracy() -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from portend.demo import DemoConfig, DemoResult, run_demo, three_tier
-from portend.errors import DataError
+from portend.errors import MismatchError
 from portend.execution import Execution
 from portend.models.checkpoint import load_checkpoint
 from portend.models.data import draw, load_dataset, make_splits
+from portend.models.evaluators import TorchEvaluator
 from portend.models.training import TrainingConfig
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import SearchSpace
@@ -75,7 +76,7 @@ def test_the_run_exits_as_the_scores_of_the_test_split_say(result: DemoResult, f
     dataset = load_dataset("digits:size=16")
     test = draw(make_splits(dataset, seed=0).test, len(measured))
     backbone = load_checkpoint(folder / "training/checkpoint.safetensors")
-    on_test = replace(result.profile, exits=profile_exits(backbone, dataset, test))
+    on_test = replace(result.profile, exits=profile_exits(TorchEvaluator(backbone), dataset, test))
     replayed = PerformanceModel(on_test, measured.topology)
     estimate = replayed.estimate(result.solution.plan)
     assert np.allclose(measured.exit_rates(), estimate.share)
@@ -115,8 +116,8 @@ def test_what_was_saved_loads_and_compares_again(result: DemoResult, folder: Pat
 
 def test_data_that_does_not_fit_the_network_is_refused(result: DemoResult, folder: Path) -> None:
     backbone = load_checkpoint(folder / "training/checkpoint.safetensors")
-    with pytest.raises(DataError, match="load the data with another size"):
-        profile_exits(backbone, load_dataset("digits:size=32"), np.arange(4))
+    with pytest.raises(MismatchError, match="takes samples of shape"):
+        profile_exits(TorchEvaluator(backbone), load_dataset("digits:size=32"), np.arange(4))
 
 
 def test_runs_and_profiles_of_different_weights_or_conditions_are_not_compared(

@@ -18,7 +18,8 @@ from portend.errors import InvalidValue, MismatchError
 from portend.models import zoo
 from portend.models.checkpoint import load_checkpoint, save_checkpoint
 from portend.models.data import Dataset, Splits, load_dataset, make_splits
-from portend.models.scoring import evaluate
+from portend.models.evaluators import TorchEvaluator
+from portend.models.scoring import score_samples
 from portend.models.training import TrainingConfig, train
 from portend.plan import takes_exit
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
@@ -70,7 +71,7 @@ def profile(digits: Dataset, splits: Splits, checkpoint: Path) -> Profile:
     backbone = load_checkpoint(checkpoint)
     compute = [[2e-3 * (end - start) for end in range(5)] for start in range(5)]
     here = device("here", compute, codecs={"float32": codec([256.0, 4096.0, 4096.0, 2048.0, 1024.0])})
-    exits = profile_exits(backbone, digits, splits.profiling)
+    exits = profile_exits(TorchEvaluator(backbone), digits, splits.profiling)
     return Profile(backbone=backbone.spec(), exits=exits, devices={"here": here})
 
 
@@ -105,7 +106,7 @@ def test_the_devices_stay_and_the_exits_are_profiled_anew(
         assert np.array_equal(
             kept.devices["here"].compute_repeats_s, profile.devices["here"].compute_repeats_s, equal_nan=True
         )
-        scores, correct = evaluate(backbone, digits, splits.profiling)
+        scores, correct = score_samples(TorchEvaluator(backbone), digits, splits.profiling)
         assert isinstance(kept.exits, SampleExits)
         assert kept.exits.scores.keys() == scores.keys()
         assert all(np.array_equal(kept.exits.scores[name], table) for name, table in scores.items())
@@ -117,7 +118,7 @@ def test_the_devices_stay_and_the_exits_are_profiled_anew(
 def test_the_test_splits_accuracy_is_that_of_a_replay(refined: Refinement, digits: Dataset, splits: Splits) -> None:
     for each in refined.rounds:
         plan = each.solution.plan
-        scores, correct = evaluate(load_checkpoint(each.checkpoint), digits, splits.test)
+        scores, correct = score_samples(TorchEvaluator(load_checkpoint(each.checkpoint)), digits, splits.test)
         score = scores[plan.criterion]
         right = 0
         for row in range(len(score)):

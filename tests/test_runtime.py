@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from portend.errors import DeploymentError, InvalidValue, MessageError
 from portend.models.checkpoint import load_checkpoint, save_checkpoint
 from portend.models.data import Dataset, load_dataset
-from portend.models.scoring import evaluate
+from portend.models.evaluators import TorchEvaluator
+from portend.models.scoring import score_samples
 from portend.models.zoo import build
 from portend.plan import CODECS, Plan, takes_exit
 from portend.profile import ValueRange
@@ -72,7 +73,7 @@ def chain(*slowdowns: float, delay_s: float = 0.004) -> Topology:
 
 @pytest.fixture(scope="module")
 def ranges(checkpoint: Path, digits: Dataset) -> tuple[ValueRange, ...]:
-    return profile_ranges(load_checkpoint(checkpoint), digits, np.arange(SAMPLES))
+    return profile_ranges(TorchEvaluator(load_checkpoint(checkpoint)), digits, np.arange(SAMPLES))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def test_the_agents_answer_as_a_replay_of_the_scores_does(
     measured = deployment.run()
 
     backbone = load_checkpoint(checkpoint)
-    scores, correct = evaluate(backbone, digits, np.arange(SAMPLES))
+    scores, correct = score_samples(TorchEvaluator(backbone), digits, np.arange(SAMPLES))
     score = scores[plan.criterion]
     leaves = np.stack(
         [takes_exit(score[:, c - 1], t) for c, t in zip(plan.cuts, (*plan.thresholds, np.inf), strict=True)]

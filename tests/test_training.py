@@ -25,10 +25,11 @@ from portend.models.backbone import Backbone
 from portend.models.batches import Batches
 from portend.models.checkpoint import load_checkpoint, read_provenance
 from portend.models.data import Dataset, Splits, load_dataset, make_splits
+from portend.models.evaluators import TorchEvaluator
 from portend.models.exits import score
 from portend.models.losses import exit_losses
 from portend.models.schedules import peak_share
-from portend.models.scoring import evaluate
+from portend.models.scoring import score_samples
 from portend.models.training import Distillation, EarlyStopping, Progress, TrainingConfig, TrainingResult, train
 from portend.plan import CRITERIA, Plan
 
@@ -92,7 +93,7 @@ def test_training_learns_and_leaves_everything_behind(digits: Dataset, tmp_path:
     loaded = load_checkpoint(result.checkpoint)
     assert loaded.spec() == backbone.spec()
     assert not backbone.training
-    _, correct = evaluate(loaded, digits, splits.profiling)
+    _, correct = score_samples(TorchEvaluator(loaded), digits, splits.profiling)
     assert tuple(correct.mean(axis=0)) == result.accuracies
     provenance = read_provenance(result.checkpoint)
     assert json.loads(provenance["training"])["epochs"] == 6
@@ -231,7 +232,7 @@ def test_network_and_data_must_fit(digits: Dataset, splits: Splits, tmp_path: Pa
         with pytest.raises(MismatchError, match="digits has"):
             train(backbone, digits, splits, CONFIG, tmp_path)
         with pytest.raises(MismatchError, match="digits has"):
-            evaluate(backbone, digits, splits.test)
+            score_samples(TorchEvaluator(backbone), digits, splits.test)
 
 
 def test_a_folder_that_cannot_be_made_is_named(digits: Dataset, splits: Splits, tmp_path: Path) -> None:
@@ -247,11 +248,13 @@ def test_training_leaves_torchs_threads_alone(digits: Dataset, splits: Splits, t
     assert torch.get_num_threads() == before
 
 
-def test_evaluate_scores_every_branch(digits: Dataset, splits: Splits) -> None:
+def test_every_branch_is_scored(digits: Dataset, splits: Splits) -> None:
     backbone = network().train()
     done: list[tuple[int, int]] = []
     chosen = splits.test[:50]
-    found, correct = evaluate(backbone, digits, chosen, 20, lambda *counts: done.append(counts))
+    found, correct = score_samples(
+        TorchEvaluator(backbone), digits, chosen, batch_size=20, on_progress=lambda *at: done.append(at)
+    )
     assert list(found) == list(CRITERIA)
     for scores in found.values():
         assert scores.shape == correct.shape == (50, 4)

@@ -106,6 +106,7 @@ def score_table(
     if known is not None:
         return known
     from portend.models.data import load_dataset
+    from portend.models.evaluators import TorchEvaluator
     from portend.models.resnet import load_portend_weights
     from portend.models.zoo import build
     from portend.profiling.exits import profile_exits
@@ -118,7 +119,7 @@ def score_table(
     dataset = load_dataset(f"parquet:{data / 'cifar10'}")
     assert dataset.own_test is not None
     exits = profile_exits(
-        backbone,
+        TorchEvaluator(backbone),
         dataset,
         dataset.own_test[:images],
         on_progress=lambda done, total: progress(f"{name}: {done:,} of {total:,} images scored"),

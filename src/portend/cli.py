@@ -489,7 +489,7 @@ def profile(
     beside OUT while it goes on: after an interruption the same command resumes.
     """
     from portend.models.data import draw, make_splits
-    from portend.models.networkfile import is_exported, read_spec
+    from portend.models.networkfile import read_spec
     from portend.profile import Profile
     from portend.profiling.device import DeviceProfiling, profile_device
     from portend.storage import save
@@ -503,9 +503,6 @@ def profile(
     indices = make_splits(dataset, seed=chosen).profiling
     some = draw(indices, codec_samples, seed=chosen)
     needed = any(codec.startswith("int8") for codec in codecs)
-    if needed and is_exported(network):
-        click.echo("note: int8 is left out, for its ranges of values are measured on a checkpoint", err=True)
-        codecs, needed = tuple(codec for codec in codecs if not codec.startswith("int8")), False
     try:
         with _progress() as tell:
             ranges = _value_ranges(network, dataset, some, allow_code, tell) if needed else ()
@@ -518,15 +515,15 @@ def profile(
             if device_only:
                 save(measured, out)
             else:
-                from portend.models.checkpoint import load_checkpoint  # PyTorch, which a device alone may not have
+                from portend.models.evaluators import load_evaluator
                 from portend.profiling.exits import profile_exits
                 from portend.profiling.losses import lossy, profile_losses
 
-                backbone = load_checkpoint(network, allow_code=allow_code)
-                found_exits = profile_exits(backbone, dataset, indices, on_progress=lambda *at: tell("exits", *at))
+                evaluator = load_evaluator(network, allow_code=allow_code)
+                found_exits = profile_exits(evaluator, dataset, indices, on_progress=lambda *at: tell("exits", *at))
                 exits = found_exits.by(criterion)
                 losses = profile_losses(
-                    backbone, dataset, some, ranges, numbers=lossy(codecs),
+                    evaluator, dataset, some, ranges, numbers=lossy(codecs),
                     on_progress=lambda *at: tell("losses of codecs", *at),
                 )  # fmt: skip
                 told = {"data": dataset.name, "seed": str(chosen), "split": f"profiling, {exits.samples} samples"}
@@ -548,12 +545,12 @@ def profile(
 
 
 def _value_ranges(network: str, dataset: Dataset, indices: Any, allow_code: tuple[str, ...], tell: Tell) -> Any:
-    """The ranges of values at the cuts of a checkpoint's network."""
-    from portend.models.checkpoint import load_checkpoint
+    """The ranges of values at the network's cuts."""
+    from portend.models.evaluators import load_evaluator
     from portend.profiling.losses import profile_ranges
 
-    backbone = load_checkpoint(network, allow_code=allow_code)
-    return profile_ranges(backbone, dataset, indices, on_progress=lambda *at: tell("ranges of values", *at))
+    evaluator = load_evaluator(network, allow_code=allow_code)
+    return profile_ranges(evaluator, dataset, indices, on_progress=lambda *at: tell("ranges of values", *at))
 
 
 def _chosen_execution(
@@ -705,7 +702,7 @@ def calibrate(
 @_data
 @_seed
 @click.option(
-    "--split", type=click.Choice(["profiling", "test"]), help="Samples to score, of a checkpoint. Default: profiling."
+    "--split", type=click.Choice(["profiling", "test"]), help="Samples to score, of a network. Default: profiling."
 )
 @_criterion
 @click.option("--thresholds", type=_Numbers(float), default="0.1,0.3,0.5", show_default=True, help="To show exits for.")
@@ -719,7 +716,7 @@ def exits(
     thresholds: tuple[float, ...], by_class: bool, level: float, markdown: bool, allow_code: tuple[str, ...],
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Show how accurate each exit is, and how many samples leave there, of FILE: a profile or a checkpoint.
+    """Show how accurate each exit is, and how many samples leave there, of FILE: a profile or a network.
 
     Each exit sees every sample, whether or not an earlier one would have let it go. ± is half the width of an
     interval in which the true value lies with 95 % (--level).
@@ -727,26 +724,26 @@ def exits(
     from portend.analysis.exits import exit_rows, exits_markdown, exits_table
     from portend.storage import load_profile
 
-    if Path(file).suffix == ".safetensors":
-        from portend.models.checkpoint import load_checkpoint
+    if Path(file).suffix in (".safetensors", ".onnx"):
         from portend.models.data import make_splits
+        from portend.models.evaluators import load_evaluator
         from portend.profiling.exits import profile_exits
 
         dataset, chosen = _dataset(file, data, seed, allow_code)
-        backbone = load_checkpoint(file, allow_code=allow_code)
+        evaluator = load_evaluator(file, allow_code=allow_code)
         part = split or "profiling"
         with _progress(quiet=as_json or markdown) as tell:
             found: Any = profile_exits(
-                backbone,
+                evaluator,
                 dataset,
                 getattr(make_splits(dataset, seed=chosen), part),
                 on_progress=lambda *at: tell("exits", *at),
             )
-        spec, source = backbone.spec(), f"{found.samples} {part} samples of {dataset.name}"
+        spec, source = evaluator.spec, f"{found.samples} {part} samples of {dataset.name}"
     else:
         if data or seed is not None or split:
             raise ConfigError(
-                f"{file} is a profile, whose samples are fixed; give a checkpoint (.safetensors) with "
+                f"{file} is a profile, whose samples are fixed; give a network (.safetensors, .onnx) with "
                 "--data, --seed or --split"
             )
         known = load_profile(file)

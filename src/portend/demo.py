@@ -17,6 +17,7 @@ from portend.analysis.report import ReportData, write_report
 from portend.execution import Execution
 from portend.models.checkpoint import load_checkpoint
 from portend.models.data import draw, load_dataset, make_splits
+from portend.models.evaluators import TorchEvaluator
 from portend.models.training import DIGITS_TRAINING, Progress, TrainingConfig, train
 from portend.models.zoo import build
 from portend.perfmodel.model import PerformanceModel
@@ -126,9 +127,10 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
         execution = time_executions(trained.checkpoint, dataset, config.executions)[0].execution
         tell("compare executors", 1, 1)
     backbone = load_checkpoint(trained.checkpoint)
-    exits = profile_exits(backbone, dataset, splits.profiling, on_progress=lambda *at: tell("profile exits", *at))
+    evaluator = TorchEvaluator(backbone)
+    exits = profile_exits(evaluator, dataset, splits.profiling, on_progress=lambda *at: tell("profile exits", *at))
     ranges, losses = profile_codecs(
-        backbone,
+        evaluator,
         dataset,
         splits.profiling,
         config.profiling.codecs,

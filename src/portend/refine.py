@@ -21,6 +21,7 @@ from portend.errors import MismatchError, law
 from portend.models.backbone import Backbone
 from portend.models.checkpoint import load_checkpoint
 from portend.models.data import Dataset, Splits, draw
+from portend.models.evaluators import TorchEvaluator
 from portend.models.training import Progress, TrainingConfig, train
 from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import CODEC_TOLERANCE, PerformanceModel
@@ -231,7 +232,7 @@ def _exits(
     backbone: Backbone, dataset: Dataset, indices: Indices, criterion: str, stage: str, tell: Tell
 ) -> SampleExits:
     told = partial(tell, f"{stage}: exits")
-    return profile_exits(backbone, dataset, indices, on_progress=told).by(criterion)
+    return profile_exits(TorchEvaluator(backbone), dataset, indices, on_progress=told).by(criterion)
 
 
 def _codecs(
@@ -244,7 +245,7 @@ def _codecs(
         tell(f"{stage}: {what}", done, total)
 
     some = draw(indices, samples)
-    ranges, losses = profile_codecs(backbone, dataset, some, tuple(profile.losses), on_progress=told)
+    ranges, losses = profile_codecs(TorchEvaluator(backbone), dataset, some, tuple(profile.losses), on_progress=told)
     return {"ranges": ranges, "losses": losses}
 
 

@@ -66,7 +66,7 @@ def calibrate(
         MismatchError: the network does not take this dataset's samples or has other classes.
         InvalidValue: a branch does not end in a linear layer of its own; then nothing is changed.
     """
-    check_fit(backbone, dataset)
+    check_fit(backbone.spec(), dataset)
     done, total = 0, len(fit_on) + len(judge_on)
 
     def tell(count: int) -> None:

@@ -28,8 +28,9 @@ from portend.models.augment import Augment
 from portend.models.backbone import Backbone
 from portend.models.checkpoint import save_checkpoint
 from portend.models.data import Dataset, Splits
+from portend.models.evaluators import TorchEvaluator
 from portend.models.schedules import Schedule
-from portend.models.scoring import check_fit, evaluate
+from portend.models.scoring import check_fit, score_samples
 from portend.models.state import read_state
 from portend.models.tensorfile import tensors_sha256
 from portend.storage import atomic_path
@@ -250,7 +251,7 @@ def train(
             or Lightning refuses the devices.
         StorageError: the directory cannot be written, or the state in it is damaged.
     """
-    check_fit(backbone, dataset)
+    check_fit(backbone.spec(), dataset)
     config = replace(config, precision=_precision(config))
     parts = _parts(backbone, dataset, splits, config)
     identity = _identity(backbone, dataset, parts, config)
@@ -272,7 +273,7 @@ def train(
         weights = kept["portend"]["best"] or kept["state_dict"]
         backbone.load_state_dict({name.removeprefix("backbone."): value for name, value in weights.items()})
         backbone.eval()
-        _, correct = evaluate(backbone, dataset, splits.profiling)
+        _, correct = score_samples(TorchEvaluator(backbone), dataset, splits.profiling)
     result = TrainingResult(
         checkpoint=folder / "checkpoint.safetensors",
         history=tuple(EpochRecord.from_dict(record) for record in kept["portend"]["history"]),

@@ -7,17 +7,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import DataError
-from portend.models.backbone import Backbone
 from portend.models.data import Dataset
-from portend.models.scoring import evaluate
+from portend.models.evaluators import Evaluator
+from portend.models.scoring import score_samples
 from portend.profile import SampleExits
 
 __all__ = ["profile_exits"]
 
 
 def profile_exits(
-    backbone: Backbone,
+    evaluator: Evaluator,
     dataset: Dataset,
     indices: NDArray[np.int64],
     *,
@@ -29,18 +28,9 @@ def profile_exits(
     earlier one would have let it go (paper, Sec. II-B).
 
     Raises:
-        DataError: the data set's labels or samples do not fit the network.
+        MismatchError: the data set's labels or samples do not fit the network; DataError: a sample cannot be decoded.
     """
-    if dataset.num_classes != backbone.num_classes:
-        raise DataError(
-            f"{backbone.name} has {backbone.num_classes} classes, but {dataset.name} has {dataset.num_classes}"
-        )
-    if dataset.decoder.shape != tuple(backbone.input_shape):
-        raise DataError(
-            f"{backbone.name} takes samples of shape {tuple(backbone.input_shape)}, but {dataset.name} gives "
-            f"{dataset.decoder.shape}; load the data with another size, or build the network for it"
-        )
-    scores, correct = evaluate(backbone, dataset, indices, on_progress=on_progress)
+    scores, correct = score_samples(evaluator, dataset, indices, on_progress=on_progress)
     for table in (*scores.values(), correct):
         table.setflags(write=False)
     return SampleExits(scores=scores, correct=correct, labels=dataset.labels[indices])

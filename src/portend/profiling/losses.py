@@ -10,19 +10,17 @@ Axes: S samples, B batch, N blocks (N+1 cuts), C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from portend.errors import InvalidValue
-from portend.models.backbone import Backbone
 from portend.models.data import Dataset
+from portend.models.evaluators import Evaluator
 from portend.models.scoring import check_fit
 from portend.plan import LOSSY
-from portend.profile import CodecLoss, ValueRange, channel_axis
+from portend.profile import BackboneSpec, CodecLoss, ValueRange, channel_axis
 from portend.runtime.codecs import make_numbers
 
 __all__ = ["lossy", "profile_codecs", "profile_losses", "profile_ranges"]
@@ -40,7 +38,7 @@ def lossy(codecs: Sequence[str]) -> list[str]:
 
 
 def profile_codecs(
-    backbone: Backbone,
+    evaluator: Evaluator,
     dataset: Dataset,
     indices: Indices,
     codecs: Sequence[str],
@@ -58,14 +56,14 @@ def profile_codecs(
 
     ranges: tuple[ValueRange, ...] = ()
     if any(name.startswith("int8") for name in numbers):
-        ranges = profile_ranges(backbone, dataset, indices, on_progress=told("codecs, ranges"))
+        ranges = profile_ranges(evaluator, dataset, indices, on_progress=told("codecs, ranges"))
     return ranges, profile_losses(
-        backbone, dataset, indices, ranges, numbers=numbers, on_progress=told("codecs, losses")
+        evaluator, dataset, indices, ranges, numbers=numbers, on_progress=told("codecs, losses")
     )
 
 
 def profile_ranges(
-    backbone: Backbone, dataset: Dataset, indices: Indices, *, on_progress: Progress | None = None
+    evaluator: Evaluator, dataset: Dataset, indices: Indices, *, on_progress: Progress | None = None
 ) -> tuple[ValueRange, ...]:
     """Return least and largest value of the tensor and of each channel at the cuts 0 … N−1, over the samples.
 
@@ -73,29 +71,28 @@ def profile_ranges(
         MismatchError: the network does not take this dataset's samples.
         InvalidValue: a value is not finite, or too large for int8.
     """
-    check_fit(backbone, dataset)
-    shapes = backbone.spec().cut_shapes[:-1]
+    check_fit(evaluator.spec, dataset)
+    shapes = evaluator.spec.cut_shapes[:-1]
     ends = [np.array([np.full(s[channel_axis(s)], x) for x in (np.inf, -np.inf)]) for s in shapes]
     rows = 0
-    with _evaluating(backbone):
-        for x in _batches(backbone, dataset, indices):
-            for cut, block in enumerate(backbone.blocks):
-                axis = 1 + channel_axis(shapes[cut])
-                others = tuple(place for place in range(x.ndim) if place != axis)
-                ends[cut][0] = np.minimum(ends[cut][0], x.amin(dim=others).numpy())
-                ends[cut][1] = np.maximum(ends[cut][1], x.amax(dim=others).numpy())
-                if cut + 1 < len(shapes):
-                    x = block(x)
-            rows += len(x)
-            if on_progress:
-                on_progress(rows, len(indices))
+    for x in _batches(evaluator.spec, dataset, indices):
+        for cut in range(len(shapes)):
+            axis = 1 + channel_axis(shapes[cut])
+            others = tuple(place for place in range(x.ndim) if place != axis)
+            ends[cut][0] = np.minimum(ends[cut][0], x.min(axis=others))
+            ends[cut][1] = np.maximum(ends[cut][1], x.max(axis=others))
+            if cut + 1 < len(shapes):
+                x = evaluator.block(cut, x)
+        rows += len(x)
+        if on_progress:
+            on_progress(rows, len(indices))
     return tuple(
         ValueRange(tensor=np.array([low.min(), high.max()]), channels=np.array([low, high])) for low, high in ends
     )
 
 
 def profile_losses(
-    backbone: Backbone,
+    evaluator: Evaluator,
     dataset: Dataset,
     indices: Indices,
     ranges: Sequence[ValueRange],
@@ -112,64 +109,41 @@ def profile_losses(
     Raises:
         MismatchError: the network does not take this dataset's samples.
     """
-    check_fit(backbone, dataset)
+    check_fit(evaluator.spec, dataset)
     unknown = set(numbers) - set(LOSSY)
     if unknown:
         raise InvalidValue(f"what loses accuracy is {', '.join(LOSSY)}, but got {sorted(unknown)}")
     if not numbers:
         return {}
-    blocks, shapes = len(backbone.blocks), backbone.spec().cut_shapes
+    spec = evaluator.spec
+    blocks, shapes = spec.num_blocks, spec.cut_shapes
     limits = ranges or (None,) * blocks
     ways = {name: [make_numbers(name, shapes[cut], limits[cut]) for cut in range(blocks)] for name in numbers}
     counts = {name: np.full((2, blocks + 1, blocks), np.nan) for name in numbers}
-    exits = np.array(backbone.exits)
+    exits = np.array(spec.exit_cuts)
     for table in counts.values():
         for cut in range(blocks):
             table[:, cut, exits[exits > cut] - 1] = 0.0
     rows = 0
-    with _evaluating(backbone):
-        for x in _batches(backbone, dataset, indices):
-            labels = torch.from_numpy(dataset.labels[indices[rows : rows + len(x)]])
-            plain = _right(backbone, 0, x.clone(), labels)  # a block may work in place
-            for cut, block in enumerate(backbone.blocks):
-                after = exits > cut
-                for name, way in ways.items():
-                    sent = torch.from_numpy(way[cut].unpack(way[cut].pack(x.numpy())))
-                    right = _right(backbone, cut, sent, labels)
-                    counts[name][0, cut, exits[after] - 1] += (plain[after] & ~right).sum(axis=1)
-                    counts[name][1, cut, exits[after] - 1] += (right & ~plain[after]).sum(axis=1)
-                x = block(x)
-                if on_progress:
-                    on_progress(rows * blocks + (cut + 1) * len(x), len(indices) * blocks)
-            rows += len(x)
+    for x in _batches(spec, dataset, indices):
+        labels = dataset.labels[indices[rows : rows + len(x)], None]
+        plain = evaluator.answers(0, x) == labels
+        for cut in range(blocks):
+            after = exits > cut
+            for name, way in ways.items():
+                right = evaluator.answers(cut, way[cut].unpack(way[cut].pack(x))) == labels
+                counts[name][0, cut, exits[after] - 1] += (plain[:, after] & ~right).sum(axis=0)
+                counts[name][1, cut, exits[after] - 1] += (right & ~plain[:, after]).sum(axis=0)
+            if cut + 1 < blocks:
+                x = evaluator.block(cut, x)
+            if on_progress:
+                on_progress(rows * blocks + (cut + 1) * len(x), len(indices) * blocks)
+        rows += len(x)
     return {name: CodecLoss(lost=table[0], gained=table[1], samples=len(indices)) for name, table in counts.items()}
 
 
-def _right(backbone: Backbone, start: int, x: torch.Tensor, labels: torch.Tensor) -> NDArray[np.bool_]:
-    """Whether each branch after cut ``start`` is right, bool [branches, B]."""
-    found = []
-    for cut in range(start, len(backbone.blocks)):
-        x = backbone.blocks[cut](x)
-        branch = backbone.branches[cut]
-        if cut + 1 in backbone.exits:
-            found.append((branch(x).argmax(dim=1) == labels).numpy())
-    return np.stack(found)
-
-
-@contextmanager
-def _evaluating(backbone: Backbone) -> Iterator[None]:
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        backbone.train(was_training)
-
-
-def _batches(backbone: Backbone, dataset: Dataset, indices: Indices) -> Iterator[torch.Tensor]:
+def _batches(spec: BackboneSpec, dataset: Dataset, indices: Indices) -> Iterator[NDArray[np.float32]]:
     """The samples' tensors [B, ...], so many at once that the largest tensor at a cut stays small."""
-    largest = max(int(np.prod(shape)) for shape in backbone.spec().cut_shapes)
-    size = max(1, min(256, _BATCH_VALUES // largest))
+    size = max(1, min(256, _BATCH_VALUES // max(int(np.prod(shape)) for shape in spec.cut_shapes)))
     for first in range(0, len(indices), size):
-        yield torch.from_numpy(dataset.tensors(indices[first : first + size]))
+        yield dataset.tensors(indices[first : first + size])
