@@ -52,7 +52,7 @@ def test_exits_are_shown_as_the_profile_has_them() -> None:
     assert len(portend("exits", PROFILE, "--markdown").stdout.splitlines()) == 12
     refused = portend("exits", PROFILE, "--split", "test")
     assert refused.returncode == 1
-    assert "give a checkpoint" in refused.stderr
+    assert "give a network" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
