@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -209,6 +210,28 @@ def test_akamaster_weights_reach_their_accuracy_at_the_last_branch() -> None:
     backbone = zoo.build("resnet20", shortcut="pad")
     load_akamaster_weights(backbone, shared_data("weights/akamaster_resnet20.safetensors"))
     assert 0.76 < jpeg_accuracy(backbone, imagenet=True)[-1] < 0.90
+
+
+@pytest.mark.parametrize("depth", [14, 20, 32])
+def test_a_network_grown_from_a_shallower_one_computes_the_same(depth: int, tmp_path: Path) -> None:
+    shallow = zoo.build("resnet14", shortcut="pad", input_size=8, seed=5)
+    for module in shallow.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    single = {name: tensor for name, tensor in shallow.state_dict().items() if "branches" not in name}
+    published = {re.sub(r"^blocks\.0\.(conv|bn)", r"\g<1>1", name): tensor for name, tensor in single.items()}
+    for index in range(1, 7):
+        layer = f"layer{(index - 1) // 2 + 1}.{(index - 1) % 2}."
+        published = {name.replace(f"blocks.{index}.", layer): tensor for name, tensor in published.items()}
+    published |= {f"linear.{name}": tensor for name, tensor in shallow.branches[-1].linear.state_dict().items()}
+    torch.save(published, tmp_path / "resnet14.pth")
+
+    deep = zoo.build(f"resnet{depth}", shortcut="pad", input_size=8, weights=str(tmp_path / "resnet14.pth"))
+    x = torch.randn(3, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(deep.eval()(x)[-1], shallow.eval()(x)[-1])
 
 
 def test_weights_of_another_network_are_refused() -> None:

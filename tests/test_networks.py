@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -320,10 +321,9 @@ EXPERIMENTS = sorted((Path(__file__).parents[1] / "configs" / "experiments").glo
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiments_network_takes_its_data(path: Path) -> None:
-    config = yaml.safe_load(path.read_text())
+    config = yaml.safe_load(re.sub(r"\bdata/(\S+?)(?=[:\s])", lambda at: str(shared_data(at[1])), path.read_text()))
     backbone = zoo.build(config["network"], **config.get("options", {}))
-    spec = config["data"].replace("data/", f"{shared_data('.')}/")
-    dataset = load_dataset(spec)
+    dataset = load_dataset(config["data"])
     assert dataset.decoder.shape == backbone.input_shape
     assert dataset.num_classes == backbone.num_classes
 

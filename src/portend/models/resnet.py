@@ -99,7 +99,8 @@ def resnet(
         shortcut: where the shape changes, ``conv`` is a strided 1x1 convolution (all convolutions have
             a bias; the authors' weights), ``pad`` is parameter-free (no convolution has a bias; He et al.'s option A).
         seed: of the initial weights; the caller's random state is left alone.
-        weights: ``none``, or the path of a file for ``load_portend_weights`` or ``load_akamaster_weights``.
+        weights: ``none``, or the path of a file for ``load_portend_weights`` or ``load_akamaster_weights``; of the
+            latter, also that of a shallower network.
 
     Raises:
         InvalidValue: an argument is out of its range; StorageError: the weights cannot be read or do not fit.
@@ -180,8 +181,10 @@ def load_portend_weights(backbone: Backbone, path: str | Path) -> None:
 def load_akamaster_weights(backbone: Backbone, path: str | Path) -> None:
     """Copy single-exit weights of akamaster/pytorch_resnet_cifar10 into a backbone with the ``pad`` shortcut.
 
-    The blocks and the last branch are loaded; the other branches keep their weights. Input: RGB in 0–1,
-    normalized with the ImageNet mean and standard deviation.
+    The blocks and the last branch are loaded; the other branches keep their weights. Weights of a shallower network
+    are spread over each stage, and the blocks in between begin as identities (a last batch norm of scale 0), so that
+    the deeper network computes what the shallower one did (Chen et al. 2016, Net2Net). Input: RGB in 0–1, normalized
+    with the ImageNet mean and standard deviation.
 
     Raises:
         StorageError: the file is missing or corrupt, or its tensors are not those of this backbone.
@@ -194,10 +197,20 @@ def _load_portend(backbone: Backbone, path: str | Path, found: Mapping[str, Tens
 
 
 def _load_akamaster(backbone: Backbone, path: str | Path, found: Mapping[str, Tensor]) -> None:
-    stages = (len(backbone.blocks) - 1) // 3
-    untrained = (f"branches.{index}." for index in range(len(backbone.branches) - 1))
-    renamed = {_from_akamaster(name, stages): tensor for name, tensor in found.items()}
-    _load(backbone, path, renamed, absent=("num_batches_tracked", *untrained))
+    per_stage = (len(backbone.blocks) - 1) // 3
+    given = len({name for name in found if re.fullmatch(r"layer1\.\d+\.conv1\.weight", name)})
+    given = given if 0 < given < per_stage else per_stage
+    places = {
+        f"layer{stage + 1}.{i}": 1 + stage * per_stage + i * per_stage // given
+        for stage in range(3)
+        for i in range(given)
+    }
+    renamed = {_from_akamaster(name, places, 3 * per_stage): tensor for name, tensor in found.items()}
+    between = sorted(set(range(1, 3 * per_stage + 1)) - set(places.values()))
+    untrained = [f"branches.{index}." for index in range(len(backbone.branches) - 1)]
+    _load(backbone, path, renamed, absent=("num_batches_tracked", *untrained, *(f"blocks.{i}." for i in between)))
+    for index in between:
+        nn.init.zeros_(backbone.blocks[index].get_submodule("bn2").get_parameter("weight"))
 
 
 def _load(backbone: Backbone, path: str | Path, found: Mapping[str, Tensor], absent: tuple[str, ...] = ()) -> None:
@@ -226,10 +239,13 @@ def _from_portend(name: str) -> str:
     return f"blocks.{index}.{layer}{rest.replace('downsample', 'shortcut')}"
 
 
-def _from_akamaster(name: str, per_stage: int) -> str:
-    """Translate ``layer2.0.conv1.weight`` to ``blocks.4.conv1.weight`` (for ResNet-20); other names stay."""
-    match = re.fullmatch(r"layer([123])\.(\d+)\.(.+)", name)
-    if match is not None:
-        return f"blocks.{1 + (int(match[1]) - 1) * per_stage + int(match[2])}.{match[3]}"
+def _from_akamaster(name: str, places: Mapping[str, int], last: int) -> str:
+    """Translate ``layer2.0.conv1.weight`` to ``blocks.4.conv1.weight`` (for ResNet-20); other names stay.
+
+    ``places`` says which block each residual block of the file is; its classifier is the branch ``last``.
+    """
+    match = re.fullmatch(r"(layer\d\.\d+)\.(.+)", name)
+    if match is not None and match[1] in places:
+        return f"blocks.{places[match[1]]}.{match[2]}"
     name = re.sub(r"^(conv|bn)1\.", r"blocks.0.\1.", name)
-    return re.sub(r"^linear\.", f"branches.{3 * per_stage}.linear.", name)
+    return re.sub(r"^linear\.", f"branches.{last}.linear.", name)
