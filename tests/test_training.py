@@ -326,6 +326,20 @@ def test_the_loss_is_the_weighted_sum_of_the_exits(digits: Dataset, splits: Spli
     assert weighted == pytest.approx(sum(w * loss for w, loss in enumerate(alone, start=1)))
 
 
+def test_weights_count_for_the_blocks_and_not_for_the_branches(digits: Dataset, splits: Splits, tmp_path: Path) -> None:
+    """After one step of SGD the branches are where they would be without weights, the blocks are not."""
+    step = replace(CONFIG, epochs=1, batch_size=len(splits.train), schedule="constant", weight_decay=0.0)
+    trained = []
+    for name, weights in (("equal", ()), ("weighted", (0.02, 0.5, 1.0, 4.0))):
+        trained.append(network())
+        train(trained[-1], digits, splits, replace(step, exit_weights=weights), tmp_path / name)
+    equal, weighted = trained
+    for own, other in zip(equal.branches.parameters(), weighted.branches.parameters(), strict=True):
+        assert torch.allclose(own, other, rtol=1e-4, atol=1e-6)
+    pairs = zip(equal.blocks.parameters(), weighted.blocks.parameters(), strict=True)
+    assert not any(torch.allclose(own, other, rtol=1e-4, atol=1e-6) for own, other in pairs if own.ndim > 1)
+
+
 def test_losses_by_hand() -> None:
     """Two exits, two samples, two classes: -log p of the label, and KL between soft answers at temperature 2."""
     logits = torch.tensor([[[0.0, 0.0], [math.log(3.0), 0.0]], [[math.log(9.0), 0.0], [0.0, math.log(4.0)]]])

@@ -203,6 +203,13 @@ class _ExitsModule(pl.LightningModule):
         self.sums.add(value, logits, labels)
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let each branch learn by its own loss alone: the weights say what the losses count for the blocks."""
+        for cut, weight in zip(self.exits, self.config.exit_weights, strict=False):
+            for parameter in self.backbone.branches[cut - 1].parameters():
+                if parameter.grad is not None and weight != 1.0:
+                    parameter.grad /= weight
+
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         distilled = self.config.distillation
         losses = exit_losses(

@@ -100,7 +100,8 @@ class TrainingConfig:
         precision: ``bfloat16`` is autocast, faster where the CPU has AVX512-BF16 or AMX; ``auto`` chooses it there,
             and float32 elsewhere; ``float16`` is for GPUs.
         exits: cuts, counted from 1, whose branches are trained, in increasing order; none: all that exist.
-        exit_weights: of the loss of each trained exit; none: 1 each.
+        exit_weights: what the loss of each trained exit counts for the blocks; none: 1 each. A branch of its own
+            learns by its loss alone, whatever the weight.
         freeze_backbone: train the exits alone; blocks keep weights and batch-norm statistics.
         compile: let ``torch.compile`` make kernels first; threads: of torch while training; None leaves its setting.
         accelerator, devices, strategy, num_nodes: as Lightning's Trainer takes them; ``batch_size`` counts the samples
