@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -105,3 +106,18 @@ def test_score_tables_are_measured() -> None:
     found = load("exits").measure(500, 3)
     assert found["file_bytes"] > 3 * 4 * 500 * 3
     assert all(step["seconds"] >= 0 for step in found["steps"].values())
+
+
+def test_rows_of_the_optimum_benchmark(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    words = [str(root / "profiles/resnet20-digits.zip"), "--topology", str(root / "configs/topologies/three_tier.yaml")]
+    load("optimum").main([*words, "--json", str(tmp_path / "o.json")])
+    found = json.loads((tmp_path / "o.json").read_text())
+    best: dict[float, list[float]] = {}
+    for row in found["rows"]:
+        assert row["accuracy"] >= found["full_accuracy"] - row["drop"] - 1e-9
+        assert set(row["sent_as"]) <= set(load("optimum").CODECS[row["codecs"]] or row["sent_as"])
+        best.setdefault(row["drop"], []).append(row["mean_s"])
+    assert len(best) == 3
+    assert all(later <= earlier + 1e-12 for means in best.values() for earlier, later in pairwise(means))
+    assert capsys.readouterr().out.count("\n") == 2 + len(found["rows"])
