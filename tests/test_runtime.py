@@ -92,7 +92,7 @@ def children(pid: int) -> set[int]:
     return found
 
 
-def gone(pids: set[int], within_s: float = 10.0) -> bool:
+def gone(pids: set[int], within_s: float = 30.0) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         alive = [
