@@ -121,3 +121,17 @@ def test_rows_of_the_optimum_benchmark(capsys: pytest.CaptureFixture[str], tmp_p
     assert len(best) == 3
     assert all(later <= earlier + 1e-12 for means in best.values() for earlier, later in pairwise(means))
     assert capsys.readouterr().out.count("\n") == 2 + len(found["rows"])
+
+
+def test_figures_are_drawn_from_a_profile_and_are_the_same_each_time(tmp_path: Path) -> None:
+    profile = str(Path(__file__).resolve().parents[1] / "profiles/resnet20-digits.zip")
+    figures = load("figures")
+    for name in ("a.svg", "b.svg"):
+        figures.main(["exits", profile, str(tmp_path / name)])
+    drawn = (tmp_path / "a.svg").read_text()
+    assert drawn == (tmp_path / "b.svg").read_text()
+    assert "accuracy of all samples at the exit" in drawn
+    rows = [{"measured_ms": 1.0, "layer-wise": 0.8, "block-wise": 0.9, "partition-wise": 1.0}]
+    (tmp_path / "e.json").write_text(json.dumps({"cases": {"resnet8=digits": {"rows": rows}}}))
+    figures.main(["estimators", str(tmp_path / "e.json"), str(tmp_path / "e.svg")])
+    assert "resnet8" in (tmp_path / "e.svg").read_text()
