@@ -135,3 +135,22 @@ def test_figures_are_drawn_from_a_profile_and_are_the_same_each_time(tmp_path: P
     (tmp_path / "e.json").write_text(json.dumps({"cases": {"resnet8=digits": {"rows": rows}}}))
     figures.main(["estimators", str(tmp_path / "e.json"), str(tmp_path / "e.svg")])
     assert "resnet8" in (tmp_path / "e.svg").read_text()
+
+
+def test_rows_of_the_training_benchmark(tmp_path: Path) -> None:
+    words = [
+        "--networks",
+        "resnet8",
+        "--batch",
+        "8",
+        "--steps",
+        "4",
+        "--turns",
+        "1",
+        "--json",
+        str(tmp_path / "t.json"),
+    ]
+    load("training").main(words)
+    (row,) = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert row["network"] == "resnet8"
+    assert min(row["step_s"]["float32"], row["step_s"]["bfloat16"]) > 0
