@@ -107,40 +107,11 @@ class _Budget(click.ParamType[Any]):
 
 @contextmanager
 def _progress(quiet: bool = False) -> Iterator[Tell]:
-    """Give a function (stage, done, total) that draws one bar per stage on standard error."""
-    if quiet:
-        yield lambda stage, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    """Give a function (stage, done, total) that shows on standard error how far a stage is; rich is imported late."""
+    from portend.progress import progress
 
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                for earlier in tasks.values():
-                    bars.update(earlier, completed=bars.tasks[earlier].total)
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
+    with progress(quiet=quiet) as tell:
         yield tell
-        for task in tasks.values():
-            bars.update(task, completed=bars.tasks[task].total)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
