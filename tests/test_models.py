@@ -219,13 +219,14 @@ def test_a_network_grown_from_a_shallower_one_computes_the_same(depth: int, tmp_
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            module.get_buffer("running_var").uniform_(0.5, 1.5)
     single = {name: tensor for name, tensor in shallow.state_dict().items() if "branches" not in name}
     published = {re.sub(r"^blocks\.0\.(conv|bn)", r"\g<1>1", name): tensor for name, tensor in single.items()}
     for index in range(1, 7):
         layer = f"layer{(index - 1) // 2 + 1}.{(index - 1) % 2}."
         published = {name.replace(f"blocks.{index}.", layer): tensor for name, tensor in published.items()}
-    published |= {f"linear.{name}": tensor for name, tensor in shallow.branches[-1].linear.state_dict().items()}
+    last = shallow.branches[-1].get_submodule("linear").state_dict()
+    published |= {f"linear.{name}": tensor for name, tensor in last.items()}
     torch.save(published, tmp_path / "resnet14.pth")
 
     deep = zoo.build(f"resnet{depth}", shortcut="pad", input_size=8, weights=str(tmp_path / "resnet14.pth"))
