@@ -17,10 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from portend.analysis.exit_drift import ExitDrift, exit_drift
 from portend.errors import InvalidValue, MismatchError
 from portend.measurement import Measurement
-from portend.perfmodel.estimate import Estimate
+from portend.perfmodel.estimate import PARTS, Estimate
 from portend.plan import Plan
 
-__all__ = ["TERMS", "Comparison", "Intervals", "Term", "agreement", "compare", "exit_drifts"]
+__all__ = ["TERMS", "Comparison", "Fit", "Intervals", "Term", "agreement", "compare", "exit_drifts", "fit"]
 
 Floats = NDArray[np.float64]
 
@@ -158,6 +158,18 @@ class Comparison:
         )
 
     @property
+    def contributions_s(self) -> dict[str, float]:
+        """The mean's error in seconds (predicted - measured), in parts that add up to it.
+
+        ``exit rates``: what the predicted exit rates change against the measured ones. Then each of TERMS, with the
+        measured exit rates: the latency model's own errors.
+        """
+        at = dict(zip(PARTS, self.measurement.exit_rates() @ self.estimate.latency_parts_s, strict=True))
+        measured = self.measurement.parts_s()
+        own = {name: math.fsum(float(at[part]) for part in parts) - measured[name] for name, parts in TERMS.items()}
+        return {"exit rates": self.estimate.mean_s - self.reweighted_mean_s} | own
+
+    @property
     def largest_error(self) -> Term:
         """The term with the largest absolute error."""
         return max(self.terms, key=lambda term: abs(term.error_s))
@@ -246,6 +258,57 @@ def agreement(comparisons: Sequence[Comparison]) -> dict[str, dict[str, float | 
     }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """How n predictions agree with what was measured; None where there is too little to tell.
+
+    Attributes:
+        beta, intercept: of the least-squares line, with intercept, of predicted on measured (paper, Fig. 4: a slope of
+            1.49 for accuracies below 100 % has one). beta_origin: slope of the line through the origin.
+        r2: share of the predictions' variance on that line. r2_identity: share of the measurements' variance that is
+            left over by predicted = measured: 1 - Σ (p - m)² / Σ (m - mean m)², also negative.
+        rmse, bias: root mean square, and mean, of predicted - measured, in the unit of the values.
+        mape: mean of |predicted - measured| / measured as a fraction of 1, over values measured as other than 0.
+    """
+
+    n: int
+    beta: float | None
+    intercept: float | None
+    beta_origin: float | None
+    r2: float | None
+    r2_identity: float | None
+    rmse: float | None
+    bias: float | None
+    mape: float | None
+
+
+def fit(measured: ArrayLike, predicted: ArrayLike) -> Fit:
+    """Return how predictions [n] agree with measurements [n]."""
+    x, y = np.asarray(measured, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise InvalidValue(f"each measurement has one prediction, but got {x.shape} and {y.shape}")
+    if not x.size:
+        empty = dict.fromkeys(("beta", "intercept", "beta_origin", "r2", "r2_identity", "rmse", "bias", "mape"))
+        return Fit(n=0, **empty)
+    dx, dy, error = x - x.mean(), y - y.mean(), y - x
+    spread_x, spread_y, squares = float(dx @ dx), float(dy @ dy), float(x @ x)
+    differ = spread_x > _ROUNDING * squares
+    beta = float(dx @ dy) / spread_x if differ else None
+    known = differ and x.size >= 3
+    some = x != 0
+    return Fit(
+        n=x.size,
+        beta=beta,
+        intercept=None if beta is None else float(y.mean() - beta * x.mean()),
+        beta_origin=float(x @ y) / squares if squares > 0 else None,
+        r2=float(dx @ dy) ** 2 / (spread_x * spread_y) if known and spread_y > 0 else None,
+        r2_identity=1 - float(error @ error) / spread_x if known else None,
+        rmse=float(np.sqrt(np.mean(error**2))),
+        bias=float(error.mean()),
+        mape=float(np.mean(np.abs(error[some] / x[some]))) if some.any() else None,
+    )
+
+
 def _inside(value: ArrayLike, interval: Floats) -> NDArray[np.bool_]:
     at = np.asarray(value)
     return np.asarray((interval[0] - _ROUNDING <= at) & (at <= interval[1] + _ROUNDING))
@@ -253,15 +316,8 @@ def _inside(value: ArrayLike, interval: Floats) -> NDArray[np.bool_]:
 
 def _line(points: Floats) -> dict[str, float | None]:
     """Return slope and R² of the least-squares line through (measured, predicted) points [n, 2]."""
-    if not len(points):
-        return {"beta": None, "r2": None}
-    x, y = (points - points.mean(axis=0)).T
-    spread_x, spread_y = float(x @ x), float(y @ y)
-    if spread_x <= _ROUNDING * float(points[:, 0] @ points[:, 0]):
-        return {"beta": None, "r2": None}
-    beta = float(x @ y) / spread_x
-    known = len(points) >= 3 and spread_y > 0
-    return {"beta": beta, "r2": float(x @ y) ** 2 / (spread_x * spread_y) if known else None}
+    found = fit(*points.T)
+    return {"beta": found.beta, "r2": found.r2}
 
 
 def _latency_ms(of: Estimate | Measurement) -> dict[str, float | None]:
