@@ -130,6 +130,7 @@ def cli() -> None:
     portend refine    a plan and the network's weights for it, in turns
     portend run       a plan, across agents and emulated links
     portend compare   predictions with measurements
+    portend validate  the model itself, over a campaign of many plans
     portend drift     whether exits still do what the profile says
     portend report    one HTML page with everything
     portend whatif    the best plan as fields vary, and where it flips
@@ -1261,6 +1262,88 @@ def compare(profile: str, measurements: tuple[str, ...], level: float, as_json: 
     for name, check in exit_drifts(cases).items():
         if check.found:
             console.print(f"exit drift in {name}: {'; '.join(check.describe())}", markup=False)
+
+
+@cli.command()
+@click.argument("profile", type=click.Path(dir_okay=False))
+@click.option(
+    "--network", required=True, type=click.Path(dir_okay=False), help="Its checkpoint, or what `portend export` wrote."
+)
+@_topology
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    help="YAML that states a campaign (docs/validation.md); options go first.",
+)
+@click.option("--plans", type=click.IntRange(1), help="How many.  [default: 60]")
+@click.option("--samples", type=click.IntRange(1), help="Test samples that each plan runs over.  [default: 200]")
+@click.option("--seed", type=click.IntRange(0), help="Of the plans and the samples.  [default: 0]")
+@click.option("--front", type=click.FloatRange(0, 1), help="Share of plans of the Pareto front.  [default: 0.25]")
+@click.option("--turns", type=click.IntRange(1), help="Shares in which a plan runs over its samples.  [default: 4]")
+@click.option("--repeats", type=click.IntRange(1), help="Bursts of each partition between them.  [default: 3]")
+@click.option("--gap", type=_Time(), help="Idle time before each sample; default: the profile's.")
+@_criterion
+@_codec_tolerance
+@click.option(
+    "--budget", type=_Time(), help="Begin no plan that would end later, such as '30 min'; the same command goes on."
+)
+@click.option("--restart", is_flag=True, help="Begin anew instead of going on with what ran.")
+@_data
+@_allow_code
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for traces, summary and report.")
+@_json
+def validate(
+    profile: str, network: str, topology: str, config: str | None, gap: float | None, budget: float | None,
+    restart: bool, data: str | None, allow_code: tuple[str, ...], out: str, as_json: bool, **asked: Any,
+) -> None:  # fmt: skip
+    """Run a campaign of many different plans, and hold what PROFILE predicts against what they do.
+
+    The plans are a seeded mix from the Pareto front and from all of the space; all predictions are written down
+    before the first plan runs. What ran is kept in OUT: after an interruption the same command goes on, and
+    measures no plan twice.
+    """
+    from portend.config import load_topology
+    from portend.storage import load_profile
+
+    places, loaded = load_topology(topology), load_profile(profile)
+    given = {name: value for name, value in (*asked.items(), ("gap_s", gap)) if value is not None}
+
+    from portend.models.data import make_splits
+    from portend.validate import Campaign, read_campaign
+    from portend.validate import validate as run_campaign
+
+    campaign = replace(Campaign() if config is None else read_campaign(config, places), **given)
+    _check_writable(str(Path(out) / "summary.json"))
+    dataset, trained = _dataset(network, data, None, allow_code)
+    test = make_splits(dataset, seed=trained).test
+    try:
+        with _progress(quiet=as_json) as tell:
+            found = run_campaign(
+                loaded, network, places, dataset, test, out, campaign,
+                budget_s=math.inf if budget is None else budget, restart=restart, tell=tell, allow_code=allow_code,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; the same command goes on with the plans that are left, in {out}", err=True)
+        sys.exit(130)
+    summary = found.to_dict()
+    if summary["disturbed"]:
+        click.echo(f"warning: the machine was disturbed while {len(summary['disturbed'])} of the plans ran", err=True)
+    if len(found.cases) < found.planned:
+        click.echo(
+            f"note: {len(found.cases)} of {found.planned} plans ran; the same command goes on with the others", err=True
+        )
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    from rich.console import Console
+
+    from portend.analysis.validation_page import targets_table, worst_table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=130)
+    console.print(targets_table(found), worst_table(found, [tier.name for tier in places.tiers]))
+    console.print(f"Everything is in {out}; open {Path(out) / 'report.html'}", soft_wrap=True)
 
 
 @cli.command()

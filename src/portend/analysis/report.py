@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 __all__ = [
     "STYLE",
     "ReportData",
+    "html_card",
     "html_cells",
+    "html_facts",
+    "html_figure",
     "html_page",
     "html_section",
     "html_table",
@@ -130,7 +133,7 @@ def _headline(data: ReportData) -> str:
     return (
         f"<header><h1>{escape(data.title)}</h1><p class='problem'>{escape(data.problem)}</p></header>"
         f"<section class='headline'><p class='lead'><b class='chosen'>{escape(data.chosen)}</b> {words}</p>"
-        f"<div class='cards'>{_cards(data)}</div>{speed}{_facts(data.summary)}</section>"
+        f"<div class='cards'>{_cards(data)}</div>{speed}{html_facts(data.summary)}</section>"
     )
 
 
@@ -161,25 +164,25 @@ def _cards(data: ReportData) -> str:
     estimate, case = data.plans[data.chosen], data.measured.get(data.chosen)
     if case is None:
         return (
-            _card("Mean latency", f"{format_ms(estimate.mean_s)} ms", "predicted")
-            + _card("95th percentile", f"{format_ms(estimate.quantile_s(0.95))} ms", "predicted")
-            + _card("Accuracy", format_share(estimate.accuracy), f"predicted · {_full(data)}")
+            html_card("Mean latency", f"{format_ms(estimate.mean_s)} ms", "predicted")
+            + html_card("95th percentile", f"{format_ms(estimate.quantile_s(0.95))} ms", "predicted")
+            + html_card("Accuracy", format_share(estimate.accuracy), f"predicted · {_full(data)}")
         )
     measurement, low_high = case.measurement, _interval(case.intervals().accuracy)
     spread = f" ± {format_ms(1.96 * case.standard_error_s)} (95 %)" if case.standard_error_s is not None else ""
     inside = "inside" if case.accuracy_inside() else "<b class='bad'>outside</b>"
     return (
-        _card(
+        html_card(
             "Mean latency",
             f"{format_ms(measurement.mean_s)} ms",
             f"measured{spread} · predicted {format_ms(estimate.mean_s)} ({format_error(case.error)})",
         )
-        + _card(
+        + html_card(
             "95th percentile",
             f"{format_ms(measurement.quantile_s(0.95))} ms",
             f"measured · predicted {format_ms(estimate.quantile_s(0.95))}",
         )
-        + _card(
+        + html_card(
             "Accuracy",
             format_share(measurement.accuracy),
             f"measured · predicted {format_share(estimate.accuracy)}, {inside} {low_high} · {_full(data)}",
@@ -191,7 +194,7 @@ def _full(data: ReportData) -> str:
     return f"full network {format_share(data.profile.full_accuracy)}"
 
 
-def _card(label: str, value: str, detail: str) -> str:
+def html_card(label: str, value: str, detail: str) -> str:
     return (
         f"<div class='card'><div class='label'>{label}</div><div class='value'>{value}</div><div>{detail}</div></div>"
     )
@@ -246,7 +249,7 @@ def _accurate(data: ReportData, name: str) -> bool:
     return data.plans[name].accuracy >= data.plans[data.chosen].accuracy - 1e-12
 
 
-def _facts(facts: Mapping[str, str]) -> str:
+def html_facts(facts: Mapping[str, str]) -> str:
     rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
     return f"<dl class='facts'>{rows}</dl>" if rows else ""
 
@@ -510,6 +513,11 @@ _CAPTIONS: Final = {
 
 
 def _figure(name: str, title: str, figure: Figure) -> str:
+    return html_figure(name, title, figure, _CAPTIONS[name])
+
+
+def html_figure(name: str, title: str, figure: Figure, note: str) -> str:
+    """Return a section with a figure; ``name`` is unique on the page."""
     from plotly.io import to_html
 
     drawn = to_html(
@@ -520,7 +528,7 @@ def _figure(name: str, title: str, figure: Figure) -> str:
         default_height=f"{figure.layout.height}px",
         config={"responsive": True, "displayModeBar": False},
     )
-    return html_section(title, f"<div class='scroll'><div class='plot'>{drawn}</div></div>", _CAPTIONS[name])
+    return html_section(title, f"<div class='scroll'><div class='plot'>{drawn}</div></div>", note)
 
 
 # --- provenance and reading ----------------------------------------------------------------
@@ -544,7 +552,9 @@ def _provenance(data: ReportData) -> str:
     chosen = data.measured.get(data.chosen)
     if chosen is not None and chosen.measurement.provenance:
         groups["Measurement of the chosen plan"] = chosen.measurement.provenance
-    body = "".join(f"<div><h3>{escape(title)}</h3>{_facts(facts)}</div>" for title, facts in groups.items() if facts)
+    body = "".join(
+        f"<div><h3>{escape(title)}</h3>{html_facts(facts)}</div>" for title, facts in groups.items() if facts
+    )
     return html_section("Where the numbers come from", f"<div class='groups'>{body}</div>")
 
 

@@ -266,7 +266,8 @@ class Validation:
     def quantile(self, q: float) -> Fit:
         """Agreement of a latency quantile in s."""
         return fit(
-            [c.measurement.quantile_s(q) for c in self.comparisons], [c.estimate.quantile_s(q) for c in self.comparisons]
+            [c.measurement.quantile_s(q) for c in self.comparisons],
+            [c.estimate.quantile_s(q) for c in self.comparisons],
         )
 
     def terms(self) -> dict[str, Fit]:

@@ -16,7 +16,7 @@ from portend.plan import CRITERIA
 from portend.planner.metrics import Constraint, Metric, load_metric, parse_constraint, utilization
 from portend.topology import Topology
 
-__all__ = ["Stated", "read_problem"]
+__all__ = ["Stated", "read_hints", "read_problem"]
 
 _LISTS: Final[Mapping[str, tuple[type, str]]] = {
     "thresholds": (float, "numbers"),
@@ -82,7 +82,7 @@ def read_problem(
             told = root.get("codec_tolerance", float)
             codec_tolerance = told if codec_tolerance is None else codec_tolerance
         if root.has("hints"):
-            hints = _hints(root.section("hints"), topology)
+            hints = read_hints(root.section("hints"), topology)
         if root.has("criterion"):
             named = root.get("criterion", str)
             if named not in CRITERIA:
@@ -101,7 +101,8 @@ def read_problem(
     )
 
 
-def _hints(section: Section, topology: Topology) -> dict[str, Any]:
+def read_hints(section: Section, topology: Topology) -> dict[str, Any]:
+    """Return the hints of a section as fields of ``SearchSpace``; ConfigError names the place of what is wrong."""
     hints: dict[str, Any] = {key: section.get(key, kind) for key, kind in _SINGLES.items() if section.has(key)}
     for key, (kind, words) in _LISTS.items():
         if section.has(key):

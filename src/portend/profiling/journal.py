@@ -1,6 +1,6 @@
-"""What was measured so far, in a file beside the profile to be: a profile that is interrupted goes on.
+"""What was measured so far, in a file beside the result to be: a profile or campaign that is interrupted goes on.
 
-The file is text, one JSON value a line: first what is being profiled and how, then each measurement as it was
+The file is text, one JSON value a line: first what is being measured and how, then each measurement as it was
 taken. A line that was cut off is forgotten; everything before it counts.
 """
 
@@ -16,7 +16,7 @@ from portend.errors import StorageError
 
 __all__ = ["Journal", "begun_with"]
 
-_FORMAT: Final = "portend-begun-profile"
+_FORMAT: Final = "portend-begun-{}"
 
 
 class Journal:
@@ -24,12 +24,14 @@ class Journal:
 
     Args:
         identity: JSON values that say what is measured and how; what another identity measured is not used.
+        what: what is to be, as its name: ``profile`` or ``campaign``.
 
     Call ``open`` before use.
     """
 
-    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, identity: Mapping[str, Any], what: str = "profile") -> None:
         self.path = path
+        self._what = what
         self._identity = json.loads(json.dumps(identity))
         self._numbers: dict[str, list[float]] = {}
         self._resumed = False
@@ -54,23 +56,23 @@ class Journal:
             if cut_off:
                 os.truncate(self.path, sum(len(line) + 1 for line in whole))
             if not entries:
-                self._append({"format": _FORMAT, "version": 1, "identity": self._identity})
+                self._append({"format": _FORMAT.format(self._what), "version": 1, "identity": self._identity})
         except (ValueError, KeyError, TypeError, AttributeError):
             raise StorageError(
-                f"{self.path} is not a begun profile or is damaged; remove it, or begin anew with --restart"
+                f"{self.path} is not a begun {self._what} or is damaged; remove it, or begin anew with --restart"
             ) from None
         except OSError as error:
             raise StorageError(f"{self.path} cannot be used ({error}); choose another --out") from None
 
     def _check(self, head: Any) -> None:
-        if head["format"] != _FORMAT or head["version"] != 1:
+        if head["format"] != _FORMAT.format(self._what) or head["version"] != 1:
             raise ValueError
         found = head["identity"]
         other = [key for key in {**found, **self._identity} if found.get(key) != self._identity.get(key)]
         if other:
             told = "; ".join(f"{key}: {_short(found.get(key))}, now {_short(self._identity.get(key))}" for key in other)
             raise StorageError(
-                f"{self.path} holds a profile that was begun otherwise ({told}); finish that one, or begin anew "
+                f"{self.path} holds a {self._what} that was begun otherwise ({told}); finish that one, or begin anew "
                 "with --restart"
             )
 
@@ -99,7 +101,7 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StorageError(f"{self.path} cannot be written ({error}); the profile cannot go on") from None
+            raise StorageError(f"{self.path} cannot be written ({error}); the {self._what} cannot go on") from None
 
     def remove(self) -> None:
         """Forget everything, also on disk: the profile is complete, or begins anew."""

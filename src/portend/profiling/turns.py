@@ -13,7 +13,6 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +23,9 @@ from portend.plan import Plan
 from portend.profile import Profile
 from portend.runtime.coordinator import Deployment
 from portend.runtime.watch import Disturbance
-from portend.topology import Topology
+from portend.topology import Tier, Topology
 
-__all__ = ["Turns", "run_in_turns"]
+__all__ = ["Turns", "burst_runs", "run_in_turns", "timed_pairs"]
 
 Floats = NDArray[np.float64]
 
@@ -135,20 +134,11 @@ def _from(on_progress: Callable[[int, int], None], done: int, total: int) -> Cal
 def _time_again(
     deployment: Deployment, plans: Iterable[Plan], num_blocks: int, repeats: int, gap_s: float, rng: random.Random
 ) -> list[Floats]:
-    """Bursts of every partition on the tiers that run it, [repeats, burst, N+1, N+1] for each tier.
-
-    A burst is as long as the tier repeats its work, which is how a slower device is emulated.
-    """
-    size = num_blocks + 1
+    """Bursts of every partition on the tiers that run it, [repeats, burst, N+1, N+1] for each tier."""
+    size, tiers = num_blocks + 1, deployment.topology.tiers
     tables = []
-    for index, tier in enumerate(deployment.topology.tiers):
-        mine = sorted({
-            pair
-            for plan in plans
-            for pair, where in zip(pairwise((0, *plan.cuts)), plan.placement, strict=True)
-            if where == index
-        })  # fmt: skip
-        burst = max(math.ceil(tier.slowdown), _LEAST_BURST)
+    for index, (tier, mine) in enumerate(zip(tiers, timed_pairs(plans, len(tiers)), strict=True)):
+        burst = burst_runs(tier)
         table = np.full((repeats, burst, size, size), np.nan)
         if mine:
             order = [pair for _ in range(repeats) for pair in rng.sample(mine, len(mine))]
@@ -159,3 +149,22 @@ def _time_again(
             )
         tables.append(table)
     return tables
+
+
+def timed_pairs(plans: Iterable[Plan], tiers: int) -> list[list[tuple[int, int]]]:
+    """Return, for each tier, the partitions (start cut, end cut) that the plans run there, in order."""
+    everything = list(plans)
+    return [
+        sorted({
+            pair
+            for plan in everything
+            for pair, where in zip(plan.partitions, plan.placement, strict=True)
+            if where == index
+        })
+        for index in range(tiers)
+    ]  # fmt: skip
+
+
+def burst_runs(tier: Tier) -> int:
+    """Return how many runs a burst has: as many as the tier repeats its work, which emulates a slower device."""
+    return max(math.ceil(tier.slowdown), _LEAST_BURST)

@@ -1,0 +1,398 @@
+"""A validation campaign: many different plans predicted, then run, then held against each other (paper, Sec. III-B).
+
+The plans are drawn by seed (``planner.mix``) and their predictions written down before the first one runs. Each plan
+runs alone on the idle system, over the same test samples, in turns; in between the partitions that it runs are timed
+again, so that the comparison knows how fast the machine was just then (``profiling.turns``). What ran is kept as it
+comes: the same call goes on after an interruption, and measures no finished plan twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portend.analysis.compare import Comparison
+from portend.analysis.validation import Case, Validation
+from portend.analysis.validation_page import write_page
+from portend.config import read_yaml
+from portend.errors import ConfigError, InvalidValue, MismatchError, law
+from portend.measurement import Measurement
+from portend.models.data import Dataset, draw
+from portend.models.networkfile import read_spec
+from portend.perfmodel.estimate import Estimate
+from portend.perfmodel.model import CODEC_TOLERANCE, PerformanceModel
+from portend.plan import CRITERIA, Plan
+from portend.planner.mix import Pick, mixed_plans
+from portend.planner.problem import SearchSpace
+from portend.planner.stated import read_hints
+from portend.profile import Profile, SampleExits
+from portend.profiling.journal import Journal
+from portend.profiling.turns import Turns, burst_runs, run_in_turns, timed_pairs
+from portend.runtime.coordinator import Deployment
+from portend.storage import load_measurement, load_profile, save, to_plain, write_json
+from portend.topology import Topology
+
+__all__ = ["Campaign", "read_campaign", "validate"]
+
+Floats = NDArray[np.float64]
+Tell = Callable[[str, int, int], None]
+
+_GAP_S: Final = 0.05
+_PER_RUN_S: Final = 0.2  # to load a plan's partitions and to collect its spans, about
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Campaign:
+    """What a campaign measures.
+
+    Attributes:
+        plans: how many; front: share of them from the predicted Pareto front; space: hints that all follow.
+        samples: of the test split, which every plan runs over, the same ones; None: all.
+        seed: of the plans, the samples and the order of timing.
+        turns: in how many shares a plan runs over its samples; repeats: bursts of each of its partitions, before the
+            first share and after each.
+        gap_s: idle time before each sample and each burst; None: that of the source's profile.
+        criterion: of the exits' scores; None: the profile's.
+        codec_tolerance: share of accuracy that a codec may lose at a cut where it is offered.
+    """
+
+    plans: int = 60
+    samples: int | None = 200
+    seed: int = 0
+    front: float = 0.25
+    turns: int = 4
+    repeats: int = 3
+    gap_s: float | None = None
+    criterion: str | None = None
+    codec_tolerance: float = CODEC_TOLERANCE
+    space: SearchSpace = field(default_factory=lambda: SearchSpace(exits_per_tier=2))
+
+    def __post_init__(self) -> None:
+        for name in ("plans", "samples", "turns", "repeats"):
+            value = getattr(self, name)
+            law(value is None or value >= 1, f"a campaign's {name} are at least 1, but got {value}")
+        law(self.seed >= 0, f"a seed is not negative, but got {self.seed}")
+        law(0 <= self.front <= 1, f"the share of plans from the front lies within 0–1, but got {self.front}")
+        law(
+            self.gap_s is None or 0 <= self.gap_s < math.inf,
+            f"the idle time before a sample is finite and not negative, but got {self.gap_s} s",
+        )
+        law(
+            self.criterion is None or self.criterion in CRITERIA,
+            f"a criterion is one of {', '.join(CRITERIA)}, but got {self.criterion!r}",
+        )
+
+
+def read_campaign(path: str | Path, topology: Topology) -> Campaign:
+    """Return the campaign that a YAML file states (see ``configs/campaigns``); what it leaves out is the default.
+
+    Raises:
+        ConfigError: the file, the place in it, what is wrong there, and the remedy.
+    """
+    root = read_yaml(path)
+    kinds: dict[str, type] = {"plans": int, "seed": int, "front": float, "turns": int, "repeats": int}
+    kinds |= {"criterion": str, "codec_tolerance": float}
+    values: dict[str, Any] = {key: root.get(key, kind) for key, kind in kinds.items() if root.has(key)}
+    if root.has("samples"):
+        values["samples"] = None if root.get("samples", object) == "all" else root.get("samples", int)
+    if root.has("gap"):
+        values["gap_s"] = root.quantity("gap", "time")
+    try:
+        if root.has("hints"):
+            values["space"] = SearchSpace(**{"exits_per_tier": 2} | read_hints(root.section("hints"), topology))
+        root.done()
+        return Campaign(**values)
+    except InvalidValue as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def validate(
+    profile: Profile,
+    network: str | Path,
+    topology: Topology,
+    dataset: Dataset,
+    indices: NDArray[np.int64],
+    directory: str | Path,
+    campaign: Campaign | None = None,
+    *,
+    budget_s: float = math.inf,
+    restart: bool = False,
+    tell: Tell = lambda *_: None,
+    allow_code: Collection[str] = (),
+) -> Validation:
+    """Measure a campaign, or what is left of it, and leave everything in ``directory``.
+
+    ``predictions.json``, ``traces/NNNN.zip`` (one raw measurement for each plan), ``campaign.begun`` (the journal, with
+    the partitions timed in between), ``summary.json`` and ``report.html``.
+
+    Args:
+        network: the file of the network that was profiled; indices: its test split in ``dataset``.
+        budget_s: begin no plan that would end later; the same call goes on with the others.
+        restart: forget what the directory holds of an earlier campaign.
+        tell: called with (stage, done, total); of the runs in seconds that they are expected to take.
+        allow_code: ``module:object`` that a checkpoint may name.
+
+    Raises:
+        MismatchError: network and profile are of different weights, or the topology names devices not profiled.
+        StorageError: the directory holds another campaign; says what differs.
+        SearchError: the space has fewer plans. DeploymentError: an agent or link failed; what ran is kept.
+    """
+    campaign = campaign or Campaign()
+    profile = profile.by(campaign.criterion) if campaign.criterion else profile
+    _check_weights(profile, network, allow_code)
+    model = PerformanceModel(profile, topology, codec_tolerance=campaign.codec_tolerance)
+    bench = _Bench(
+        model, campaign, draw(indices, campaign.samples or len(indices), seed=campaign.seed), Path(directory)
+    )
+    if restart:
+        bench.forget()
+    bench.open(dataset)
+    bench.score_samples(dataset, network, tell, allow_code)
+    bench.measure(dataset, network, time.monotonic() + budget_s, tell, allow_code)
+    tell("compare", 0, 1)
+    found = Validation(cases=tuple(bench.cases()), planned=len(bench.picks), full_accuracy=profile.full_accuracy)
+    write_json(found.to_dict() | {"campaign": _plain(campaign)}, bench.folder / "summary.json")
+    write_page(bench.folder / "report.html", found, profile, topology)
+    tell("compare", 1, 1)
+    return found
+
+
+def _check_weights(profile: Profile, network: str | Path, allow_code: Collection[str]) -> None:
+    spec = read_spec(network, allow_code=allow_code)
+    ours = profile.backbone
+    if ours.weights_sha256 and ours.weights_sha256 != spec.weights_sha256:
+        raise MismatchError(
+            f"the profile is of {ours.name} with other weights than those in {network} ({spec.name}); validate with "
+            "the network that was profiled, or profile this one"
+        )
+
+
+class _Bench:
+    """A campaign's plans with their predictions, and what of them ran."""
+
+    def __init__(self, model: PerformanceModel, campaign: Campaign, samples: NDArray[np.int64], folder: Path) -> None:
+        self.folder, self._model, self._campaign, self._samples = folder, model, campaign, samples
+        self._profile, self._topology = model.profile, model.topology
+        self._marginal = PerformanceModel(
+            model.profile, model.topology, estimator="marginal", codec_tolerance=campaign.codec_tolerance
+        )
+        chosen = mixed_plans(model, campaign.plans, seed=campaign.seed, front=campaign.front, space=campaign.space)
+        self.picks: dict[str, Pick] = {f"{number:04d}": pick for number, pick in enumerate(chosen, start=1)}
+        source = self._profile.devices[self._topology.tiers[self._topology.source].device]
+        profiled = float(source.environment.get("gap_s", _GAP_S))
+        self._gap_s = profiled if campaign.gap_s is None else campaign.gap_s
+        self._before = {name: model.estimate(pick.plan) for name, pick in self.picks.items()}
+        self._scored: SampleExits | None = None
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def open(self, dataset: Dataset) -> None:
+        """Go on with what the folder holds, or begin: predictions are on disk before anything runs."""
+        predictions = [self._prediction(name) for name in self.picks]
+        self._journal = Journal(self.folder / "campaign.begun", self._identity(dataset, predictions), "campaign")
+        self._journal.open()
+        path = self.folder / "predictions.json"
+        if not path.exists():
+            write_json({"predicted": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "plans": predictions}, path)
+
+    def forget(self) -> None:
+        """Remove what an earlier campaign left, and nothing else."""
+        names = ("campaign.begun", "predictions.json", "scores.zip", "summary.json", "report.html")
+        for path in (*(self.folder / name for name in names), *self.folder.glob("traces/[0-9]*.zip")):
+            path.unlink(missing_ok=True)
+
+    def _trace(self, name: str) -> Path:
+        return self.folder / "traces" / f"{name}.zip"
+
+    def _identity(self, dataset: Dataset, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What a campaign that was begun must have been begun with, to go on."""
+        places = self._topology
+        samples = b"".join(dataset.encoded[i] for i in self._samples)
+        return {
+            "network": self._profile.backbone.name,
+            "weights": self._profile.backbone.weights_sha256,
+            **{f"tier {number}": to_plain(tier) for number, tier in enumerate(places.tiers)},
+            **{f"link {number}": to_plain(link) for number, link in enumerate(places.links)},
+            "ends": [places.source, places.destination, places.ingest],
+            **_plain(self._campaign),
+            "gap_s": self._gap_s,
+            "number of samples": len(self._samples),
+            "digest of the samples": hashlib.sha256(samples).hexdigest()[:16],
+            "digest of the plans and their predictions": hashlib.sha256(json.dumps(predictions).encode()).hexdigest()[
+                :16
+            ],
+        }
+
+    def _prediction(self, name: str) -> dict[str, Any]:
+        pick = self.picks[name]
+        return {
+            "name": name,
+            "origin": pick.origin,
+            "factors": dict(pick.factors),
+            "plan": pick.plan.to_dict(),
+            self._model.estimator: _stated(self._before[name]),
+            "marginal": _stated(self._marginal.estimate(pick.plan)),
+        }
+
+    # -- running -----------------------------------------------------------------------------------
+
+    def score_samples(self, dataset: Dataset, network: str | Path, tell: Tell, allow_code: Collection[str]) -> None:
+        """Have every branch's scores of the samples to run: they explain errors, and predict nothing."""
+        from portend.models.evaluators import load_evaluator
+        from portend.profiling.exits import profile_exits
+
+        path = self.folder / "scores.zip"
+        if path.exists():
+            exits = load_profile(path).exits
+            assert isinstance(exits, SampleExits)
+        else:
+            evaluator = load_evaluator(network, allow_code=allow_code)
+            exits = profile_exits(evaluator, dataset, self._samples, on_progress=lambda *at: tell("scores", *at))
+            save(replace(self._profile, exits=exits), path)
+        self._scored = exits.by(self._profile.exits.criterion)
+
+    def measure(
+        self, dataset: Dataset, network: str | Path, deadline_s: float, tell: Tell, allow_code: Collection[str]
+    ) -> None:
+        """Run the plans that have not run yet, until the clock shows ``deadline_s``."""
+        expected = {name: self._expected_s(name) for name in self.picks}
+        left = [name for name in self.picks if not self._journal.recall(name)]
+        total = math.fsum(expected.values())
+        done = total - math.fsum(expected[name] for name in left)
+        if not left:
+            return
+        finished = len(self.picks) - len(left)
+        tell("run, s", round(done), max(1, round(total)))
+        with self._deployed(network, dataset, allow_code) as deployment:
+            deployment.load_samples([dataset.encoded[i] for i in self._samples], dataset.labels[self._samples])
+            for name in left:
+                if finished and time.monotonic() + expected[name] > deadline_s:
+                    break  # something has run, and can be looked at
+
+                def told(answered: int, samples: int, at: float = done, length: float = expected[name]) -> None:
+                    tell("run, s", round(at + length * answered / samples), max(1, round(total)))
+
+                self._run(name, deployment, told)
+                done, finished = done + expected[name], finished + 1
+                tell("run, s", round(done), max(1, round(total)))
+
+    def _run(self, name: str, deployment: Deployment, told: Callable[[int, int], None]) -> None:
+        plan, campaign = self.picks[name].plan, self._campaign
+        turns = run_in_turns(
+            deployment, {plan: len(self._samples)}, self._profile.num_blocks, turns=campaign.turns,
+            repeats=campaign.repeats, gap_s=self._gap_s, seed=campaign.seed, on_progress=told,
+        )  # fmt: skip
+        path = self._trace(name)
+        save(turns.measurements[plan], path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # the journal says that it is there
+        self._journal.add(name, _flat(turns, plan))
+
+    def _deployed(
+        self, network: str | Path, dataset: Dataset, allow_code: Collection[str]
+    ) -> AbstractContextManager[Deployment]:
+        """The testbed: the one place that says how agents and links are started."""
+        return Deployment(
+            self._topology,
+            network,
+            dataset.decoder,
+            executions=[self._profile.devices[tier.device].execution for tier in self._topology.tiers],
+            criterion=self._profile.exits.criterion,
+            allow_code=allow_code,
+            ranges=dict(enumerate(self._profile.ranges)),
+        )
+
+    def _expected_s(self, name: str) -> float:
+        """Seconds that a plan will take, with the timing in between, about."""
+        campaign, topology = self._campaign, self._topology
+        shares = min(campaign.turns, len(self._samples))
+        samples = len(self._samples) + 2 + shares  # with those that warm up
+        bursts = 0.0
+        for tier, pairs in enumerate(timed_pairs([self.picks[name].plan], len(topology.tiers))):
+            busy = self._profile.devices[topology.tiers[tier].device].compute_s
+            runs = burst_runs(topology.tiers[tier])
+            bursts += sum(self._gap_s + runs * float(busy[start, end]) for start, end in pairs)
+        each = self._gap_s + self._before[name].mean_s
+        return samples * each + (campaign.turns + 1) * campaign.repeats * bursts + shares * _PER_RUN_S
+
+    # -- afterwards --------------------------------------------------------------------------------
+
+    def cases(self) -> list[Case]:
+        """The plans that ran, in the campaign's order."""
+        return [self._case(name) for name in self.picks if self._journal.recall(name)]
+
+    def _case(self, name: str) -> Case:
+        pick, measured = self.picks[name], load_measurement(self._trace(name))
+        then, places = _turns(self._journal.recall(name), pick.plan, measured, self._profile.num_blocks).then(
+            self._profile
+        )
+
+        def estimated(profile: Profile, estimator: Any = None) -> Estimate:
+            model = PerformanceModel(profile, places, estimator=estimator, codec_tolerance=math.inf)
+            return model.estimate(pick.plan)
+
+        return Case(
+            comparison=Comparison(name=name, estimate=estimated(then), measurement=measured),
+            before=self._before[name],
+            marginal=estimated(then, "marginal"),
+            replayed=None if self._scored is None else estimated(replace(then, exits=self._scored)),
+            origin=pick.origin,
+            factors=pick.factors,
+        )
+
+
+def _stated(estimate: Estimate) -> dict[str, Any]:
+    """An estimate as JSON values of nine digits: what is written down before the plan runs."""
+
+    def digits(values: Any) -> Any:
+        return [float(f"{value:.9g}") for value in np.atleast_1d(values).tolist()]
+
+    return {
+        "mean_ms": digits(1e3 * estimate.mean_s)[0],
+        "parts_ms": {part: digits(1e3 * seconds)[0] for part, seconds in estimate.parts_s.items()},
+        "per_exit_ms": digits(1e3 * estimate.latency_s),
+        "accuracy": digits(estimate.accuracy)[0],
+        "exit_rates": digits(estimate.share),
+    }
+
+
+def _plain(campaign: Campaign) -> dict[str, Any]:
+    """The campaign as JSON values, with its hints by name."""
+    values = asdict(campaign)
+    space = values.pop("space")
+    return values | {f"hint {name}": value for name, value in json.loads(json.dumps(space)).items()}
+
+
+def _flat(turns: Turns, plan: Plan) -> list[float]:
+    """The times between the turns as numbers for the journal: bursts, then each tier's runs in a burst and seconds."""
+    numbers = [float(len(turns.bursts_s[0]))]
+    for table, pairs in zip(turns.bursts_s, timed_pairs([plan], len(turns.bursts_s)), strict=True):
+        numbers.append(float(table.shape[1]))
+        for start, end in pairs:
+            numbers += table[:, :, start, end].ravel().tolist()
+    return numbers
+
+
+def _turns(numbers: Sequence[float], plan: Plan, measured: Measurement, num_blocks: int) -> Turns:
+    """Undo ``_flat``."""
+    repeats, at, size = int(numbers[0]), 1, num_blocks + 1
+    tables = []
+    for pairs in timed_pairs([plan], len(measured.topology.tiers)):
+        runs, at = int(numbers[at]), at + 1
+        table = np.full((repeats, runs, size, size), np.nan)
+        for start, end in pairs:
+            table[:, :, start, end] = np.reshape(numbers[at : at + repeats * runs], (repeats, runs))
+            at += repeats * runs
+        tables.append(table)
+    return Turns(topology=measured.topology, measurements={plan: measured}, bursts_s=tuple(tables))
