@@ -1325,15 +1325,14 @@ def validate(
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on with the plans that are left, in {out}", err=True)
         sys.exit(130)
-    summary = found.to_dict()
-    if summary["disturbed"]:
-        click.echo(f"warning: the machine was disturbed while {len(summary['disturbed'])} of the plans ran", err=True)
+    if found.disturbed:
+        click.echo(f"warning: the machine was disturbed while {len(found.disturbed)} of the plans ran", err=True)
     if len(found.cases) < found.planned:
         click.echo(
             f"note: {len(found.cases)} of {found.planned} plans ran; the same command goes on with the others", err=True
         )
     if as_json:
-        click.echo(json.dumps(summary))
+        click.echo(json.dumps(json.loads((Path(out) / "summary.json").read_text(encoding="utf-8"))))
         return
     from rich.console import Console
 

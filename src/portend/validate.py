@@ -270,15 +270,20 @@ class _Bench:
         left = [name for name in self.picks if not self._journal.recall(name)]
         total = math.fsum(expected.values())
         done = total - math.fsum(expected[name] for name in left)
-        if not left:
-            return
         finished = len(self.picks) - len(left)
+
+        def too_late(name: str) -> bool:
+            """Whether a plan would end after the deadline; one runs in any case, so that there is something to see."""
+            return finished > 0 and time.monotonic() + expected[name] > deadline_s
+
+        if not left or too_late(left[0]):
+            return
         tell("run, s", round(done), max(1, round(total)))
         with self._deployed(network, dataset, allow_code) as deployment:
             deployment.load_samples([dataset.encoded[i] for i in self._samples], dataset.labels[self._samples])
             for name in left:
-                if finished and time.monotonic() + expected[name] > deadline_s:
-                    break  # something has run, and can be looked at
+                if too_late(name):
+                    break
 
                 def told(answered: int, samples: int, at: float = done, length: float = expected[name]) -> None:
                     tell("run, s", round(at + length * answered / samples), max(1, round(total)))

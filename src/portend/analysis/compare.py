@@ -20,7 +20,7 @@ from portend.measurement import Measurement
 from portend.perfmodel.estimate import PARTS, Estimate
 from portend.plan import Plan
 
-__all__ = ["TERMS", "Comparison", "Fit", "Intervals", "Term", "agreement", "compare", "exit_drifts", "fit"]
+__all__ = ["TERMS", "Comparison", "Fit", "Intervals", "Term", "agreement", "compare", "exit_drifts", "fit", "inside"]
 
 Floats = NDArray[np.float64]
 
@@ -132,11 +132,11 @@ class Comparison:
 
     def accuracy_inside(self) -> bool:
         """Whether the measured accuracy lies within its interval."""
-        return bool(_inside(self.measurement.accuracy, self.intervals().accuracy))
+        return bool(inside(self.measurement.accuracy, self.intervals().accuracy))
 
     def exit_rates_inside(self) -> NDArray[np.bool_]:
         """Whether each measured exit rate lies within its interval, [L]."""
-        return _inside(self.measurement.exit_rates(), self.intervals().exit_rates)
+        return inside(self.measurement.exit_rates(), self.intervals().exit_rates)
 
     def exit_drift(self, level: float = 0.99) -> ExitDrift:
         """Return whether the run's exits drifted from the profile's; ``level``: that none is found where none is."""
@@ -200,13 +200,13 @@ class Comparison:
                 "predicted": self.estimate.accuracy,
                 "measured": self.measurement.accuracy,
                 "interval": intervals.accuracy.tolist(),
-                "inside": bool(_inside(self.measurement.accuracy, intervals.accuracy)),
+                "inside": bool(inside(self.measurement.accuracy, intervals.accuracy)),
             },
             "exit_rates": {
                 "predicted": self.estimate.share.tolist(),
                 "measured": measured_rates.tolist(),
                 "interval": intervals.exit_rates.T.tolist(),
-                "inside": _inside(measured_rates, intervals.exit_rates).tolist(),
+                "inside": inside(measured_rates, intervals.exit_rates).tolist(),
             },
             "exit_drift": self.exit_drift().to_dict(),
         }
@@ -309,7 +309,8 @@ def fit(measured: ArrayLike, predicted: ArrayLike) -> Fit:
     )
 
 
-def _inside(value: ArrayLike, interval: Floats) -> NDArray[np.bool_]:
+def inside(value: ArrayLike, interval: Floats) -> NDArray[np.bool_]:
+    """Whether values [...] lie within interval [2, ...], its ends included, up to rounding."""
     at = np.asarray(value)
     return np.asarray((interval[0] - _ROUNDING <= at) & (at <= interval[1] + _ROUNDING))
 

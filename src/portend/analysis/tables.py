@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["comparison_table", "format_error", "format_ms", "format_rates", "format_share", "terms_table"]
+__all__ = ["comparison_table", "format_error", "format_ms", "format_rates", "format_share", "signed", "terms_table"]
 
 
 def format_ms(seconds: float) -> str:
@@ -28,6 +28,11 @@ def format_share(share: float) -> str:
 def format_error(error: float) -> str:
     """Return a relative error as signed percent, such as ``−1.8 %``."""
     return f"{100 * error:+.1f} %".replace("-", "−")
+
+
+def signed(value: float, digits: int) -> str:
+    """Return a number with its sign, such as ``−0.012``; ``+0.00`` where nothing is left of it."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def format_rates(rates: Sequence[float]) -> str:

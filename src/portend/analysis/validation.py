@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.analysis.compare import TERMS, Comparison, Fit, fit
+from portend.analysis.compare import TERMS, Comparison, Fit, fit, inside
+from portend.analysis.tables import signed
 from portend.errors import law
 from portend.perfmodel.estimate import Estimate
 from portend.planner.mix import FACTORS
@@ -226,7 +228,7 @@ def regret(cases: Sequence[Case], bounds: Sequence[float]) -> tuple[Regret, ...]
     return tuple(found)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Validation:
     """A campaign's plans that ran, and everything that follows from them.
 
@@ -256,6 +258,11 @@ class Validation:
     def latency_at_measured_exits(self) -> Fit:
         """Agreement of mean latencies in s, had the exit rates been predicted exactly."""
         return fit(self._measured_s, [case.comparison.reweighted_mean_s for case in self.cases])
+
+    @property
+    def disturbed(self) -> list[str]:
+        """Names of the plans that something else on the machine disturbed."""
+        return [case.name for case in self.cases if case.comparison.disturbed]
 
     @property
     def undisturbed(self) -> Fit:
@@ -313,6 +320,16 @@ class Validation:
         predicted = [found.share[some] for _, found, some in pairs if found is not None]
         return np.concatenate(measured), np.concatenate(predicted)
 
+    @cached_property
+    def inside(self) -> dict[str, int]:
+        """How many exit rates (of branches that the plan leaves open) and accuracies lie within their intervals."""
+        found = {"exit_rate": 0, "accuracy": 0}
+        for c in self.comparisons:
+            intervals = c.intervals()
+            found["exit_rate"] += int(inside(c.measurement.exit_rates(), intervals.exit_rates)[c.undecided()].sum())
+            found["accuracy"] += bool(inside(c.measurement.accuracy, intervals.accuracy))
+        return found
+
     # -- what explains it ----------------------------------------------------------------------
 
     def latency_attribution(self) -> dict[str, Attribution]:
@@ -357,9 +374,12 @@ class Validation:
         by_slope = target.figure == "beta"
         name = max(parts, key=lambda key: abs((parts[key].slope if by_slope else parts[key].share) or 0.0))
         part, scale, unit = parts[name], *((1e3, "ms") if timed else (100, "points"))
-        size = f"{scale * part.bias:+.2f} {unit} on average, RMS {scale * part.rms:.2f} {unit}"
+        size = f"{signed(scale * part.bias, 2)} {unit} on average, RMS {scale * part.rms:.2f} {unit}"
+        if not timed:
+            count = len(self.cases) if target.quantity == "accuracy" else self.exit_rate().n
+            size += f"; {self.inside[target.quantity]} of {count} lie within their 95 % intervals"
         if by_slope and part.slope is not None:
-            return f"{name}: {part.slope:+.4f} of the slope's {value - 1:+.4f}; {size}"
+            return f"{name}: {signed(part.slope, 4)} of the slope's {signed(value - 1, 4)}; {size}"
         return f"{name}: {100 * (part.share or 0.0):.0f} % of the squared error; {size}"
 
     def worst(self, count: int = 8) -> list[Case]:
@@ -398,14 +418,13 @@ class Validation:
         """Return everything as JSON values, latencies in ms."""
         predicted, measured = self.fronts()
         names = {case.name for case in measured}
-        inside = [c.exit_rates_inside()[c.undecided()] for c in self.comparisons]
         return {
             "plans": len(self.cases),
             "planned": self.planned,
             "samples": sorted({len(c.measurement) for c in self.comparisons}),
             "latency": _ms(self.latency()),
-            "exit_rate": asdict(self.exit_rate()) | {"inside": int(np.concatenate(inside).sum())},
-            "accuracy": asdict(self.accuracy()) | {"inside": sum(c.accuracy_inside() for c in self.comparisons)},
+            "exit_rate": asdict(self.exit_rate()) | {"inside": self.inside["exit_rate"]},
+            "accuracy": asdict(self.accuracy()) | {"inside": self.inside["accuracy"]},
             "terms": {name: _ms(found) for name, found in self.terms().items()},
             "exit_rate_all_branches": asdict(self.exit_rate(all_=True)),
             "latency_before": _ms(self.latency(lambda case: case.before)),
@@ -429,7 +448,7 @@ class Validation:
                 for verdict in self.verdicts()
             ],
             "speed_drift": self.speed_drift,
-            "disturbed": [case.name for case in self.cases if case.comparison.disturbed],
+            "disturbed": self.disturbed,
             "worst": [_worst(case) for case in self.worst()],
             "regret": [_regret(found) for found in self.regrets()],
             "front": {

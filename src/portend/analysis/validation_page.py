@@ -13,7 +13,7 @@ import numpy as np
 
 from portend.analysis import plots, report
 from portend.analysis.compare import TERMS, Fit
-from portend.analysis.tables import format_error, format_ms, format_share
+from portend.analysis.tables import format_error, format_ms, format_share, signed
 from portend.analysis.validation import PAPER, Attribution, Case, Validation, Verdict
 from portend.profile import Profile
 from portend.storage import write_text
@@ -40,7 +40,7 @@ _TITLES: Final = {"exit_rate": "Exit rate", "latency": "Mean latency", "accuracy
 _FIGURES: Final = {"beta": "β", "r2": "R²", "mape": "MAPE"}
 _SHOWN_CDFS: Final = 6
 _STYLE: Final = """
-td.words, th.words { text-align: left; white-space: normal; }
+td.words, .verdicts th:last-child { text-align: left; white-space: normal; }
 h3 { margin: 18px 0 4px; }
 """
 
@@ -77,7 +77,7 @@ def worst_table(found: Validation, tier_names: Sequence[str]) -> Table:
             f"{case.name}  {case.comparison.plan.describe(tier_names)}".replace("[", r"\["),
             f"{format_ms(case.comparison.estimate.mean_s)} / {format_ms(case.measured_s)}",
             format_error(case.comparison.error),
-            f"{name}, {1e3 * size:+.2f} ms".replace("-", "−"),
+            f"{name}, {signed(1e3 * size, 2)} ms",
         )
     return table
 
@@ -239,7 +239,7 @@ def write_page(path: str | Path, found: Validation, profile: Profile, topology: 
 def render_page(found: Validation, profile: Profile, topology: Topology) -> str:
     """Return the validation as HTML text."""
     names = [tier.name for tier in topology.tiers]
-    title = f"Validation: {profile.backbone.name} on {topology.name}"
+    title = f"Validation: {profile.backbone.name} on the topology {topology.name}"
     sections = [
         _headline(found, title),
         report.html_section("Targets", _targets(found), _targets_note(found)),
@@ -297,13 +297,17 @@ def _headline(found: Validation, title: str) -> str:
     latency, exits, accuracy = found.latency(), found.exit_rate(), found.accuracy()
     runs = sum(len(case.comparison.measurement) for case in found.cases)
     of = "" if len(found.cases) == found.planned else f" of {found.planned} (the campaign is not finished)"
-    disturbed, quiet = sum(bool(case.comparison.disturbed) for case in found.cases), found.undisturbed
-    warning = (
-        f"<p class='bad'>While {disturbed} of the plans ran, the machine was disturbed; the mean latency of the others "
-        f"has β {_number(quiet.beta)}, R² {_number(quiet.r2)}, MAPE {_percent(quiet.mape)} (n = {quiet.n}).</p>"
-        if disturbed
-        else ""
-    )
+    disturbed, quiet = len(found.disturbed), found.undisturbed
+    warning = ""
+    if disturbed:
+        others = (
+            f"; the mean latency of the others has β {_number(quiet.beta)}, R² {_number(quiet.r2)}, "
+            f"MAPE {_percent(quiet.mape)} (n = {quiet.n})"
+            if quiet.n
+            else ""
+        )
+        which = f"{disturbed} of the plans" if quiet.n else "every plan"
+        warning = f"<p class='bad'>The machine was disturbed while {which} ran{others}.</p>"
     cards = "".join(
         report.html_card(f"{name} β", _number(one.beta), f"R² {_number(one.r2)} · {size} · n = {one.n}")
         for name, one, size in (
@@ -326,7 +330,8 @@ def _targets(found: Validation) -> str:
         mark = "<span class='good'>✓</span>" if verdict.met else "<span class='bad'>✗</span>"
         cells = f"{report.html_cells([f'<b>{value}</b>', target, mark])}<td class='words'>{escape(why)}</td>"
         rows.append(f"<tbody><tr><th scope='row'>{escape(name[0].upper() + name[1:])}</th>{cells}</tr></tbody>")
-    return report.html_table(["", "Found", "Target", "", "Where missed: mostly because of"], rows)
+    table = report.html_table(["", "Found", "Target", "", "Where missed: mostly because of"], rows)
+    return f"<div class='verdicts'>{table}</div>"
 
 
 def _targets_note(found: Validation) -> str:
@@ -395,7 +400,7 @@ def _attribution(title: str, parts: Mapping[str, Attribution], scale: float, uni
         shown = f"<mark>{name}</mark>" if name == largest else name
         share = "–" if part.share is None else f"{100 * part.share:.1f} %".replace("-", "−")
         cells = [
-            "–" if part.slope is None else _signed(part.slope, 4), share, _signed(scale * part.bias, 3),
+            "–" if part.slope is None else signed(part.slope, 4), share, signed(scale * part.bias, 3),
             f"{scale * part.rms:.3f}",
         ]  # fmt: skip
         rows.append(f"<tbody><tr><th scope='row'>{shown}</th>{report.html_cells(cells)}</tr></tbody>")
@@ -410,7 +415,7 @@ def _worst(found: Validation, tier_names: Sequence[str]) -> str:
         cells = [format_ms(case.comparison.estimate.mean_s), f"<b>{format_ms(case.measured_s)}</b>"]
         cells += [format_error(case.comparison.error)]
         cells += [
-            f"<mark>{_signed(1e3 * seconds, 2)}</mark>" if name == largest else _signed(1e3 * seconds, 2)
+            f"<mark>{signed(1e3 * seconds, 2)}</mark>" if name == largest else signed(1e3 * seconds, 2)
             for name, seconds in parts.items()
         ]
         disturbed = "<br><small class='bad'>disturbed</small>" if case.comparison.disturbed else ""
@@ -510,7 +515,3 @@ def _points(share: float | None) -> str:
 
 def _ms(seconds: float | None) -> str:
     return "–" if seconds is None else f"{1e3 * seconds:.3f}".replace("-", "−")
-
-
-def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")

@@ -153,12 +153,13 @@ class _Draw:
             if plan is None or plan in known:
                 continue
             has = factors(plan, self._space.blocks)
-            got = sum(has[name] == levels[name] for name in ("exits per tier", "thresholds", "end"))
+            got = sum(has[name] == levels[name] for name in ("exits per tier", "end"))
+            got += 2 * (has["thresholds"] == levels["thresholds"])
             got += 2 * (f"{has['tiers']} {has['order']}" == levels["places"])
             got += 2 * (levels["codecs"] == _CHEAPEST or levels["codecs"] in has["codecs"].split(", "))
             if got > most:
                 best, most = plan, got
-            if most == 7:
+            if most == 8:
                 break
         return best
 
@@ -169,6 +170,8 @@ class _Draw:
         if order == "increasing":
             tiers.sort()
         most = int(levels["exits per tier"])
+        if levels["thresholds"] == "several" and most * len(tiers) < 3:  # it takes two early exits
+            most = self._hints.exits_per_tier
         fullest = self._rng.integers(len(tiers))
         held = [most if i == fullest else int(self._rng.integers(1, most + 1)) for i in range(len(tiers))]
         placement = tuple(int(tier) for tier, number in zip(tiers, held, strict=True) for _ in range(number))
@@ -188,8 +191,9 @@ class _Draw:
     def _thresholds(self, kind: str, cuts: tuple[int, ...]) -> tuple[float, ...]:
         if kind == "none" or not self._theta:
             return (0.0,) * (len(cuts) - 1)
-        one = float(self._rng.choice(self._theta))
-        each = self._rng.choice([0.0, *self._theta], len(cuts) - 1).tolist() if kind == "several" else [one] * len(cuts)
+        values = self._theta if kind == "one" else [0.0, *self._theta]
+        each = self._rng.choice(values, len(cuts), replace=kind == "one" or len(cuts) > len(values)).tolist()
+        each = each[:1] * len(cuts) if kind == "one" else each
         used = self._space.used[-1]
         return tuple(float(theta) if used[cut] else 0.0 for theta, cut in zip(each, cuts[:-1], strict=False))
 
