@@ -157,7 +157,7 @@ def test_a_plan_that_is_none(tmp_path: Path, text: str, message: str) -> None:
 
 def test_help_names_every_command() -> None:
     done = portend("--help")
-    for command in ("demo", "train", "calibrate", "profile", "plan", "refine", "run", "compare", "report"):
+    for command in ("demo", "train", "calibrate", "profile", "plan", "refine", "run", "compare", "validate", "report"):
         assert f"portend {command}" in done.stdout
         assert portend(command, "--help").returncode == 0
 

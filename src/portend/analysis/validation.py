@@ -373,7 +373,7 @@ class Validation:
             return ""
         by_slope = target.figure == "beta"
         name = max(parts, key=lambda key: abs((parts[key].slope if by_slope else parts[key].share) or 0.0))
-        part, scale, unit = parts[name], *((1e3, "ms") if timed else (100, "points"))
+        part, scale, unit = parts[name], 1e3 if timed else 100.0, "ms" if timed else "points"
         size = f"{signed(scale * part.bias, 2)} {unit} on average, RMS {scale * part.rms:.2f} {unit}"
         if not timed:
             count = len(self.cases) if target.quantity == "accuracy" else self.exit_rate().n
