@@ -443,7 +443,6 @@ def test_a_network_with_other_weights_is_refused(folder: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_a_budget_lets_one_plan_run_and_restart_begins_anew(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = portend(*words(folder, out, "--budget", "0 s"))

@@ -162,7 +162,8 @@ def validate(
     bench.measure(dataset, network, time.monotonic() + budget_s, tell, allow_code)
     tell("compare", 0, 1)
     found = Validation(cases=tuple(bench.cases()), planned=len(bench.picks), full_accuracy=profile.full_accuracy)
-    write_json(found.to_dict() | {"campaign": _plain(campaign)}, bench.folder / "summary.json")
+    about = {"network": profile.backbone.name, "topology": topology.name, "campaign": _plain(campaign)}
+    write_json(found.to_dict() | about, bench.folder / "summary.json")
     write_page(bench.folder / "report.html", found, profile, topology)
     tell("compare", 1, 1)
     return found

@@ -41,7 +41,9 @@ _FIGURES: Final = {"beta": "β", "r2": "R²", "mape": "MAPE"}
 _SHOWN_CDFS: Final = 6
 _STYLE: Final = """
 td.words, .verdicts th:last-child { text-align: left; white-space: normal; }
+td:first-of-type { color: inherit; }
 h3 { margin: 18px 0 4px; }
+.scroll + .note { margin-top: 14px; }
 """
 
 
@@ -398,7 +400,7 @@ def _attribution(title: str, parts: Mapping[str, Attribution], scale: float, uni
     rows = []
     for name, part in parts.items():
         shown = f"<mark>{name}</mark>" if name == largest else name
-        share = "–" if part.share is None else f"{100 * part.share:.1f} %".replace("-", "−")
+        share = "–" if part.share is None else f"{signed(100 * part.share, 1)} %"
         cells = [
             "–" if part.slope is None else signed(part.slope, 4), share, signed(scale * part.bias, 3),
             f"{scale * part.rms:.3f}",
