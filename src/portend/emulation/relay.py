@@ -41,9 +41,7 @@ import selectors
 import signal
 import socket
 import struct
-import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -52,9 +50,10 @@ from heapq import heappop, heappush
 from itertools import count
 from time import monotonic
 from types import TracebackType
-from typing import IO, Any, Final, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
-from portend.errors import ConfigError, DeploymentError, InvalidValue, PortendError
+from portend.emulation.child import Child
+from portend.errors import ConfigError, InvalidValue, PortendError
 from portend.topology import Link, Topology
 
 __all__ = ["Delivery", "Flow", "Mark", "Network", "Relay", "Route", "main"]
@@ -67,7 +66,6 @@ _READ_BYTES: Final = 1 << 18
 _MOST_HELD_BYTES: Final = 1 << 26  # of one direction of a connection; then its sender has to wait
 _CONNECT_TIMEOUT_S: Final = 5.0
 _MOST_SPIN_S: Final = 100e-6
-_STOP_TIMEOUT_S: Final = 2.0
 
 
 # --- the network: no sockets, no clock -------------------------------------------------------------
@@ -680,7 +678,7 @@ def main() -> int:
 # --- the launcher ----------------------------------------------------------------------------------
 
 
-class Relay:
+class Relay(Child):
     """A running relay for a topology's links, as a context manager.
 
     Example::
@@ -692,11 +690,9 @@ class Relay:
     """
 
     def __init__(self, topology: Topology, routes: Sequence[Route], *, start_timeout_s: float = 10.0) -> None:
+        super().__init__("relay", "portend.emulation.relay", start_timeout_s=start_timeout_s)
         self._links = topology.links
         self._routes = tuple(routes)
-        self._start_timeout_s = start_timeout_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._stderr: IO[bytes] | None = None
         self._ports: tuple[int, ...] = ()
 
     @property
@@ -704,55 +700,13 @@ class Relay:
         """The ports on 127.0.0.1, one per route in their order; empty when it is not running."""
         return self._ports
 
-    @property
-    def pid(self) -> int | None:
-        """The relay's process id; None when it is not running."""
-        return None if self._process is None else self._process.pid
-
-    def check(self) -> None:
-        """Raise DeploymentError unless the relay runs."""
-        if self._process is None:
-            raise DeploymentError("the relay was not started; use it in a 'with' statement")
-        status = self._process.poll()
-        if status is not None:
-            raise DeploymentError(f"the relay ended with status {status}: {self._last_line()}")
-
     def __enter__(self) -> Self:
         """Start the process; DeploymentError with its last words if it cannot do what it is told."""
-        if self._process is not None:
-            raise DeploymentError("the relay runs already; make another one")
         config = {
             "links": [asdict(link) for link in self._links],
             "routes": [{"from": route.start, "to": route.end, "target": route.target} for route in self._routes],
         }
-        self._stderr = tempfile.TemporaryFile()
-        self._process = process = subprocess.Popen(
-            [sys.executable, "-m", "portend.emulation.relay"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            start_new_session=True,  # Ctrl-C is for the parent, which then stops its relay
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        too_long = threading.Timer(self._start_timeout_s, process.kill)
-        too_long.start()
-        try:
-            with contextlib.suppress(BrokenPipeError):  # its stderr says why
-                process.stdin.write(json.dumps(config).encode() + b"\n")
-                process.stdin.flush()
-            line = process.stdout.readline()
-            if not line:
-                status = process.wait()
-                raise DeploymentError(
-                    f"the relay did not start within {self._start_timeout_s:g} s (status {status}): {self._last_line()}"
-                )
-            self._ports = tuple(json.loads(line)["listen"])
-        except BaseException:
-            self._stop()
-            raise
-        finally:
-            too_long.cancel()
+        self._ports = tuple(self._start(config)["listen"])
         return self
 
     def __exit__(
@@ -763,28 +717,8 @@ class Relay:
             if kind is None:
                 self.check()
         finally:
+            self._ports = ()
             self._stop()
-
-    def _last_line(self) -> str:
-        assert self._stderr is not None
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
-
-    def _stop(self) -> None:
-        process, self._process, self._ports = self._process, None, ()
-        if process is None or process.stdin is None or process.stdout is None or self._stderr is None:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        for more in (process.terminate, process.kill, None):  # a fork of this process may hold its stdin open
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_TIMEOUT_S)
-                break
-            if more is not None:
-                more()
-        process.stdout.close()
-        self._stderr.close()
 
 
 if __name__ == "__main__":
