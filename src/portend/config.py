@@ -152,6 +152,12 @@ def _tier(section: Section) -> Tier:
         values["power_w"] = section.quantity("power", "power")
     if section.has("price"):
         values["price_usd_per_hour"] = section.quantity("price", "price")
+    if section.has("cores"):
+        values["cores"] = tuple(section.get("cores", list))
+        if not all(type(core) is int for core in values["cores"]):
+            raise ConfigError(f"{section.at('cores')}: a list of whole numbers is needed here")
+    if section.has("cpu_quota"):
+        values["cpu_quota"] = section.get("cpu_quota", float)
     section.done()
     return _made(section, lambda: Tier(**values))
 

@@ -32,6 +32,8 @@ class Tier:
         host: address of the machine that runs the tier's agent.
         memory_bytes: what the tier has for weights and activations; no plan that needs more is feasible.
         power_w, price_usd_per_hour: optional facts for metrics and constraints.
+        cores: numbers of the processor cores that the tier's process may use where it runs; empty: all.
+        cpu_quota: most of a core's time that it gets, 1.5 for one core and a half; not part of the model.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Tier:
     memory_bytes: float | None = None
     power_w: float | None = None
     price_usd_per_hour: float | None = None
+    cores: tuple[int, ...] = ()
+    cpu_quota: float | None = None
 
     def __post_init__(self) -> None:
         law(bool(self.name), "a tier needs a name, but got an empty one")
@@ -51,6 +55,14 @@ class Tier:
         law(
             self.memory_bytes is None or self.memory_bytes >= 0,
             f"a tier's memory is not negative, but tier {self.name!r} has {self.memory_bytes} B",
+        )
+        law(
+            all(core >= 0 for core in self.cores),
+            f"cores are numbered from 0, but tier {self.name!r} has {self.cores}",
+        )
+        law(
+            self.cpu_quota is None or (math.isfinite(self.cpu_quota) and self.cpu_quota > 0),
+            f"a tier's cpu_quota is a positive number of cores, but tier {self.name!r} has {self.cpu_quota}",
         )
 
 

@@ -53,7 +53,7 @@ class Child:
         """
         if self._process is not None:
             raise DeploymentError(f"the {self._name} runs already; make another one")
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (until it is stopped)
         self._process = process = subprocess.Popen(
             [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,

@@ -1,0 +1,173 @@
+"""What stands between tiers that are processes of one machine, behind one interface.
+
+======================  ==================================================================================
+``relay`` (default)     links in user space between sockets of the loopback interface; no root needed
+``namespaces``          a network namespace per tier, the kernel's own TCP/IP on links with rate and delay
+``none``                nothing: processes connect directly
+======================  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self
+
+from portend.emulation.relay import Relay, Route
+from portend.emulation.traces import BandwidthTrace
+from portend.errors import DeploymentError, InvalidValue
+from portend.topology import Topology
+
+__all__ = ["EMULATIONS", "Direct", "Emulation", "Relayed", "make_emulation"]
+
+EMULATIONS: Final = ("relay", "namespaces", "none")
+
+_NO_TRACES: Final[Mapping[int, BandwidthTrace]] = MappingProxyType({})
+
+
+class Emulation(ABC):
+    """A place for the processes of a topology's tiers, and the links between them; a context manager.
+
+    Start processes by ``start``, let them take messages on ``host``, then ask ``reach`` where each finds the others.
+    Processes must have ended before the ``with`` block is left.
+    """
+
+    label: str
+    """What measurements say of their links."""
+
+    isolated = False
+    """Whether tiers cannot reach this process's own network, so that control needs another way, such as ``ipc://``."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Processes that carry the links."""
+        return ()
+
+    def host(self, tier: int) -> str:
+        """Address on which a tier's process takes messages."""
+        return "127.0.0.1"
+
+    def start(self, tier: int, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process of a tier, on the tier's own cores; ``options`` are those of ``Popen``."""
+        if self.topology.tiers[tier].cpu_quota is not None:
+            raise DeploymentError(
+                f"tier {self.topology.tiers[tier].name!r} has a cpu_quota, which is kept in network namespaces only; "
+                "choose that emulation, or leave the quota out"
+            )
+        with self._on_cores(tier):
+            return subprocess.Popen(command, **options)
+
+    @abstractmethod
+    def reach(self, endpoints: Mapping[int, str]) -> dict[tuple[int, int], str]:
+        """Return at which host:port each tier (first) reaches each other, which takes messages at ``endpoints``."""
+
+    def rewind(self) -> None:
+        """Let bandwidths over time begin anew."""
+
+    def facts(self) -> dict[str, str]:
+        """What happened on the links since ``rewind``, as far as it is known."""
+        return {}
+
+    def check(self) -> None:
+        """Raise DeploymentError unless the links stand."""
+
+    @contextlib.contextmanager
+    def _on_cores(self, tier: int) -> Iterator[None]:
+        """Keep this thread, and so what it starts, on the cores of a tier."""
+        asked = set(self.topology.tiers[tier].cores)
+        if not asked:
+            yield
+            return
+        here = os.sched_getaffinity(0)
+        if not asked <= here:
+            raise DeploymentError(
+                f"tier {self.topology.tiers[tier].name!r} wants the cores {sorted(asked)}, but this process may use "
+                f"{sorted(here)}; change the tier's cores"
+            )
+        os.sched_setaffinity(0, asked)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, here)
+
+
+def _pairs(endpoints: Mapping[int, str]) -> list[tuple[int, int]]:
+    return [(a, b) for a in endpoints for b in endpoints if a != b]
+
+
+class Direct(Emulation):
+    """No links: processes connect to each other on the loopback interface."""
+
+    label = "direct"
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def reach(self, endpoints: Mapping[int, str]) -> dict[tuple[int, int], str]:
+        return {(a, b): endpoints[b] for a, b in _pairs(endpoints)}
+
+
+class Relayed(Emulation):
+    """Links in user space between sockets of the loopback interface (`portend.emulation.relay`)."""
+
+    label = "emulated by relay"
+
+    def __init__(self, topology: Topology) -> None:
+        super().__init__(topology)
+        self._relay: Relay | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._relay is not None:
+            self._relay.__exit__(kind, error, trace)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return () if self._relay is None or self._relay.pid is None else (self._relay.pid,)
+
+    def reach(self, endpoints: Mapping[int, str]) -> dict[tuple[int, int], str]:
+        pairs = _pairs(endpoints)
+        self._relay = Relay(self.topology, [Route(a, b, endpoints[b]) for a, b in pairs]).__enter__()
+        return {pair: f"127.0.0.1:{port}" for pair, port in zip(pairs, self._relay.ports, strict=True)}
+
+    def check(self) -> None:
+        if self._relay is not None:
+            self._relay.check()
+
+
+def make_emulation(
+    name: str, topology: Topology, traces: Mapping[int, BandwidthTrace] = _NO_TRACES
+) -> Emulation:
+    """Return an emulation by its name; ``traces`` by link, for namespaces only.
+
+    Raises:
+        InvalidValue: no emulation has this name, or it knows constant bandwidths only.
+        DeploymentError: this machine does not allow it; says why and what to do instead.
+    """
+    if name not in EMULATIONS:
+        raise InvalidValue(f"an emulation is one of {', '.join(EMULATIONS)}, but got {name!r}")
+    if name == "namespaces":
+        from portend.emulation.namespaces import Namespaces
+
+        return Namespaces(topology, traces=traces)
+    if traces:
+        raise InvalidValue(
+            f"bandwidth over time needs the emulation 'namespaces', but got {name!r} with traces for the links "
+            f"{sorted(traces)}"
+        )
+    return Relayed(topology) if name == "relay" and topology.links else Direct(topology)
