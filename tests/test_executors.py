@@ -429,7 +429,7 @@ def test_tiers_may_run_different_executors(
     checkpoint: Path, digits: Dataset, plan: Plan, answers: tuple[list[int], list[int]]
 ) -> None:
     with Deployment(
-        chain(2), checkpoint, digits.decoder, executions=(ONNX, Execution(threads=2)), emulate=False
+        chain(2), checkpoint, digits.decoder, executions=(ONNX, Execution(threads=2)), emulation="none"
     ) as running:
         running.load_samples(list(digits.encoded[:SAMPLES]), digits.labels[:SAMPLES])
         running.deploy(plan)

@@ -329,11 +329,11 @@ def test_agents_import_only_what_they_were_started_with(crafted: tuple[str, Path
     decoder = ImageDecoder(channels=1, size=8, mean=(0.5,), std=(0.5,))
     with (
         pytest.raises(DeploymentError, match="names code that would be imported"),
-        Deployment(two_tiers(), path, decoder, emulate=False),
+        Deployment(two_tiers(), path, decoder, emulation="none"),
     ):
         pass
     assert not witness.exists()
-    with Deployment(two_tiers(), path, decoder, emulate=False, allow_code=[code]):
+    with Deployment(two_tiers(), path, decoder, emulation="none", allow_code=[code]):
         assert witness.exists()
 
 

@@ -226,7 +226,7 @@ def test_a_hop_by_int8_needs_the_range_of_its_cut(
         deployment.deploy(plan)
     other = {3: replace(ranges[0], channels=np.zeros((2, 5)))}
     with (
-        Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, ranges=other, emulate=False) as running,
+        Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, ranges=other, emulation="none") as running,
         pytest.raises(DeploymentError, match="channels, but got ranges of 5"),
     ):
         running.deploy(replace(plan, codecs=(None, "int8-channel")))
@@ -236,7 +236,7 @@ def test_messages_are_profiled_at_every_cut(checkpoint: Path, digits: Dataset, r
     """Cut 0 and two sizes by real messages, the others on lines; compressed sizes are those of the samples' tensors."""
     backbone, names = load_checkpoint(checkpoint).eval(), ("float32", "encoded", "int8-channel+zstd")
     known = dict(enumerate(ranges))
-    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, emulate=False, ranges=known) as running:
+    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, emulation="none", ranges=known) as running:
         running.load_samples([digits.encoded[i] for i in range(5)], digits.labels[:5])
         spec = backbone.spec()
         journal = Journal(None, {})
@@ -353,7 +353,7 @@ def test_a_cut_beyond_the_network_is_the_agents_error(deployment: Deployment) ->
 def test_strangers_on_the_data_socket_do_no_harm(checkpoint: Path, digits: Dataset) -> None:
     import zmq
 
-    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, emulate=False) as running:
+    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, emulation="none") as running:
         running.load_samples(list(digits.encoded[:4]), digits.labels[:4])
         running.deploy(Plan(cuts=(4,), placement=(1,), codecs=("float32",)))
         context = zmq.Context()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from portend.emulation import EMULATIONS
 from portend.errors import ConfigError, DeploymentError, ExportError, InvalidValue, MismatchError, PortendError
 from portend.execution import EXECUTORS, PRECISIONS, Execution
 from portend.plan import CODECS, CRITERIA, codec_parts
@@ -21,6 +22,8 @@ from portend.units import parse
 
 if TYPE_CHECKING:
     from portend.config import Section
+    from portend.emulation.base import Emulation
+    from portend.emulation.traces import BandwidthTrace
     from portend.models.backbone import Backbone
     from portend.models.data import Dataset
     from portend.plan import Plan
@@ -129,6 +132,7 @@ def cli() -> None:
     portend plan      the proven best cuts, exits, thresholds and tiers
     portend refine    a plan and the network's weights for it, in turns
     portend run       a plan, across agents and emulated links
+    portend testbed   network namespaces with a topology's links, for a run or for programs of your own
     portend compare   predictions with measurements
     portend validate  the model itself, over a campaign of many plans
     portend drift     whether exits still do what the profile says
@@ -183,6 +187,30 @@ _criterion = click.option(
     type=click.Choice(list(CRITERIA)),
     help="What thresholds are compared with: normalized entropy, 1 - largest probability, 1 - its lead. "
     "Default: the profile's, entropy unless it was made otherwise.",
+)
+
+
+class _Trace(click.ParamType[Any]):
+    """LINK=FILE."""
+
+    name = "LINK=FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        link, equals, path = str(value).partition("=")
+        if not equals:
+            self.fail(f"{value!r} is not a link's number and a file, such as 0=trace.txt", param, ctx)
+        return link, path
+
+
+_traces = click.option(
+    "--trace",
+    "traces",
+    type=_Trace(),
+    multiple=True,
+    callback=lambda ctx, param, value: dict(value),
+    help="Bandwidth over time of a link, numbered from 0: lines of seconds and Mbit/s (docs/testbed.md).",
 )
 _topology = click.option(
     "--topology", required=True, type=click.Path(dir_okay=False), help="YAML file with tiers and links."
@@ -1097,13 +1125,22 @@ def _read_planned(path: str) -> tuple[Plan, dict[str, Any]]:
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="Control port; 0: any free one."
 )
+@click.option(
+    "--emulation",
+    type=click.Choice(EMULATIONS),
+    default="relay",
+    show_default=True,
+    help="Of the links: a relay, network namespaces with real TCP/IP (root; docs/testbed.md), or none.",
+)
+@_traces
 @_execution
 @_allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Measurement file to write (.zip).")
 @_json
 def run(
     plan: str, network: str, topology: str, data: str | None, seed: int | None, samples: int, window: int,
-    gap: float | None, port: int, allow_code: tuple[str, ...], out: str, as_json: bool, **asked: Any,
+    gap: float | None, port: int, emulation: str, traces: dict[str, str], allow_code: tuple[str, ...], out: str,
+    as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Run PLAN (JSON) over agents on this machine and emulated links; write the raw traces.
 
@@ -1137,6 +1174,7 @@ def run(
             "plan with this topology"
         )
     executions = _executions(plan, profiled, network, places, **asked)
+    links = _emulated(emulation, places, traces)
     dataset, trained = _dataset(network, data, seed, allow_code)
     test = draw(make_splits(dataset, seed=trained).test, samples, seed=trained)
     with (
@@ -1147,6 +1185,7 @@ def run(
             dataset.decoder,
             executions=executions,
             criterion=chosen.criterion,
+            emulation=links,
             port=port,
             allow_code=allow_code,
             ranges=_ranges(plan, profiled),
@@ -1180,6 +1219,143 @@ def run(
             f"accuracy {100 * measured.accuracy:.2f} %, "
             f"exit rates {', '.join(f'{100 * rate:.1f} %' for rate in measured.exit_rates())}\n{out}"
         )
+
+
+def _emulated(name: str, places: Topology, traces: dict[str, str]) -> Emulation:
+    """The emulation of this name; the relay, with a word on it, where namespaces were asked for but cannot be had."""
+    from portend.emulation.base import make_emulation
+    from portend.emulation.namespaces import unavailable
+
+    if name == "namespaces" and not traces and (reason := unavailable()):
+        click.echo(f"note: {reason}; the relay emulates the links instead", err=True)
+        name = "relay"
+    return make_emulation(name, places, _load_traces(traces, places))
+
+
+def _load_traces(traces: dict[str, str], places: Topology) -> dict[int, BandwidthTrace]:
+    from portend.emulation.traces import load_trace
+
+    for link in traces:
+        if not (link.isdecimal() and int(link) < len(places.links)):
+            raise ConfigError(
+                f"--trace {link}=...: the topology has {len(places.links)} links, numbered from 0 at the first tier on"
+            )
+    return {int(link): load_trace(path) for link, path in traces.items()}
+
+
+@cli.group()
+def testbed() -> None:
+    """Network namespaces, one per tier of a TOPOLOGY, with its links between them (docs/testbed.md).
+
+    Programs of your own run in them by `ip netns exec NAMESPACE COMMAND`; `portend run --emulation namespaces` makes
+    its own and does not need this.
+    """
+
+
+@testbed.command()
+@click.argument("topology", type=click.Path(dir_okay=False))
+@_traces
+@_json
+def up(topology: str, traces: dict[str, str], as_json: bool) -> None:
+    """Set up the namespaces of TOPOLOGY, verify every link, and keep them until Ctrl-C or `portend testbed down`."""
+    import signal
+    import time
+
+    from portend.config import load_topology
+    from portend.emulation.namespaces import Namespaces, unavailable
+
+    places = load_topology(topology)
+    if reason := unavailable():
+        raise DeploymentError(f"{reason}; without that, `portend run` emulates the links by its relay")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    standing = Namespaces(places, traces=_load_traces(traces, places), purpose="testbed")
+    try:
+        with standing:
+            if as_json:
+                click.echo(json.dumps(standing.record()))
+            else:
+                _show_testbed(standing.record())
+                click.echo("ready; Ctrl-C takes it down")
+            while True:
+                time.sleep(0.5)
+                standing.check()
+    except KeyboardInterrupt:
+        click.echo("the testbed is down", err=True)
+
+
+@testbed.command()
+@click.argument("topology", required=False, type=click.Path(dir_okay=False))
+@_json
+def down(topology: str | None, as_json: bool) -> None:
+    """Take down what `up` set up and what killed processes left, of all topologies or of TOPOLOGY only.
+
+    A run that goes on is left alone.
+    """
+    from portend.emulation.remains import take_down
+
+    gone, left = take_down(_of_topology(topology))
+    if as_json:
+        click.echo(json.dumps({"removed": [each.testbed for each in gone], "in use": [each.testbed for each in left]}))
+        return
+    for each in gone:
+        click.echo(f"{each.testbed}: removed {', '.join(each.namespaces) or 'its record'}")
+    for each in left:
+        click.echo(f"{each.testbed}: in use by process {each.pid}, left alone; stop that to remove it")
+    if not (gone or left):
+        click.echo("nothing was there")
+
+
+@testbed.command()
+@click.argument("topology", required=False, type=click.Path(dir_okay=False))
+@_json
+def show(topology: str | None, as_json: bool) -> None:
+    """Show the testbeds that stand, with what was measured on their links, of all topologies or of TOPOLOGY only."""
+    from portend.emulation.remains import standing
+
+    found = [each for each in standing() if _of_topology(topology)(each)]
+    if as_json:
+        facts = [
+            {"id": s.testbed, "pid": s.pid, "alive": s.alive, "namespaces": s.namespaces, **s.record} for s in found
+        ]
+        click.echo(json.dumps(facts))
+        return
+    for each in found:
+        state = f"process {each.pid}" if each.alive else "left by a killed process; `portend testbed down` removes it"
+        click.echo(f"{each.testbed}: {each.record.get('purpose', 'unfinished')}, {state}")
+        if "tiers" in each.record:
+            _show_testbed(each.record)
+    if not found:
+        click.echo("nothing stands")
+
+
+def _of_topology(topology: str | None) -> Callable[[Any], bool]:
+    """Whether a testbed is of the topology in this file; all are, where none is named."""
+    from portend.config import load_topology
+
+    if topology is None:
+        return lambda each: True
+    name = load_topology(topology).name
+    return lambda each: bool(each.record.get("topology") == name)
+
+
+def _show_testbed(record: dict[str, Any]) -> None:
+    click.echo(f"{record['topology']} ({record['links']})")
+    names = [tier["name"] for tier in record["tiers"]]
+    for tier in record["tiers"]:
+        click.echo(f"  {tier['name']:<12} {tier['address']:<14} {tier['namespace']}")
+    for check in record["checks"]:
+        line = (
+            f"  {names[check['start']]}–{names[check['end']]}: round trip {1e3 * check['round_trip_s']:.2f} ms "
+            f"({1e3 * check['due_round_trip_s']:.2f} due)"
+        )
+        for way, rate, due in zip(("there", "back"), check["rates_bps"], check["due_rates_bps"], strict=False):
+            line += f", {way} {rate / 1e6:.4g} Mbit/s ({due / 1e6:.4g})"
+        click.echo(line)
 
 
 def _ranges(plan: str, profiled: dict[str, Any]) -> dict[int, Any]:

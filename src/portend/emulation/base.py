@@ -17,14 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
+from portend.emulation import EMULATIONS
 from portend.emulation.relay import Relay, Route
 from portend.emulation.traces import BandwidthTrace
 from portend.errors import DeploymentError, InvalidValue
 from portend.topology import Topology
 
-__all__ = ["EMULATIONS", "Direct", "Emulation", "Relayed", "make_emulation"]
-
-EMULATIONS: Final = ("relay", "namespaces", "none")
+__all__ = ["Direct", "Emulation", "Relayed", "make_emulation"]
 
 _NO_TRACES: Final[Mapping[int, BandwidthTrace]] = MappingProxyType({})
 
@@ -76,14 +75,14 @@ class Emulation(ABC):
     def reach(self, endpoints: Mapping[int, str]) -> dict[tuple[int, int], str]:
         """Return at which host:port each tier (first) reaches each other, which takes messages at ``endpoints``."""
 
-    def rewind(self) -> None:
+    def rewind(self) -> None:  # noqa: B027  (nothing changes over time)
         """Let bandwidths over time begin anew."""
 
     def facts(self) -> dict[str, str]:
         """What happened on the links since ``rewind``, as far as it is known."""
         return {}
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  (nothing can fall)
         """Raise DeploymentError unless the links stand."""
 
     @contextlib.contextmanager
@@ -150,9 +149,7 @@ class Relayed(Emulation):
             self._relay.check()
 
 
-def make_emulation(
-    name: str, topology: Topology, traces: Mapping[int, BandwidthTrace] = _NO_TRACES
-) -> Emulation:
+def make_emulation(name: str, topology: Topology, traces: Mapping[int, BandwidthTrace] = _NO_TRACES) -> Emulation:
     """Return an emulation by its name; ``traces`` by link, for namespaces only.
 
     Raises:

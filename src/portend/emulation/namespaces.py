@@ -154,7 +154,7 @@ class Namespaces(Emulation):
     def label(self) -> str:  # type: ignore[override]
         """What measurements say of their links."""
         traced = "".join(f"; link {index} follows {trace.name}" for index, trace in sorted(self._traces.items()))
-        return f"network namespaces, {self._driver}{traced}"
+        return f"network namespaces, {self._driver or 'unfinished'}{traced}"
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -179,7 +179,7 @@ class Namespaces(Emulation):
         claim = Claim()
         cleanup.callback(claim.release)
         self.names = tuple(namespace(claim.testbed, f"{i}-{tier.name}") for i, tier in enumerate(self.topology.tiers))
-        self._note(claim)
+        claim.write(self.record())
         self._open: list[int] = []
         cleanup.callback(self._close_devices)
         for tier, name in enumerate(self.names):
@@ -205,7 +205,7 @@ class Namespaces(Emulation):
         self._close_devices()  # they live as long as the forwarder
         if self._verify:
             self.checks = self.measure()
-        self._note(claim)
+        claim.write(self.record())
 
     def measure(self) -> tuple[Check, ...]:
         """Measure every link; DeploymentError if one is off."""
@@ -213,19 +213,18 @@ class Namespaces(Emulation):
             self.topology, self.addresses, self.inside, traces=self._traces, rewind=self._running().rewind
         )
 
-    def _note(self, claim: Claim) -> None:
-        claim.write(
-            {
-                "topology": self.topology.name,
-                "purpose": self._purpose,
-                "links": self.label,
-                "tiers": [
-                    {"name": tier.name, "namespace": name, "address": address}
-                    for tier, name, address in zip(self.topology.tiers, self.names, self.addresses, strict=True)
-                ],
-                "checks": [asdict(check) for check in self.checks],
-            }
-        )
+    def record(self) -> dict[str, Any]:
+        """What others may know of the testbed: ``portend testbed show`` shows it."""
+        return {
+            "topology": self.topology.name,
+            "purpose": self._purpose,
+            "links": self.label,
+            "tiers": [
+                {"name": tier.name, "namespace": name, "address": address}
+                for tier, name, address in zip(self.topology.tiers, self.names, self.addresses, strict=True)
+            ],
+            "checks": [asdict(check) for check in self.checks],
+        }
 
     def _close_devices(self) -> None:
         while self._open:
@@ -260,9 +259,8 @@ class Namespaces(Emulation):
         counted = self._running().report()
         sums = {what: sum(wire[what] for wire in counted) for what in ("sent", "dropped", "late")}
         latest_ms = 1e3 * max((wire["latest_s"] for wire in counted), default=0.0)
-        return {
-            "link packets": f"{sums['sent']}, {sums['dropped']} dropped, {sums['late']} late, at most {latest_ms:.2f} ms"
-        }
+        lost = f"{sums['dropped']} dropped, {sums['late']} late, at most {latest_ms:.2f} ms"
+        return {"link packets": f"{sums['sent']}, {lost}"}
 
     def check(self) -> None:
         self._running().check()

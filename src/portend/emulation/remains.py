@@ -14,7 +14,9 @@ import fcntl
 import json
 import os
 import re
+import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +24,7 @@ from typing import Any, Final
 from portend.emulation import quota
 from portend.errors import DeploymentError
 
-__all__ = ["NAMESPACES", "Claim", "Standing", "erase", "namespace", "standing"]
+__all__ = ["NAMESPACES", "Claim", "Standing", "erase", "namespace", "standing", "take_down"]
 
 NAMESPACES: Final = Path("/run/netns")
 """Where named namespaces are mounted, for iproute2 too."""
@@ -30,12 +32,13 @@ NAMESPACES: Final = Path("/run/netns")
 _RECORDS: Final = Path("/run/portend")
 _PREFIX: Final = "portend-"
 _DETACH: Final = 2  # MNT_DETACH
+_STOP_S: Final = 10.0
 _GROUPS_S: Final = 3.0  # for agents to end, which leave their CPU group only then
 
 
 def namespace(testbed: str, tier: str) -> str:
     """Return the name of a tier's namespace; what may not be in a file's name becomes ``_``."""
-    return f"{_PREFIX}{testbed}-{re.sub(r'[^A-Za-z0-9_.]', '_', tier)}"
+    return f"{_PREFIX}{testbed}-{re.sub(r'[^A-Za-z0-9_.-]', '_', tier)}"
 
 
 class Claim:
@@ -95,6 +98,32 @@ def standing() -> list[Standing]:
             Standing(testbed=testbed, pid=int(testbed.split("-")[0]), alive=alive, namespaces=own, record=record)
         )
     return found
+
+
+def take_down(chosen: Callable[[Standing], bool]) -> tuple[list[Standing], list[Standing]]:
+    """Remove the chosen testbeds: end those that ``portend testbed up`` keeps, and erase what dead processes left.
+
+    Returns:
+        those that are gone, and those that a living run uses, which stay.
+    """
+    gone, left = [], []
+    for each in standing():
+        if not chosen(each):
+            continue
+        if each.alive and each.record.get("purpose") != "testbed":
+            left.append(each)
+            continue
+        if each.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each.pid, signal.SIGTERM)
+            deadline = time.monotonic() + _STOP_S
+            while _read(each.testbed)[0]:
+                if time.monotonic() > deadline:
+                    raise DeploymentError(f"process {each.pid}, which keeps a testbed, does not end; end it by hand")
+                time.sleep(0.05)
+        erase(each.testbed)
+        gone.append(each)
+    return gone, left
 
 
 _ID: Final = re.compile(rf"{_PREFIX}(\d+-\d+)-")

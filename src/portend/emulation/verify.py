@@ -138,7 +138,9 @@ class _Bench:
                 rates = (self._rate(start, end), self._rate(end, start))
         except (TimeoutError, ConnectionError) as error:
             names = [self._topology.tiers[tier].name for tier in (start, end)]
-            raise DeploymentError(f"nothing gets through between the tiers {names[0]} and {names[1]} ({error})") from None
+            raise DeploymentError(
+                f"nothing gets through between the tiers {names[0]} and {names[1]} ({error})"
+            ) from None
         return Check(
             start=start,
             end=end,
@@ -228,6 +230,8 @@ class _Bench:
                     if not first and got >= _SKIPPED * total:
                         first, first_s = got, last_s
             thread.join()
+        if first_s == last_s:  # all of it at once: there is no rate, or this process did not run for so long
+            return float("inf"), mean_bps
         passed = (got - first) / payload * full
         began = first_s - wire.link.propagation_delay_s
         due_s = wire.finish_s(max(began, self._begin_s), passed) - began

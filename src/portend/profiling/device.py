@@ -114,7 +114,7 @@ def profile_device(
     journal.open()
     load = load_average()
     deployment = Deployment(
-        _bench(), network, dataset.decoder, executions=(config.execution,) * 2, emulate=False, criterion=criterion,
+        _bench(), network, dataset.decoder, executions=(config.execution,) * 2, emulation="none", criterion=criterion,
         allow_code=allow_code, ranges=dict(enumerate(ranges)),
     )  # fmt: skip
     with deployment:

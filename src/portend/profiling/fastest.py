@@ -50,7 +50,7 @@ def time_executions(
     blocks = read_spec(network, allow_code=allow_code).num_blocks
     seconds = np.empty((turns, repeats, len(executions)))
     with Deployment(
-        places, network, dataset.decoder, executions=executions, emulate=False, allow_code=allow_code
+        places, network, dataset.decoder, executions=executions, emulation="none", allow_code=allow_code
     ) as bench:
         bench.load_samples([dataset.encoded[0]], dataset.labels[:1])
         for turn in range(turns):

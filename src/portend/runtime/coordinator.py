@@ -2,7 +2,7 @@
 
 The coordinator alone knows the labels. It gives each agent its orders over one ZeroMQ socket and
 collects raw spans after a run; during a run it only listens. Between agents the messages cross
-an emulated network (``portend.emulation.relay``) unless that is switched off.
+emulated links (``portend.emulation``), which orders never do.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 import zmq
 from numpy.typing import ArrayLike, NDArray
 
-from portend.emulation.relay import Relay, Route
-from portend.errors import DeploymentError, InvalidValue
+from portend.emulation.base import Emulation, make_emulation
+from portend.errors import DeploymentError, InvalidValue, MismatchError
 from portend.execution import Execution
 from portend.measurement import SPAN_KINDS, Measurement
 from portend.models.decoding import InputDecoder
@@ -52,8 +52,9 @@ class Deployment:
         decoder: how a sample's own bytes become its tensor.
         executions: what runs the partitions, by tier; empty: eager PyTorch on one thread everywhere.
         criterion: of the scores that the agents compute; a plan whose exits need another is refused.
-        emulate: pass messages through the emulated links; otherwise agents connect directly.
-        port: of the control socket (0: any free one).
+        emulation: what messages cross: ``relay``, ``namespaces``, ``none``, or one of your own making that was not
+            entered yet (``portend.emulation.base``).
+        port: of the control socket on the loopback interface (0: any free one); agents in namespaces have none.
         patience_s: longest silence that is not a failure.
         allow_code: ``module:object`` that the checkpoint may name; the agents import and run them.
         ranges: of the values at cuts, for int8; ``dict(enumerate(profile.ranges))``.
@@ -70,7 +71,7 @@ class Deployment:
         *,
         executions: Sequence[Execution] = (),
         criterion: str = "entropy",
-        emulate: bool = True,
+        emulation: str | Emulation = "relay",
         port: int = 0,
         patience_s: float = 60.0,
         allow_code: Collection[str] = (),
@@ -97,7 +98,18 @@ class Deployment:
         self._file = Path(network)
         self._executions = tuple(executions) or (Execution(),) * count
         self._decoder, self._criterion = decoder, criterion
-        self._emulate = emulate and len(topology.tiers) > 1
+        if isinstance(emulation, str):
+            emulation = make_emulation(emulation, topology)
+        elif emulation.topology != topology:
+            raise MismatchError(
+                f"the emulation is of {emulation.topology.name!r}, but the deployment of {topology.name!r}; "
+                "make both from one topology"
+            )
+        if port and emulation.isolated:
+            raise InvalidValue(
+                f"agents in namespaces take orders from a socket in the file system, but got port {port}; leave it out"
+            )
+        self._emulation = emulation
         self._port = port
         compiles = any(execution.executor == "torch-compiled" for execution in self._executions)
         self._patience_s = 10 * patience_s if compiles else patience_s
@@ -108,7 +120,6 @@ class Deployment:
         self._labels: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._plan: Plan | None = None
         self._runs = 0
-        self._relay: Relay | None = None
         self.endpoints: dict[int, str] = {}
         """Where each agent takes data messages, host:port by tier."""
 
@@ -136,19 +147,23 @@ class Deployment:
         self._socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.set_hwm(0)
+        self._logs = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="portend-")))
+        own = f"ipc://{self._logs}/control" if self._emulation.isolated else f"tcp://127.0.0.1:{self._port or '*'}"
         try:
-            self._socket.bind(f"tcp://127.0.0.1:{self._port or '*'}")
+            self._socket.bind(own)
         except zmq.ZMQError as error:
             raise DeploymentError(
                 f"port {self._port} of 127.0.0.1 cannot be used ({error}); choose another one, or 0 for any free one"
+                if own.startswith("tcp")
+                else f"{own} cannot be used ({error}); set TMPDIR to a folder with a shorter name"
             ) from None
-        self._logs = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="portend-")))
+        self._cleanup.enter_context(self._emulation)
         self._cleanup.callback(self._stop_agents)
         control = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         for index in range(len(self.topology.tiers)):
             self._processes[index] = self._spawn(index, control)
         self.endpoints = {tier: str(values["endpoint"]) for tier, (values, _) in self._await("hello").items()}
-        reach = self._connect(self.endpoints)
+        reach = self._emulation.reach(self.endpoints)
         for index, tier in enumerate(self.topology.tiers):
             self._tell(
                 index,
@@ -177,10 +192,12 @@ class Deployment:
 
     def _spawn(self, tier: int, control: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "portend.runtime.agent", "--tier", str(tier), "--control", control]
+        command += ["--listen", self._emulation.host(tier)]
         command += [word for name in self._allow_code for word in ("--allow-code", name)]
         threads = str(self._executions[tier].threads)
         with (self._logs / f"{tier}.log").open("wb") as log:
-            return subprocess.Popen(
+            return self._emulation.start(
+                tier,
                 command,
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -188,15 +205,6 @@ class Deployment:
                 start_new_session=True,  # Ctrl-C reaches the coordinator alone, which then stops its agents
                 env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
             )
-
-    def _connect(self, endpoints: dict[int, str]) -> dict[tuple[int, int], str]:
-        """Return the endpoint at which each tier reaches each other tier."""
-        pairs = [(a, b) for a in endpoints for b in endpoints if a != b]
-        if not self._emulate:
-            return {(a, b): endpoints[b] for a, b in pairs}
-        routes = [Route(a, b, endpoints[b]) for a, b in pairs]
-        self._relay = self._cleanup.enter_context(Relay(self.topology, routes))
-        return {pair: f"127.0.0.1:{port}" for pair, port in zip(pairs, self._relay.ports, strict=True)}
 
     def _stop_agents(self) -> None:
         for tier, process in self._processes.items():
@@ -255,8 +263,7 @@ class Deployment:
                 raise DeploymentError(
                     f"the agent of {self._name(tier)} ended with exit code {process.returncode}{self._last_words(tier)}"
                 )
-        if self._relay is not None:
-            self._relay.check()
+        self._emulation.check()
 
     def _last_words(self, *tiers: int) -> str:
         """The last line that each of the agents (default: all) logged, as a part of a sentence."""
@@ -278,8 +285,7 @@ class Deployment:
 
     def count(self) -> Counters | None:
         """Read what this machine's cores did so far, for everything and for this deployment (``runtime.watch``)."""
-        relay = None if self._relay is None else self._relay.pid
-        taking_part = (os.getpid(), *self.agent_pids, *(() if relay is None else (relay,)))
+        taking_part = (os.getpid(), *self.agent_pids, *self._emulation.pids)
         return count(taking_part, self.agent_pids, time.monotonic())
 
     def load_samples(self, encoded: Sequence[bytes], labels: ArrayLike) -> None:
@@ -369,10 +375,12 @@ class Deployment:
             raise InvalidValue(f"samples are numbered 0–{len(self._labels) - 1} and there is at least one")
         if warmup:
             self._round(np.resize(chosen, warmup), window, gap_s, None)
+        self._emulation.rewind()
         before = self.count()
         reports = self._round(chosen, window, gap_s, on_progress)
         found = Disturbance.between(before, self.count())
-        return self._measurement(self._plan, reports, window, gap_s, {} if found is None else found.facts())
+        circumstances = self._emulation.facts() | ({} if found is None else found.facts())
+        return self._measurement(self._plan, reports, window, gap_s, circumstances)
 
     def _round(
         self, chosen: NDArray[np.int64], window: int, gap_s: float, on_progress: Progress | None
@@ -425,7 +433,7 @@ class Deployment:
             span_end_s=(spans[:, 5] - begin) * 1e-9,
             provenance={
                 **self._network,
-                "links": "emulated by relay" if self._emulate else "direct",
+                "links": self._emulation.label,
                 "window": str(window),
                 "gap_s": str(gap_s),
                 **{f"tier {t.name}": str(e) for t, e in zip(self.topology.tiers, self._executions, strict=True)},
