@@ -11,7 +11,9 @@ from types import ModuleType
 
 import pytest
 
+from portend.emulation.base import make_emulation
 from portend.planner.problem import SearchSpace
+from portend.topology import Link, Tier, Topology
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +156,12 @@ def test_rows_of_the_training_benchmark(tmp_path: Path) -> None:
     (row,) = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert row["network"] == "resnet8"
     assert min(row["step_s"]["float32"], row["step_s"]["bfloat16"]) > 0
+
+
+def test_messages_of_the_testbed_benchmark() -> None:
+    link = Link(bandwidth_bps=50e6, propagation_delay_s=0.01)
+    topology = Topology(name="t", tiers=(Tier(name="a", device="x"), Tier(name="b", device="x")), links=(link,))
+    with make_emulation("relay", topology) as emulation:
+        cold, warm = load("testbed").taken_s(emulation, 10_000, repeats=2, pause_s=0.0)
+    assert len(cold) == len(warm) == 2
+    assert min(*cold, *warm) >= topology.transmission_s(10_000)[0, 1] + 0.01

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +36,8 @@ from portend.errors import ConfigError, DeploymentError, InvalidValue, MismatchE
 from portend.measurement import SPAN_KINDS
 from portend.models.checkpoint import save_checkpoint
 from portend.models.data import load_dataset
+from portend.models.evaluators import TorchEvaluator
+from portend.models.scoring import score_samples
 from portend.models.zoo import build
 from portend.plan import Plan
 from portend.runtime.coordinator import Deployment
@@ -490,12 +491,11 @@ def children(pid: int) -> list[int]:
 
 
 @real
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_takes_a_testbed_down(tmp_path: Path, number: signal.Signals) -> None:
+def test_ctrl_c_takes_a_testbed_down(tmp_path: Path) -> None:
     with up(tmp_path) as (process, record, _):
         assert there(record)
         assert record["checks"][0]["round_trip_s"] == pytest.approx(0.002, abs=0.6e-3)
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
         assert process.stderr is not None
         assert process.stderr.read() == "the testbed is down\n"
@@ -569,28 +569,26 @@ def test_a_living_run_is_left_alone_and_a_dead_forwarder_noticed(tmp_path: Path)
 def test_agents_in_namespaces_answer_as_over_the_relay(tmp_path: Path) -> None:
     digits = load_dataset("digits:size=16")
     backbone = build("resnet8", in_channels=1, num_classes=10, input_size=16)
-    with torch.no_grad():
-        for branch in backbone.branches:
-            for parameter in branch.parameters():
-                parameter.mul_(10)  # untrained scores lie close to 1; spread them, so that some samples leave early
     network = tmp_path / "net.safetensors"
     save_checkpoint(backbone, network)
     link = Link(bandwidth_bps=20e6, propagation_delay_s=0.01)
-    topology = chain(link, link)
-    plan = Plan(cuts=(1, 2, 4), placement=(0, 1, 2), thresholds=(0.6, 0.6), codecs=(None, "float32", "float32"))
+    topology = chain(link)
+    scores, _ = score_samples(TorchEvaluator(backbone), digits, np.arange(24))
+    threshold = float(np.quantile(scores["entropy"][:, 0], 0.4))
+    plan = Plan(cuts=(1, 4), placement=(0, 1), thresholds=(threshold,), codecs=(None, "float32"))
     with pytest.raises(MismatchError, match="one topology"):
-        Deployment(topology, network, digits.decoder, emulation=Direct(chain(link)))
+        Deployment(topology, network, digits.decoder, emulation=Direct(chain(link, link)))
     with pytest.raises(InvalidValue, match="port 7000"):
         Deployment(topology, network, digits.decoder, emulation="namespaces", port=7000)
     measured = {}
     for emulation in ("relay", "namespaces"):
         with Deployment(topology, network, digits.decoder, emulation=emulation) as running:
             if emulation == "namespaces":
-                assert [running.endpoints[tier].split(":")[0] for tier in range(3)] == [
-                    "198.18.0.1", "198.18.0.2", "198.18.0.3",
+                assert [running.endpoints[tier].split(":")[0] for tier in range(2)] == [
+                    "198.18.0.1", "198.18.0.2",
                 ]  # fmt: skip
                 spaces = {os.readlink(f"/proc/{pid}/ns/net") for pid in (os.getpid(), *running.agent_pids)}  # noqa: PTH115
-                assert len(spaces) == 4
+                assert len(spaces) == 3
             running.load_samples(list(digits.encoded[:24]), digits.labels[:24])
             running.deploy(plan)
             measured[emulation] = running.run()

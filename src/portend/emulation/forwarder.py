@@ -194,11 +194,17 @@ class _Shell:
                     return
 
     def _wait(self, due: float) -> list[int]:
-        """Return the files that can be read, at the latest when a packet is due."""
+        """Return the files that can be read, at the latest when a packet is due.
+
+        Packets that follow each other closely are not worth watching the clock for, which would keep the core from
+        those who send and receive them: they are late by one sleep, together.
+        """
         if due == float("inf"):
             return select.select(self._files, (), ())[0]
         left = due - monotonic()
-        ready = select.select(self._files, (), (), max(0.0, left - _SPIN_S))[0]
+        if left <= _SPIN_S:
+            return select.select(self._files, (), (), max(0.0, left))[0]
+        ready = select.select(self._files, (), (), left - _SPIN_S)[0]
         while not ready and monotonic() < due:
             ready = select.select(self._files, (), (), 0)[0]
         return ready
