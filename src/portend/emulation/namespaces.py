@@ -143,6 +143,7 @@ class Namespaces(Emulation):
         self._cleanup = contextlib.ExitStack()
         self._forwarder: Forwarder | None = None
         self._groups: dict[int, Path] = {}
+        self._open: list[int] = []
         self.names: tuple[str, ...] = ()
         """Names of the tiers' namespaces, as ``ip netns`` takes them."""
         self.addresses = tuple(f"198.18.0.{index + 1}" for index in range(len(topology.tiers)))
@@ -180,7 +181,6 @@ class Namespaces(Emulation):
         cleanup.callback(claim.release)
         self.names = tuple(namespace(claim.testbed, f"{i}-{tier.name}") for i, tier in enumerate(self.topology.tiers))
         claim.write(self.record())
-        self._open: list[int] = []
         cleanup.callback(self._close_devices)
         for tier, name in enumerate(self.names):
             _create(name)
