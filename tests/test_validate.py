@@ -21,6 +21,7 @@ from portend.analysis.validation import TARGETS, Case, Validation, attribute, re
 from portend.analysis.validation_page import agreement_rows, front_rows, render_page
 from portend.cli import cli
 from portend.config import load_topology
+from portend.emulation.namespaces import unavailable
 from portend.errors import ConfigError, InvalidValue, MismatchError, SearchError, StorageError
 from portend.execution import Execution
 from portend.models.checkpoint import load_checkpoint, save_checkpoint
@@ -455,6 +456,19 @@ def test_a_budget_lets_one_plan_run_and_restart_begins_anew(folder: Path, tmp_pa
     assert entries(out) == ["0001"]
     assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["campaign"]["seed"] == 1
     assert (out / "mine.txt").read_text() == "kept"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(unavailable()), reason=f"no namespaces here: {unavailable()}")
+def test_a_campaign_runs_in_namespaces_and_does_not_go_on_elsewhere(folder: Path, tmp_path: Path) -> None:
+    asked = words(folder, tmp_path / "out", "--plans", 2, "--emulation", "namespaces", "--json")
+    found = portend(*asked)
+    assert found.exit_code == 0, found.output
+    for trace in sorted((tmp_path / "out" / "traces").iterdir()):
+        assert load_measurement(trace).provenance["links"].startswith("network namespaces")
+    other = portend(*words(folder, tmp_path / "out", "--plans", 2))
+    assert isinstance(other.exception, StorageError)
+    assert 'emulation: "namespaces", now "relay"' in str(other.exception)
 
 
 @pytest.mark.slow

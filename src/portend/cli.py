@@ -204,6 +204,12 @@ class _Trace(click.ParamType[Any]):
         return link, path
 
 
+_emulation = click.option(
+    "--emulation",
+    type=click.Choice(EMULATIONS),
+    help="Of the links: a relay, network namespaces with real TCP/IP (root; docs/testbed.md), or none.  "
+    "[default: relay]",
+)
 _traces = click.option(
     "--trace",
     "traces",
@@ -1125,13 +1131,7 @@ def _read_planned(path: str) -> tuple[Plan, dict[str, Any]]:
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="Control port; 0: any free one."
 )
-@click.option(
-    "--emulation",
-    type=click.Choice(EMULATIONS),
-    default="relay",
-    show_default=True,
-    help="Of the links: a relay, network namespaces with real TCP/IP (root; docs/testbed.md), or none.",
-)
+@_emulation
 @_traces
 @_execution
 @_allow_code
@@ -1139,7 +1139,7 @@ def _read_planned(path: str) -> tuple[Plan, dict[str, Any]]:
 @_json
 def run(
     plan: str, network: str, topology: str, data: str | None, seed: int | None, samples: int, window: int,
-    gap: float | None, port: int, emulation: str, traces: dict[str, str], allow_code: tuple[str, ...], out: str,
+    gap: float | None, port: int, emulation: str | None, traces: dict[str, str], allow_code: tuple[str, ...], out: str,
     as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Run PLAN (JSON) over agents on this machine and emulated links; write the raw traces.
@@ -1174,7 +1174,7 @@ def run(
             "plan with this topology"
         )
     executions = _executions(plan, profiled, network, places, **asked)
-    links = _emulated(emulation, places, traces)
+    links = _emulated(emulation or "relay", places, traces)
     dataset, trained = _dataset(network, data, seed, allow_code)
     test = draw(make_splits(dataset, seed=trained).test, samples, seed=trained)
     with (
@@ -1460,6 +1460,7 @@ def compare(profile: str, measurements: tuple[str, ...], level: float, as_json: 
 @click.option("--gap", type=_Time(), help="Idle time before each sample; default: the profile's.")
 @_criterion
 @_codec_tolerance
+@_emulation
 @click.option(
     "--budget", type=_Time(), help="Begin no plan that would end later, such as '30 min'; the same command goes on."
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from portend.errors import law
 
-__all__ = ["EXECUTORS", "PRECISIONS", "Execution", "Executor", "Precision"]
+__all__ = ["EXECUTORS", "PRECISIONS", "Execution", "Executor", "Precision", "available_cores"]
 
 Executor = Literal["torch", "torch-compiled", "onnxruntime"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -53,3 +54,10 @@ class Execution:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         precision = "" if self.precision == "float32" else f", {self.precision}"
         return f"{self.executor} on {self.processor}, {threads}{precision}"
+
+
+def available_cores() -> tuple[int, ...]:
+    """Return the numbers of the cores that this process may use (affinity; control groups' core sets show there)."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))

@@ -26,6 +26,7 @@ from portend.analysis.compare import Comparison
 from portend.analysis.validation import Case, Validation
 from portend.analysis.validation_page import write_page
 from portend.config import read_yaml
+from portend.emulation import EMULATIONS
 from portend.errors import ConfigError, InvalidValue, MismatchError, law
 from portend.measurement import Measurement
 from portend.models.data import Dataset, draw
@@ -65,6 +66,7 @@ class Campaign:
         gap_s: idle time before each sample and each burst; None: that of the source's profile.
         criterion: of the exits' scores; None: the profile's.
         codec_tolerance: share of accuracy that a codec may lose at a cut where it is offered.
+        emulation: of the links (``portend.emulation.EMULATIONS``).
     """
 
     plans: int = 60
@@ -76,6 +78,7 @@ class Campaign:
     gap_s: float | None = None
     criterion: str | None = None
     codec_tolerance: float = CODEC_TOLERANCE
+    emulation: str = "relay"
     space: SearchSpace = field(default_factory=lambda: SearchSpace(exits_per_tier=2))
 
     def __post_init__(self) -> None:
@@ -92,6 +95,10 @@ class Campaign:
             self.criterion is None or self.criterion in CRITERIA,
             f"a criterion is one of {', '.join(CRITERIA)}, but got {self.criterion!r}",
         )
+        law(
+            self.emulation in EMULATIONS,
+            f"links are emulated by one of {', '.join(EMULATIONS)}, but got {self.emulation!r}",
+        )
 
 
 def read_campaign(path: str | Path, topology: Topology) -> Campaign:
@@ -102,7 +109,7 @@ def read_campaign(path: str | Path, topology: Topology) -> Campaign:
     """
     root = read_yaml(path)
     kinds: dict[str, type] = {"plans": int, "seed": int, "front": float, "turns": int, "repeats": int}
-    kinds |= {"criterion": str, "codec_tolerance": float}
+    kinds |= {"criterion": str, "codec_tolerance": float, "emulation": str}
     values: dict[str, Any] = {key: root.get(key, kind) for key, kind in kinds.items() if root.has(key)}
     if root.has("samples"):
         values["samples"] = None if root.get("samples", object) == "all" else root.get("samples", int)
@@ -315,6 +322,7 @@ class _Bench:
             dataset.decoder,
             executions=[self._profile.devices[tier.device].execution for tier in self._topology.tiers],
             criterion=self._profile.exits.criterion,
+            emulation=self._campaign.emulation,
             allow_code=allow_code,
             ranges=dict(enumerate(self._profile.ranges)),
         )

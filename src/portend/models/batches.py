@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from portend.errors import PortendError
+from portend.execution import available_cores
 from portend.models.data import Dataset
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class Batches(DataLoader[Any]):
     """Batches (samples float32 [n, ...], labels int64 [n]) of some samples of a data set.
 
     Decoded samples that need at most 2 GiB are kept in memory; others are decoded for each batch, by
-    ``config.workers`` processes. The order follows from the seed and the epoch. With several processes
-    (rank, count), each gets every count-th sample of each batch.
+    ``config.workers`` processes, one a core at most. The order follows from the seed and the epoch. With several
+    processes (rank, count), each gets every count-th sample of each batch.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Batches(DataLoader[Any]):
         self.given = 0
         in_memory = 4 * chosen.size * math.prod(dataset.decoder.shape) <= largest_in_memory
         samples: TorchDataset[Any] = _Decoded(dataset, chosen) if in_memory else _Encoded(dataset, chosen)
-        super().__init__(samples, batch_size=None, sampler=self.order, num_workers=0 if in_memory else config.workers)
+        workers = 0 if in_memory else min(config.workers, len(available_cores()))
+        super().__init__(samples, batch_size=None, sampler=self.order, num_workers=workers)
 
     def __len__(self) -> int:
         return self.order.steps

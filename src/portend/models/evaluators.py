@@ -6,7 +6,6 @@ profiles and reports. Imports no torch before a ``TorchEvaluator`` is made. Axes
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from portend.execution import available_cores
 from portend.models.networkfile import is_exported
 from portend.plan import CRITERIA
 from portend.profile import BackboneSpec
@@ -131,9 +131,8 @@ class OnnxEvaluator:
 
         self.spec: BackboneSpec = network.spec
         self._batches = network.batches
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._sessions = [
-            session(network.partition(start, start + 1, branch=True), threads=threads)
+            session(network.partition(start, start + 1, branch=True), threads=len(available_cores()))
             for start in range(network.spec.num_blocks)
         ]
 

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 
+from portend.execution import available_cores
+
 __all__ = ["cpu_model", "describe_machine", "load_average"]
 
 _LIBRARIES = ("portend", "numpy", "torch", "onnxruntime", "pyzmq", "msgpack")
@@ -16,12 +18,11 @@ _LIBRARIES = ("portend", "numpy", "torch", "onnxruntime", "pyzmq", "msgpack")
 
 def describe_machine() -> dict[str, str]:
     """Return facts by name: processor, its governor, cores that may be used, quota, clock, libraries."""
-    may_use = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     clock = time.get_clock_info("monotonic")
     found = {
         "cpu": cpu_model(),
         "governor": _governor(),
-        "cores": f"{os.cpu_count()}, of which may be used {', '.join(map(str, may_use))}",
+        "cores": f"{os.cpu_count()}, of which may be used {', '.join(map(str, available_cores()))}",
         "cpu quota": _quota(),
         "platform": platform.platform(),
         "python": platform.python_version(),
