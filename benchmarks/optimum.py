@@ -87,12 +87,12 @@ def main(arguments: list[str] | None = None) -> None:
     full = profiles[0].full_accuracy
     rows = [row for profile in profiles for row in rows_of(profile, topology, full, chosen.exits_per_tier)]
     first = {row.drop: row.mean_s for row in reversed(rows) if row.codecs == "float32" and row.device == rows[0].device}
-    print("| points given up | executor | codecs | mean latency, ms | ratio | accuracy, % | plan | sent as |")
+    print("| points given up | device | codecs | mean latency, ms | ratio | accuracy, % | plan | sent as |")
     print("|--:|---|---|--:|--:|--:|---|---|")
     for row in sorted(rows, key=lambda row: row.drop):
         ratio = f"{row.mean_s / first[row.drop]:.2f}" if row.drop in first else "–"
         print(
-            f"| {100 * row.drop:g} | {row.executor} | {row.codecs} | {1e3 * row.mean_s:.1f} | {ratio} "
+            f"| {100 * row.drop:g} | {row.device}: {row.executor} | {row.codecs} | {1e3 * row.mean_s:.1f} | {ratio} "
             f"| {100 * row.accuracy:.1f} | {row.plan} | {', '.join(row.sent_as) or '–'} |"
         )
     if chosen.json:

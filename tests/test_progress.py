@@ -22,3 +22,6 @@ def test_a_log_has_a_line_a_minute_with_the_time_left() -> None:
     now += 2000.0
     log.tell("profile", 1, 10)
     assert lines[-1] == "profile: 1 of 10, 5 h 10 min left"
+    now += 70.0
+    log.tell("profile", 10, 10)
+    assert len(lines) == 17, "of what is done nothing is left to say"

@@ -43,7 +43,7 @@ class Log:
         now = self._clock()
         if stage != self._stage:
             self._stage, self._first, self._began_s, self._said_s = stage, done, now, now
-        if now - self._said_s < _EVERY_S or done <= self._first:
+        if now - self._said_s < _EVERY_S or not self._first < done < total:
             return
         left_s = (now - self._began_s) * (total - done) / (done - self._first)
         self._write(f"{stage}: {done:,} of {total:,}, {_minutes(left_s)} left")
