@@ -71,9 +71,9 @@ class Emulation(ABC):
         with self._on_cores(tier):
             return subprocess.Popen(command, **options)
 
-    @abstractmethod
     def reach(self, endpoints: Mapping[int, str]) -> dict[tuple[int, int], str]:
         """Return at which host:port each tier (first) reaches each other, which takes messages at ``endpoints``."""
+        return {(a, b): endpoints[b] for a, b in _pairs(endpoints)}
 
     def rewind(self) -> None:  # noqa: B027  (nothing changes over time)
         """Let bandwidths over time begin anew."""
@@ -115,9 +115,6 @@ class Direct(Emulation):
     label = "direct"
 
     def __exit__(self, *_: object) -> None: ...
-
-    def reach(self, endpoints: Mapping[int, str]) -> dict[tuple[int, int], str]:
-        return {(a, b): endpoints[b] for a, b in _pairs(endpoints)}
 
 
 class Relayed(Emulation):

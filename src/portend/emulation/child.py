@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from types import TracebackType
 from typing import IO, Any, Final
 
 from portend.errors import DeploymentError
@@ -23,7 +24,10 @@ _STOP_TIMEOUT_S: Final = 2.0
 
 
 class Child:
-    """A Python module run as such a process; ``name`` is what messages call it."""
+    """A Python module run as such a process, which ends with a ``with`` block; ``name`` is what messages call it.
+
+    A class of its own starts it in ``__enter__``.
+    """
 
     def __init__(self, name: str, module: str, *, start_timeout_s: float = 10.0) -> None:
         self._name = name
@@ -36,6 +40,16 @@ class Child:
     def pid(self) -> int | None:
         """Its process id; None when it is not running."""
         return None if self._process is None else self._process.pid
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it; DeploymentError if it had died before, unless another error is on its way."""
+        try:
+            if kind is None:
+                self.check()
+        finally:
+            self._stop()
 
     def check(self) -> None:
         """Raise DeploymentError unless it runs."""

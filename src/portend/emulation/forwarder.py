@@ -37,7 +37,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import monotonic
-from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 from portend.emulation.child import Child
@@ -308,16 +307,6 @@ class Forwarder(Child):
         files = sorted({file for wire in self._wires for file in (wire.source, wire.sink)})
         self._start({"testbed": self._testbed, "wires": wires}, files)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop it; DeploymentError if it had died before, unless another error is on its way."""
-        try:
-            if kind is None:
-                self.check()
-        finally:
-            self._stop()
 
     def rewind(self) -> float:
         """Let traces begin anew and forget what was counted; return the moment on the monotonic clock."""

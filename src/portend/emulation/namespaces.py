@@ -246,9 +246,6 @@ class Namespaces(Emulation):
             quota.join(self._groups[tier], process.pid)
         return process
 
-    def reach(self, endpoints: Mapping[int, str]) -> dict[tuple[int, int], str]:
-        return {(a, b): endpoints[b] for a in endpoints for b in endpoints if a != b}
-
     def rewind(self) -> None:
         self._running().rewind()
 

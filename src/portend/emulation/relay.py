@@ -49,7 +49,6 @@ from dataclasses import asdict, dataclass
 from heapq import heappop, heappush
 from itertools import count
 from time import monotonic
-from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from portend.emulation.child import Child
@@ -698,7 +697,7 @@ class Relay(Child):
     @property
     def ports(self) -> tuple[int, ...]:
         """The ports on 127.0.0.1, one per route in their order; empty when it is not running."""
-        return self._ports
+        return () if self.pid is None else self._ports
 
     def __enter__(self) -> Self:
         """Start the process; DeploymentError with its last words if it cannot do what it is told."""
@@ -708,17 +707,6 @@ class Relay(Child):
         }
         self._ports = tuple(self._start(config)["listen"])
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop the process; DeploymentError if it had died before, unless another error is on its way."""
-        try:
-            if kind is None:
-                self.check()
-        finally:
-            self._ports = ()
-            self._stop()
 
 
 if __name__ == "__main__":
