@@ -181,6 +181,7 @@ def random_device(
         device=name,
         compute_repeats_s=compute,
         idle_repeats_s=np.stack([woken, (woken + compute[:1][: len(woken)]) / 2], axis=1),
+        following_repeats_s=np.stack([(woken + compute[:1][: len(woken)]) / 2] * 2, axis=1) if exact else None,
         branch_repeats_s=branch,
         codecs=codecs,
         result=ResultProfile(

@@ -115,11 +115,9 @@ class _Device:
         repeats = device.compute_repeats_s.tolist()
         size = len(repeats[0])
         self.busy = [[_mean([r[i][j] for r in repeats]) for j in range(size)] for i in range(size)]
-        bursts = device.idle_repeats_s.tolist()
-        places = len(bursts[0]) if bursts else 0
-        self.idle = [
-            [[_mean([r[b][i][j] for r in bursts]) for j in range(size)] for i in range(size)] for b in range(places)
-        ]
+        following = device.following_repeats_s
+        self.idle = self._firsts(device.idle_repeats_s.tolist(), size)
+        self.following = [] if following is None else self._firsts(following.tolist(), size)
         self.branch = _column_means(device.branch_repeats_s)
         self.size = {name: codec.message_bytes.tolist() for name, codec in device.codecs.items()}
         self.encode = {name: _column_means(codec.encode_repeats_s) for name, codec in device.codecs.items()}
@@ -133,22 +131,30 @@ class _Device:
         self.result_decode_busy = _mean(device.result.decode_busy_repeats_s.tolist())
         self.result_dispatch = _mean(device.result.dispatch_repeats_s.tolist())
 
-    def woken(self, start: int, end: int, factor: float) -> float:
-        """``factor`` times the busy time, and what the first runs after idling take longer than busy ones."""
-        return factor * self.busy[start][end] + max(self._extra(start, end, factor), 0.0)
+    @staticmethod
+    def _firsts(bursts: Any, size: int) -> list[list[list[float]]]:
+        places = len(bursts[0]) if bursts else 0
+        return [
+            [[_mean([r[b][i][j] for r in bursts]) for j in range(size)] for i in range(size)] for b in range(places)
+        ]
 
-    def _extra(self, start: int, end: int, factor: float) -> float:
-        if not self.idle:
+    def compute(self, start: int, end: int, factor: float, *, woken: bool) -> float:
+        """``factor`` times the busy time, and what the first runs take longer than busy ones."""
+        first = self.idle if woken else self.following
+        return factor * self.busy[start][end] + max(self._extra(first, start, end, factor), 0.0)
+
+    def _extra(self, first: list[list[list[float]]], start: int, end: int, factor: float) -> float:
+        if not first:
             return 0.0
-        measured = self._measured(start, end, factor)
+        measured = self._measured(first, start, end, factor)
         if not math.isnan(measured):
             return measured
         size = len(self.busy)
         points = [
-            (self.busy[i][j], self._measured(i, j, factor))
+            (self.busy[i][j], self._measured(first, i, j, factor))
             for i in range(size)
             for j in range(size)
-            if not math.isnan(self._measured(i, j, factor))
+            if not math.isnan(self._measured(first, i, j, factor))
         ]
         mean_x = math.fsum(x for x, _ in points) / len(points)
         mean_y = math.fsum(y for _, y in points) / len(points)
@@ -156,9 +162,9 @@ class _Device:
         slope = math.fsum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
         return mean_y + slope * (self.busy[start][end] - mean_x)
 
-    def _measured(self, start: int, end: int, factor: float) -> float:
+    def _measured(self, first: list[list[list[float]]], start: int, end: int, factor: float) -> float:
         total = 0.0
-        for place, table in enumerate(self.idle):
+        for place, table in enumerate(first):
             share = 1.0 if place == 0 else min(max(factor - place, 0.0), 1.0)
             total += share * (table[start][end] - self.busy[start][end])
         return total
@@ -299,8 +305,7 @@ class Reference:
 
     def compute(self, tier: int, start: int, end: int, *, woken: bool, exit_run: bool) -> float:
         device, factor = self.devices[tier], self.topology.tiers[tier].slowdown
-        busy = device.busy[start][end]
-        seconds = device.woken(start, end, factor) if woken else factor * busy
+        seconds = device.compute(start, end, factor, woken=woken)
         return seconds if exit_run else max(seconds - factor * device.branch[end], 0.0)
 
     def latency_parts(self, plan: Plan, admitted: tuple[str, ...] | None = None) -> list[Parts] | None:

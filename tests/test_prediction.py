@@ -142,8 +142,8 @@ def test_a_device_uses_predictions_only_where_nothing_was_measured(tmp_path: Pat
     assert found.predicts(start, end)
     assert found.compute_s[start, end] == found.prediction.seconds[start, end]
 
-    bursts = np.full((1, 2, 21, 21), np.nan)
-    bursts[0, :, start, end] = 7.0
+    bursts = np.full((2, 1, 2, 21, 21), np.nan)
+    bursts[1, 0, :, start, end] = 7.0
     again = replace(found, idle_repeats_s=np.zeros((0, 1, 21, 21))).timed_again(bursts)
     assert (again.predicts(start, end), again.compute_s[start, end]) == (False, 7.0)
 

@@ -303,12 +303,15 @@ def test_plans_run_in_turns_and_the_tiers_are_timed_in_between(deployment: Deplo
         measured = found.measurements[plan]
         assert (measured.plan, measured.sample.tolist()) == (plan, list(range(count)))
         assert np.all(np.diff(measured.start_s) > 0)
-    runs_where = ({(0, 4), (0, 1), (1, 2)}, {(2, 3)}, {(3, 4)})
+    following, woken = 0, 1
+    runs_where = (
+        {(woken, 0, 4), (woken, 0, 1), (following, 1, 2)}, {(woken, 2, 3)}, {(woken, 3, 4)},
+    )  # fmt: skip
     for bursts, partitions in zip(found.bursts_s, runs_where, strict=True):
-        assert bursts.shape == (2 * (3 + 1), 12, 5, 5)
+        assert bursts.shape == (2, 2 * (3 + 1), 12, 5, 5)
         at = np.isfinite(bursts)
-        assert np.array_equal(at.all(axis=(0, 1)), at.any(axis=(0, 1))), "a partition is timed in each burst or in none"
-        assert set(zip(*(i.tolist() for i in at[0, 0].nonzero()), strict=True)) == partitions
+        assert np.array_equal(at.all(axis=(1, 2)), at.any(axis=(1, 2))), "a partition is timed in each burst or in none"
+        assert set(zip(*(i.tolist() for i in at[:, 0, 0].nonzero()), strict=True)) == partitions
     for wrong in ({}, {PLANS[0]: 0}):
         with pytest.raises(InvalidValue, match="at least 1"):
             run_in_turns(deployment, wrong, 4)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -88,12 +88,19 @@ def mean_repeats(repeats: Floats) -> Floats:
 
 
 def _overlaid(old: Floats, new: Floats) -> Floats:
-    """The repeats of ``new`` where it has any, those of ``old`` elsewhere; NaN fills up the shorter."""
-    table = np.full((max(len(old), len(new)), *old.shape[1:]), np.nan)
-    known = np.isfinite(new).any(axis=0)
-    table[: len(old), ~known] = old[:, ~known]
-    table[: len(new), known] = new[:, known]
-    return table
+    """The means [1, ...] of ``new`` where it has any, those of ``old`` elsewhere: each with its own tails."""
+    means = [mean_repeats(repeats) for repeats in (old, new) if len(repeats)]
+    table = np.where(np.isfinite(means[-1]), means[-1], means[0])[None]
+    return table if np.isfinite(table).any() else old
+
+
+_M = TypeVar("_M", "CodecProfile", "ResultProfile")
+
+
+def _timed_by(messages: _M, factor: float) -> _M:
+    """What messages cost where all that is timed takes ``factor`` times as long."""
+    times = [item.name for item in fields(messages) if item.name.endswith("_repeats_s")]
+    return replace(messages, **{name: factor * getattr(messages, name) for name in times})
 
 
 def _filled(values: Floats, over: Floats) -> Floats:
@@ -590,6 +597,9 @@ class DeviceProfile:
             after the other, on a device that was idle before: cold caches make them longer. It is
             what a partition costs that a message or a new sample wakes. NaN where it was not
             measured; R = 0: no difference is made.
+        following_repeats_s: float64 [R, B, N+1, N+1]; the same right after another partition ran on a device
+            that was idle before: what a partition costs that follows another on the same tier. None or
+            R = 0: not measured, it costs what a busy one does.
         branch_repeats_s: float64 [R, N+1]; the exit branch at each cut alone; subtracted where
             a partition passes its exit unused (threshold 0).
         codecs: by name; result: the message that returns a label.
@@ -608,8 +618,11 @@ class DeviceProfile:
     execution: Execution = field(default_factory=Execution)
     prediction: Prediction | None = None
     network: BackboneSpec | None = None
+    following_repeats_s: Floats | None = None
 
     def __post_init__(self) -> None:
+        if self.following_repeats_s is not None:
+            _freeze(self, following_repeats_s=(self.following_repeats_s, np.float64))
         _freeze(
             self,
             compute_repeats_s=(self.compute_repeats_s, np.float64),
@@ -626,10 +639,12 @@ class DeviceProfile:
             f"a prediction is for {shape[1:]} cuts as the measured times are, but is for "
             f"{() if self.prediction is None else self.prediction.seconds.shape}",
         )
-        law(
-            self.idle_repeats_s.ndim == 4 and self.idle_repeats_s.shape[2:] == shape[1:],
-            f"idle_repeats_s is [repeats, burst, {shape[1]}, {shape[1]}], but got {self.idle_repeats_s.shape}",
-        )
+        for name in ("idle_repeats_s", "following_repeats_s"):
+            table = getattr(self, name)
+            law(
+                table is None or (table.ndim == 4 and table.shape[2:] == shape[1:]),
+                f"{name} is [repeats, burst, {shape[1]}, {shape[1]}], but got {table is not None and table.shape}",
+            )
         law(
             not self.idle_repeats_s.shape[0] or bool(np.isfinite(mean_repeats(self.idle_repeats_s)).all(axis=0).any()),
             "idle_repeats_s needs at least one measured partition, or no repeats at all",
@@ -674,12 +689,21 @@ class DeviceProfile:
         follow from a least-squares line through the measured differences. Never below
         ``slowdown * compute_s``.
         """
+        return self._warming_s(self.idle_repeats_s, slowdown)
+
+    def following_s(self, slowdown: float = 1.0) -> Floats:
+        """Seconds for blocks start:end with the branch, right after another partition, as ``woken_s``."""
+        if self.following_repeats_s is None:
+            return slowdown * self.compute_s
+        return self._warming_s(self.following_repeats_s, slowdown)
+
+    def _warming_s(self, first_repeats: Floats, slowdown: float) -> Floats:
         busy = self.compute_s
-        if not self.idle_repeats_s.shape[0]:
+        if not first_repeats.shape[0]:
             return slowdown * busy
-        share = np.clip(slowdown - np.arange(self.idle_repeats_s.shape[1]), 0.0, 1.0)
+        share = np.clip(slowdown - np.arange(first_repeats.shape[1]), 0.0, 1.0)
         share[0] = 1.0  # what waking costs is not shortened by a faster device
-        extra = np.tensordot(share, mean_repeats(self.idle_repeats_s) - busy, axes=1)
+        extra = np.tensordot(share, mean_repeats(first_repeats) - busy, axes=1)
         known = np.isfinite(extra)
         x, y = busy[known], extra[known]
         spread = float(((x - x.mean()) ** 2).sum())
@@ -688,22 +712,34 @@ class DeviceProfile:
         return np.asarray(slowdown * busy + np.maximum(np.where(known, extra, line), 0.0))
 
     def timed_again(self, bursts_s: ArrayLike) -> DeviceProfile:
-        """Return the device as it was when partitions were timed again, each in bursts of runs after idling.
+        """Return the device as it was when partitions were timed again, each in bursts of runs.
+
+        Encoding, decoding and dispatch are taken to have changed as those partitions did, in proportion.
 
         Args:
-            bursts_s: [R, B', N+1, N+1] with more runs in a burst than ``idle_repeats_s`` has, which replace
-                those; the others are busy. NaN where nothing was timed again: there the profile stays.
+            bursts_s: [2, R, B', N+1, N+1], following another partition and after idling, with more runs in a
+                burst than ``idle_repeats_s`` has, which replace those; the others are busy. NaN where nothing
+                was timed again: there the profile stays.
         """
         bursts = np.asarray(bursts_s, dtype=np.float64)
-        woken, size = self.idle_repeats_s.shape[1], self.num_blocks + 1
+        first, size = self.idle_repeats_s.shape[1], self.num_blocks + 1
         law(
-            bursts.ndim == 4 and bursts.shape[1] > woken and bursts.shape[2:] == (size, size),
-            f"bursts_s is [repeats, more than {woken} runs, {size}, {size}], but got {bursts.shape}",
+            bursts.ndim == 5 and len(bursts) == 2 and bursts.shape[2] > first and bursts.shape[3:] == (size, size),
+            f"bursts_s is [2, repeats, more than {first} runs, {size}, {size}], but got {bursts.shape}",
         )
+        following = self.following_repeats_s
+        if following is None or following.shape[1] != first:
+            following = np.empty((0, first, size, size))
+        again = bursts[:, :, first:].reshape(-1, size, size)
+        known = np.isfinite(again).any(axis=0)
+        change = float(mean_repeats(again)[known].sum() / self.compute_s[known].sum()) if known.any() else 1.0
         return replace(
             self,
-            compute_repeats_s=_overlaid(self.compute_repeats_s, bursts[:, woken:].reshape(-1, size, size)),
-            idle_repeats_s=_overlaid(self.idle_repeats_s, bursts[:, :woken]),
+            codecs={name: _timed_by(codec, change) for name, codec in self.codecs.items()},
+            result=_timed_by(self.result, change),
+            compute_repeats_s=_overlaid(self.compute_repeats_s, again),
+            idle_repeats_s=_overlaid(self.idle_repeats_s, bursts[1, :, :first]),
+            following_repeats_s=_overlaid(following, bursts[0, :, :first]),
         )
 
     @property

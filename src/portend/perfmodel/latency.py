@@ -83,7 +83,7 @@ def _device(profile: Profile, topology: Topology, tier: int) -> DeviceProfile:
 def _compute_s(device: DeviceProfile, slowdown: float) -> Floats:
     """Seconds [2 woken, 2 branch run, N+1, N+1] of blocks start:end."""
     saved = slowdown * device.branch_s
-    full = np.stack([slowdown * device.compute_s, device.woken_s(slowdown)])
+    full = np.stack([device.following_s(slowdown), device.woken_s(slowdown)])
     return np.stack([np.maximum(full - saved, 0.0), full], axis=1)
 
 

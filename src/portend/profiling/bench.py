@@ -93,7 +93,15 @@ class Bench:
 
     # -- measuring -------------------------------------------------------------------------------
 
-    def time_partitions(self, what: str, jobs: Sequence[Job], *, burst: int = 1, gap_s: float = 0.0) -> Floats:
+    def time_partitions(
+        self,
+        what: str,
+        jobs: Sequence[Job],
+        *,
+        before: Sequence[tuple[int, int] | None] = (),
+        burst: int = 1,
+        gap_s: float = 0.0,
+    ) -> Floats:
         """Seconds of each job in the given order, run ``burst`` times, [jobs, burst]; see Deployment."""
         name = self._name(what)
         first = known = len(self.journal.recall(name)) // burst
@@ -104,7 +112,7 @@ class Bench:
             whole = [(0, self._blocks, True)] * _REFERENCES if gap_s == 0 and burst == 1 else []
             began = time.monotonic()
             seconds = self._deployment.time_partitions(
-                0, whole + chosen, burst=burst, gap_s=gap_s, fresh=known == first
+                0, whole + chosen, before=before[known : known + piece], burst=burst, gap_s=gap_s, fresh=known == first
             )
             took = time.monotonic() - began
             if whole:

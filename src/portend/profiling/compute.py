@@ -72,10 +72,11 @@ class ComputeProfiling:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Busy:
-    """Measured compute times: ``repeats_s`` [R, N+1, N+1], ``idle_s`` [R, B, N+1, N+1]; the rest, if any, predicted."""
+    """Measured seconds: busy [R, N+1, N+1], after idling and following another one [R, B, N+1, N+1]."""
 
     repeats_s: Floats
     idle_s: Floats
+    following_s: Floats
     prediction: Prediction | None
 
 
@@ -83,30 +84,39 @@ def measure_compute(bench: Bench, spec: BackboneSpec, config: ComputeProfiling) 
     """Time the partitions that the budget allows, each with its branch, and predict the others.
 
     A shared machine's speed drifts, so busy times are taken before and after the bursts that follow
-    idling, and at the end of each burst, when the caches are warm: spread over the whole profile.
+    idling, and at the end of each burst, when the caches are warm: spread over the whole profile. What a
+    partition costs that follows another one is measured with the block before it in that place.
     """
     pairs, drawn = _chosen(bench, spec, config)
     sparse = _sparse(bench, pairs, config)
     size, half = spec.num_blocks + 1, -(-config.repeats_of(len(pairs)) // 2)
     burst = 3 * config.idle_burst
 
-    def timed(what: str, some: Pairs, repeats: int, burst: int, gap_s: float, seed: int) -> Floats:
+    def timed(
+        what: str, some: Pairs, repeats: int, burst: int, gap_s: float, seed: int, *, follows: bool = False
+    ) -> Floats:
         table = np.full((repeats, burst, size, size), np.nan)
         for group in _groups(spec, some, seed):
             order = _rounds(group, repeats, seed)
             start, end, _ = np.array(order).T
-            seconds = bench.time_partitions(what, order, burst=burst, gap_s=gap_s)
+            ahead = [(job[0] - 1, job[0]) for job in order] if follows else ()
+            seconds = bench.time_partitions(what, order, before=ahead, burst=burst, gap_s=gap_s)
             table[np.repeat(np.arange(repeats), len(group)), :, start, end] = seconds
         return table
 
     before = timed("compute, busy", pairs, half, 1, 0.0, config.seed)
     woken = timed("compute, after idling", sparse, config.idle_repeats, burst, config.gap_s, config.seed + 1)
+    later = sparse[sparse[:, 0] > 0]
+    following = timed(
+        "compute, following", later, config.idle_repeats, burst, config.gap_s, config.seed + 3, follows=True
+    )
     after = timed("compute, busy again", pairs, half, 1, 0.0, config.seed + 2)
-    warm = woken[:, config.idle_burst :].reshape(-1, size, size)
-    repeats = np.concatenate([before[:, 0], warm, after[:, 0]])
+    warm = [table[:, config.idle_burst :].reshape(-1, size, size) for table in (woken, following)]
+    repeats = np.concatenate([before[:, 0], *warm, after[:, 0]])
     return Busy(
         repeats_s=repeats,
         idle_s=woken[:, : config.idle_burst],
+        following_s=following[:, : config.idle_burst],
         prediction=None if drawn is None else predict(spec, mean_repeats(repeats), drawn),
     )
 
@@ -116,7 +126,11 @@ def expected_s(bench: Bench, spec: BackboneSpec, config: ComputeProfiling) -> fl
     pairs, _ = _chosen(bench, spec, config)
     busy, sparse = _jobs(pairs), _jobs(_sparse(bench, pairs, config))
     busy_s = config.repeats_of(len(pairs)) * (bench.time_s(busy) + bench.time_s(_branch_jobs(spec)))
-    return busy_s + config.idle_repeats * bench.time_s(sparse, 3 * config.idle_burst, config.gap_s)
+    burst = 3 * config.idle_burst
+    ahead = [(start - 1, start, True) for start, _, _ in sparse if start]
+    later = [job for job in sparse if job[0]]
+    idle_s = bench.time_s([*sparse, *later], burst, config.gap_s) + bench.time_s(ahead, burst)
+    return busy_s + config.idle_repeats * idle_s
 
 
 def measure_branches(bench: Bench, spec: BackboneSpec, repeats: int) -> Floats:
@@ -195,7 +209,7 @@ def _sparse(bench: Bench, pairs: Pairs, config: ComputeProfiling) -> Pairs:
     """Those of the partitions that are timed after idling."""
     most = config.max_idle
     if config.budget_s is not None:
-        each = config.idle_repeats * bench.time_s(_jobs(pairs), 3 * config.idle_burst, config.gap_s) / len(pairs)
+        each = 2 * config.idle_repeats * bench.time_s(_jobs(pairs), 3 * config.idle_burst, config.gap_s) / len(pairs)
         kept = bench.journal.recall("partitions after idling")
         most = int(kept[0]) if kept else max(3, min(most, int(_FOR_IDLE * config.budget_s / each)))
         if not kept:

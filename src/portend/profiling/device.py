@@ -136,6 +136,7 @@ def profile_device(
         device=name,
         compute_repeats_s=compute.repeats_s,
         idle_repeats_s=compute.idle_s,
+        following_repeats_s=compute.following_s,
         branch_repeats_s=branch,
         codecs=codecs,
         result=result,

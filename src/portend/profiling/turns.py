@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -39,8 +39,9 @@ class Turns:
     Attributes:
         topology: on which they ran.
         measurements: one per plan, over all its turns; by plan.
-        bursts_s: by tier, float64 [R, B, N+1, N+1]: seconds of the partitions that the plans run there, each
-            with the branch at its end, B times after idling, taken between the turns; NaN elsewhere.
+        bursts_s: by tier, float64 [2, R, B, N+1, N+1]: seconds of the partitions that the plans run there, each
+            with the branch at its end, B times, following the one before it on this tier, and after idling, taken
+            between the turns; NaN elsewhere.
     """
 
     topology: Topology
@@ -62,14 +63,14 @@ class Turns:
         then = self.then(planned)[0].devices
         ratios = []
         for tier, bursts in zip(self.topology.tiers, self.bursts_s, strict=True):
-            at = np.isfinite(bursts).any(axis=(0, 1))
+            at = np.isfinite(bursts).any(axis=(0, 1, 2))
             ratios.append(then[tier.name].compute_s[at] / planned.devices[tier.device].compute_s[at])
         return float(np.mean(np.concatenate(ratios)) - 1)
 
 
 def run_in_turns(
     deployment: Deployment,
-    plans: Mapping[Plan, int],
+    plans: Mapping[Plan, int | Sequence[int]],
     num_blocks: int,
     *,
     turns: int = 10,
@@ -78,24 +79,25 @@ def run_in_turns(
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Turns:
-    """Run each plan over the first so many of the loaded samples, a share of them in each turn.
+    """Run each plan over its samples, a share of them in each turn.
 
     Args:
-        plans: samples of each plan.
+        plans: of each plan, how many of the loaded samples from the first on, or their numbers in order.
         turns: how often each plan has its turn; repeats: bursts of every partition, after each turn and
             before the first.
         gap_s: idle time before each sample and each burst. seed: of the order of the plans in a turn.
         on_progress: called with (answered, total) samples of all plans.
     """
-    if min(turns, repeats, *plans.values()) < 1 or not plans:
+    samples = {plan: np.arange(some) if isinstance(some, int) else np.asarray(some) for plan, some in plans.items()}
+    counts = [some.size for some in samples.values()]
+    if min(turns, repeats, *counts) < 1 or not plans:
         raise InvalidValue(
-            f"turns, repeats and each plan's samples are at least 1, but got {turns}, {repeats} "
-            f"and {list(plans.values())}"
+            f"turns, repeats and each plan's samples are at least 1, but got {turns}, {repeats} and {counts}"
         )
-    shares = {plan: np.array_split(np.arange(count), min(turns, count)) for plan, count in plans.items()}
+    shares = {plan: np.array_split(some, min(turns, some.size)) for plan, some in samples.items()}
     parts: dict[Plan, list[Measurement]] = {plan: [] for plan in plans}
     rng = random.Random(seed)
-    total, answered = sum(plans.values()), 0
+    total, answered = sum(counts), 0
     again = partial(_time_again, deployment, plans, num_blocks, repeats, gap_s, rng)
     before = deployment.count()
     times = [again()]
@@ -115,7 +117,7 @@ def run_in_turns(
     return Turns(
         topology=deployment.topology,
         measurements={plan: _under(Measurement.joined(measured), meanwhile) for plan, measured in parts.items()},
-        bursts_s=tuple(np.concatenate(found) for found in zip(*times, strict=True)),
+        bursts_s=tuple(np.concatenate(found, axis=1) for found in zip(*times, strict=True)),
     )
 
 
@@ -134,35 +136,46 @@ def _from(on_progress: Callable[[int, int], None], done: int, total: int) -> Cal
 def _time_again(
     deployment: Deployment, plans: Iterable[Plan], num_blocks: int, repeats: int, gap_s: float, rng: random.Random
 ) -> list[Floats]:
-    """Bursts of every partition on the tiers that run it, [repeats, burst, N+1, N+1] for each tier."""
+    """Bursts of every partition on the tiers that run it, [2, repeats, burst, N+1, N+1] for each tier.
+
+    The tiers take turns, as they do in a run: what one computes is no longer in the caches of another.
+    """
     size, tiers = num_blocks + 1, deployment.topology.tiers
-    tables = []
-    for index, (tier, mine) in enumerate(zip(tiers, timed_pairs(plans, len(tiers)), strict=True)):
-        burst = burst_runs(tier)
-        table = np.full((repeats, burst, size, size), np.nan)
-        if mine:
-            order = [pair for _ in range(repeats) for pair in rng.sample(mine, len(mine))]
-            jobs = [(start, end, True) for start, end in order]
-            start, end = np.array(order).T
-            table[np.repeat(np.arange(repeats), len(mine)), :, start, end] = deployment.time_partitions(
-                index, jobs, burst=burst, gap_s=gap_s
-            )
-        tables.append(table)
+    mine = timed_pairs(plans, deployment.topology)
+    tables = [np.full((2, repeats, burst_runs(tier), size, size), np.nan) for tier in tiers]
+    for repeat in range(repeats):
+        for index in rng.sample(range(len(tiers)), len(tiers)):
+            order = rng.sample(mine[index], len(mine[index]))
+            if order:
+                jobs = [(start, end, True) for _, start, end in order]
+                ahead = [None if before is None else (before, start) for before, start, _ in order]
+                seconds = deployment.time_partitions(
+                    index, jobs, before=ahead, burst=burst_runs(tiers[index]), gap_s=gap_s, fresh=repeat == 0
+                )
+                for (before, start, end), runs in zip(order, seconds, strict=True):
+                    tables[index][int(before is None), repeat, :, start, end] = runs
     return tables
 
 
-def timed_pairs(plans: Iterable[Plan], tiers: int) -> list[list[tuple[int, int]]]:
-    """Return, for each tier, the partitions (start cut, end cut) that the plans run there, in order."""
-    everything = list(plans)
-    return [
-        sorted({
-            pair
-            for plan in everything
-            for pair, where in zip(plan.partitions, plan.placement, strict=True)
-            if where == index
-        })
-        for index in range(tiers)
-    ]  # fmt: skip
+def timed_pairs(plans: Iterable[Plan], topology: Topology) -> list[list[tuple[int | None, int, int]]]:
+    """Return, for each tier, the partitions (start cut, end cut) that the plans run there, in order.
+
+    Before each stands the cut where the partition begins that it follows on this tier; None: none, it is woken. Of
+    several that it follows in different plans the longest is taken. Source and destination encode and decode even where
+    they run none: then the first block tells how fast they are.
+    """
+    found: list[dict[tuple[bool, int, int], int | None]] = [{} for _ in topology.tiers]
+    for plan in plans:
+        for step, (start, end) in enumerate(plan.partitions):
+            where = plan.placement[step]
+            follows = step > 0 and plan.placement[step - 1] == where
+            before = plan.partitions[step - 1][0] if follows else None
+            known = found[where].get((follows, start, end))
+            found[where][follows, start, end] = before if before is None or known is None else min(before, known)
+    for end in (topology.source, topology.destination):
+        if not found[end]:
+            found[end][False, 0, 1] = None
+    return [[(mine[key], *key[1:]) for key in sorted(mine)] for mine in found]
 
 
 def burst_runs(tier: Tier) -> int:

@@ -66,12 +66,13 @@ def wait_until(moment_ns: int) -> int:
 def _stay_on_core(number: int | None) -> None:
     """Keep this thread on one core (counted round), so that its caches stay; None lets it move again.
 
-    Only while one sample is under way, otherwise tiers would wait for a core while another is idle, and only with one
-    compute thread, for threads that are started later stay where this one is.
+    The last of several cores is left to the links, whose process must not interrupt what is timed. Only while one
+    sample is under way, otherwise tiers would wait for a core while another is idle, and only with one compute thread,
+    for threads that are started later stay where this one is.
     """
-    if _CORES:
+    if own := _CORES[:-1] or _CORES:
         with contextlib.suppress(OSError):  # a container may lose a core
-            os.sched_setaffinity(0, set(_CORES) if number is None else {_CORES[number % len(_CORES)]})
+            os.sched_setaffinity(0, set(_CORES) if number is None else {own[number % len(own)]})
 
 
 def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_000) -> int:
@@ -322,22 +323,28 @@ class Agent:
         self._tell("coded", [np.asarray(rows, dtype="<i8").tobytes()])
 
     def _on_time(self, values: dict[str, Any], _: list[bytes]) -> None:
-        """Time partitions on the first sample's own tensors: each job (start, end, branch) in order, in bursts."""
+        """Time partitions on the first sample's own tensors: each job (start, end, branch) in order, in bursts.
+
+        Where a job has a partition ``before`` it, that one runs as often, untimed, after the pause.
+        """
         gap_ns = int(1e9 * values["gap_s"])
         if values["fresh"]:
             self._timed.clear()
         times = []
-        for done, (start, end, branch) in enumerate(values["jobs"]):
+        burst = int(values["burst"])
+        for done, ((start, end, branch), before) in enumerate(zip(values["jobs"], values["before"], strict=True)):
             tensor = self._inputs(start)
-            partition = self._timed.get((start, end, branch))
-            if partition is None:
-                partition = self._timed[start, end, branch] = self._executor.partition(start, end, branch=branch)
-                partition(tensor)
+            partition = self._timeable(start, end, branch)
+            ahead = self._timeable(before[0], before[1], True) if before else None
+            first = self._inputs(before[0]) if before else None
             if gap_ns:
                 wait_until(time.monotonic_ns() + gap_ns)
             else:
                 partition(tensor)
-            for _run in range(int(values["burst"])):
+            if ahead is not None and first is not None:
+                for _run in range(burst):
+                    ahead(first)
+            for _run in range(burst):
                 began = time.monotonic_ns()
                 partition(tensor)
                 times.append(time.monotonic_ns() - began)
@@ -345,6 +352,14 @@ class Agent:
                 self._told_ns = time.monotonic_ns()
                 self._tell("progress", answered=done)
         self._tell("timed", [np.asarray(times, dtype="<i8").tobytes()])
+
+    def _timeable(self, start: int, end: int, branch: bool) -> Partition:
+        """A partition to be timed, which ran once; kept for the next order."""
+        partition = self._timed.get((start, end, branch))
+        if partition is None:
+            partition = self._timed[start, end, branch] = self._executor.partition(start, end, branch=branch)
+            partition(self._inputs(start))
+        return partition
 
     def _inputs(self, cut: int) -> Tensor:
         """Tensor of the first sample at a cut."""

@@ -448,6 +448,7 @@ class Deployment:
         tier: int,
         jobs: Sequence[tuple[int, int, bool]],
         *,
+        before: Sequence[tuple[int, int] | None] = (),
         burst: int = 1,
         gap_s: float = 0.0,
         fresh: bool = True,
@@ -456,11 +457,13 @@ class Deployment:
         """Seconds of each job (start, end, branch) in the given order, run ``burst`` times, [jobs, burst].
 
         With ``gap_s`` the agent idles that long before each job; without, it runs each once more
-        before it is timed, so that it finds its caches as a busy device does. It forgets the partitions
-        that it made for an earlier call unless ``fresh`` is False.
+        before it is timed, so that it finds its caches as a busy device does. ``before``: for each job
+        the partition (start, end) that runs untimed, as often, between the pause and it, or None. It forgets
+        the partitions that it made for an earlier call unless ``fresh`` is False.
         """
         self._begin(expected=0)
-        self._tell(tier, "time", jobs=[list(job) for job in jobs], burst=burst, gap_s=gap_s, fresh=fresh)
+        ahead = [None if pair is None else list(pair) for pair in before or (None,) * len(jobs)]
+        self._tell(tier, "time", jobs=[list(job) for job in jobs], before=ahead, burst=burst, gap_s=gap_s, fresh=fresh)
 
         def tell(values: dict[str, Any]) -> None:
             if on_progress:

@@ -27,7 +27,8 @@ class Counters:
     """Readings of the kernel's counters, in seconds since some moment.
 
     Attributes:
-        at_s: the clock; busy_s: CPU time of all processes on the cores that this one may use; stolen_s: what the
+        at_s: the clock; busy_s: CPU time of all processes on the cores where timed work runs: those that this process
+            may use, without the last of several, which is the links' (``agent._stay_on_core``); stolen_s: what the
             hypervisor took of those cores; own_s: CPU time of the processes that take part.
         waited_s: how long those that measure stood ready and had no core; switches: how often one was taken from them.
     """
@@ -109,7 +110,8 @@ def count(taking_part: Collection[int], measuring: Collection[int], at_s: float)
     if not (_PROC / "stat").is_file() or not hasattr(os, "sched_getaffinity"):
         return None
     tick = os.sysconf("SC_CLK_TCK")
-    names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    cores = sorted(os.sched_getaffinity(0))
+    names = {f"cpu{core}" for core in cores[:-1] or cores}
     rows = [line.split() for line in (_PROC / "stat").read_text().splitlines() if line.partition(" ")[0] in names]
     busy = sum(int(row[1]) + int(row[2]) + int(row[3]) for row in rows)
     stolen = sum(int(row[8]) for row in rows if len(row) > 8)
