@@ -29,15 +29,16 @@ from portend.models.data import load_dataset, make_splits
 from portend.models.evaluators import TorchEvaluator
 from portend.models.training import TrainingConfig, train
 from portend.models.zoo import build
+from portend.perfmodel.exits import replay
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.mix import FACTORS, factors, mixed_plans
 from portend.planner.problem import SearchSpace
-from portend.profile import Profile
+from portend.profile import Profile, SampleExits
 from portend.profiling.device import DeviceProfiling, profile_device
 from portend.profiling.exits import profile_exits
 from portend.profiling.losses import profile_codecs
 from portend.storage import load_measurement, load_profile, save
-from portend.validate import Campaign, read_campaign
+from portend.validate import Campaign, read_campaign, stratified
 from problems import random_case
 from test_analysis import TOPOLOGY, estimate, measurement
 from test_analysis import profile as small_profile
@@ -371,7 +372,6 @@ def test_a_killed_campaign_goes_on_and_measures_nothing_twice(finished: Path) ->
 
 def test_what_was_predicted_is_what_ran(finished: Path) -> None:
     told = json.loads((finished / "predictions.json").read_text(encoding="utf-8"))
-    samples = set()
     for one in told["plans"]:
         measured = load_measurement(finished / f"traces/{one['name']}.zip")
         assert measured.plan.to_dict() == one["plan"]
@@ -379,8 +379,35 @@ def test_what_was_predicted_is_what_ran(finished: Path) -> None:
         assert (measured.provenance["window"], len(measured)) == ("1", SAMPLES)
         assert set(one) >= {"origin", "factors", "sample", "marginal"}
         assert sum(one["sample"]["parts_ms"].values()) == pytest.approx(one["sample"]["mean_ms"])
-        samples.add(tuple(sorted(measured.sample.tolist())))
-    assert samples == {tuple(range(SAMPLES))}, "every plan ran over the same samples"
+        assert len(set(measured.sample.tolist())) == SAMPLES, "each sample ran once"
+        scored = load_profile(finished / "scores.zip").exits
+        assert isinstance(scored, SampleExits)
+        assert measured.stands_for == scored.samples > SAMPLES
+        left, right = replay(scored, measured.plan)
+        kept = int(
+            ((left[measured.sample] == measured.exit_index) & (right[measured.sample] == measured.correct)).sum()
+        )
+        assert kept >= SAMPLES - 1, "samples leave as their scores say; int8 may move one of them"
+        if kept == SAMPLES:
+            rates = np.bincount(left, minlength=len(measured.plan)) / scored.samples
+            assert measured.exit_rates() == pytest.approx(rates), "weighted, they are those of the whole test"
+            assert measured.accuracy == pytest.approx(right.mean())
+
+
+def test_a_stratified_draw_stands_for_all() -> None:
+    # 6 leave first and are right, 3 leave first and are wrong, 1 stays and is right: of 5 drawn each stratum has one,
+    # and of the other two (5·2/7, 2·2/7, 0) = (1.43, 0.57, 0) the first gets one, and the second by its remainder.
+    left, right = np.array([0] * 9 + [1]), np.array([True] * 6 + [False] * 3 + [True])
+    for seed in range(5):
+        chosen, weight = stratified((left, right), 5, seed=seed)
+        assert len(set(chosen.tolist())) == 5
+        cells = [(int(left[i]), bool(right[i]), float(w)) for i, w in zip(chosen, weight, strict=True)]
+        assert sorted(cells) == [(0, False, 1.5)] * 2 + [(0, True, 3.0)] * 2 + [(1, True, 1.0)]
+    assert len({tuple(stratified((left, right), 5, seed=seed)[0].tolist()) for seed in range(5)}) > 1
+    everyone, ones = stratified((left, right), 10, seed=0)
+    assert (sorted(everyone.tolist()), set(ones.tolist())) == (list(range(10)), {1.0})
+    few, weight = stratified((left, right), 2, seed=0)
+    assert sorted(zip(left[few].tolist(), weight.tolist(), strict=True)) == [(0, 3.0), (0, 6.0)], "the largest first"
 
 
 def test_the_summary_has_what_was_promised(finished: Path) -> None:

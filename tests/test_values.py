@@ -337,8 +337,8 @@ def test_tails_are_shared_out_over_the_table_in_proportion_to_time() -> None:
 def test_a_device_timed_again_changes_only_what_was_timed() -> None:
     busy = np.array([[0, 1.0, 3.0], [0, 0, 2.0], [0, 0, 0]])
     old = device("d", busy, idle=busy + 1, codecs={"f": codec([1, 1, 1])})
-    bursts = np.full((2, 3, 3, 3), NAN)
-    bursts[:, :, 0, 1] = [[2.5, 1.5, 1.1], [2.7, 1.3, 1.1]]  # the first run after idling, then two busy ones
+    bursts = np.full((2, 2, 3, 3, 3), NAN)
+    bursts[1, :, :, 0, 1] = [[2.5, 1.5, 1.1], [2.7, 1.3, 1.1]]  # the first run after idling, then two busy ones
     new = old.timed_again(bursts)
     assert new.compute_s[0, 1] == pytest.approx(1.25)
     assert new.woken_s()[0, 1] == pytest.approx(2.6)
@@ -346,7 +346,13 @@ def test_a_device_timed_again_changes_only_what_was_timed() -> None:
     for cut in ((0, 2), (1, 2)):
         assert (new.compute_s[cut], new.woken_s()[cut]) == (old.compute_s[cut], old.woken_s()[cut])
     with pytest.raises(InvalidValue, match="more than 1 runs"):
-        old.timed_again(bursts[:, :1])
+        old.timed_again(bursts[:, :, :1])
+    bursts[0, :, :, 1, 2] = [[3.5, 2.5, 2.1], [3.7, 2.3, 2.1]]  # after 0:1
+    both = old.timed_again(bursts)
+    assert (both.compute_s[1, 2], both.following_s()[1, 2]) == pytest.approx((2.25, 3.6))
+    assert both.following_s(3.0)[1, 2] == pytest.approx(3.6 + 2 * 2.25)
+    assert both.woken_s()[1, 2] == pytest.approx(3.0), "after idling it was not timed again"
+    assert old.following_s(2.0)[1, 2] == 4.0, "not measured: as a busy one"
 
 
 def test_what_waking_costs_by_hand() -> None:
@@ -442,6 +448,22 @@ def test_statistics_of_a_measurement_by_hand() -> None:
     assert {kind: 4e3 * seconds for kind, seconds in run.parts_s().items()} == pytest.approx(
         {"encode": 1, "transfer": 24, "decode": 1, "compute": 23, "other": 35}
     )
+
+
+def test_weighted_samples_stand_for_a_larger_test() -> None:
+    # 10, 42, 20 and 12 ms stand for 1, 3, 5 and 1 of ten samples; the second leaves late and is wrong.
+    run = a_measurement(weight=np.array([1.0, 3.0, 5.0, 1.0]))
+    assert (len(run), run.stands_for) == (4, 10)
+    assert run.mean_s == pytest.approx(0.1 * (10 + 3 * 42 + 5 * 20 + 12) * 1e-3)
+    assert run.accuracy == pytest.approx(0.7)
+    assert run.exit_rates() == pytest.approx([0.7, 0.3])
+    assert [run.quantile_s(q) for q in (0.1, 0.2, 0.7, 0.71)] == pytest.approx([0.010, 0.012, 0.020, 0.042])
+    assert sum(run.parts_s().values()) == pytest.approx(run.mean_s)
+    # Exits vary apart: three of 10, 20, 12 ms (variance 28 ms²) in seven tenths; one alone tells nothing.
+    assert run.standard_error_s == pytest.approx(1e-3 * 0.7 * math.sqrt(28 / 3))
+    assert Measurement.joined((run, run)).stands_for == 20
+    with pytest.raises(InvalidValue, match="stands for"):
+        a_measurement(weight=np.array([1.0, 0.0, 5.0, 1.0]))
 
 
 def test_traces_in_order() -> None:

@@ -5,6 +5,7 @@ Axes: n requests (one sample each), K spans. The columns are raw; all statistics
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
@@ -68,6 +69,8 @@ class Measurement:
         span_request, span_kind, span_step, span_tier: int64 [K]; span_start_s, span_end_s: float64 [K],
             relative to the request's start. ``span_kind`` indexes SPAN_KINDS.
         provenance: versions, machine, time, window; under ``disturbed`` what else the machine did, if it did.
+        weight: float64 [n], how many samples of a larger test each one stands for; means, rates and quantiles are
+            of that test. None: each for itself.
     """
 
     plan: Plan
@@ -85,9 +88,15 @@ class Measurement:
     span_start_s: NDArray[np.float64]
     span_end_s: NDArray[np.float64]
     provenance: Mapping[str, str] = field(default_factory=dict)
+    weight: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        columns = (self.sample, self.exit_index, self.label, self.correct, self.start_s, self.latency_s)
+        columns: list[NDArray[Any]] = [self.sample, self.exit_index, self.label, self.correct]
+        columns += [self.start_s, self.latency_s]
+        if self.weight is not None:
+            columns.append(self.weight)
+            if not (np.all(self.weight > 0) and np.all(np.isfinite(self.weight))):
+                raise InvalidValue(f"each sample stands for some, but got weights down to {self.weight.min()}")
         per_request = {column.size for column in columns}
         if len(per_request) != 1 or not self.sample.size:
             raise InvalidValue(f"a measurement has one entry per request in each column, but got lengths {per_request}")
@@ -114,7 +123,7 @@ class Measurement:
         moved = [
             {"start_s": p.start_s + start[i], "span_request": p.span_request + first[i]} for i, p in enumerate(parts)
         ]
-        arrays = [item.name for item in fields(cls) if item.name not in {"plan", "topology", "provenance"}]
+        arrays = [item.name for item in fields(cls) if isinstance(getattr(parts[0], item.name), np.ndarray)]
         columns: dict[str, Any] = {
             name: np.concatenate([m.get(name, getattr(p, name)) for p, m in zip(parts, moved, strict=True)])
             for name in arrays
@@ -126,26 +135,55 @@ class Measurement:
         return int(self.sample.size)
 
     @property
+    def stands_for(self) -> int:
+        """How many samples the test has: as many as ran, or those that they stand for."""
+        return len(self) if self.weight is None else round(float(self.weight.sum()))
+
+    @property
+    def share(self) -> NDArray[np.float64]:
+        """Each sample's share of the test, [n], in sum 1."""
+        return np.full(len(self), 1 / len(self)) if self.weight is None else self.weight / self.weight.sum()
+
+    @property
     def accuracy(self) -> float:
-        return float(self.correct.mean())
+        return float(self.correct.mean() if self.weight is None else self.share @ self.correct)
 
     @property
     def mean_s(self) -> float:
         """Mean latency in seconds."""
-        return float(self.latency_s.mean())
+        return float(self.latency_s.mean() if self.weight is None else self.share @ self.latency_s)
+
+    @property
+    def standard_error_s(self) -> float | None:
+        """Standard error of the mean in seconds, requests taken as independent; None for one request.
+
+        Of weighted samples it is that of a sample stratified by exits: only latencies of one exit vary by chance.
+        """
+        if len(self) < 2:
+            return None
+        if self.weight is None:
+            return float(self.latency_s.std(ddof=1)) / math.sqrt(len(self))
+        variance = 0.0
+        for exit_index in np.unique(self.exit_index):
+            at = self.exit_index == exit_index
+            if at.sum() > 1:
+                variance += float(self.share[at].sum()) ** 2 * float(self.latency_s[at].var(ddof=1)) / int(at.sum())
+        return math.sqrt(variance)
 
     def quantile_s(self, q: float) -> float:
         """Latency quantile in seconds: the smallest latency with at least a share ``q`` at or below it."""
-        return float(np.quantile(self.latency_s, q, method="inverted_cdf"))
+        return float(np.quantile(self.latency_s, q, method="inverted_cdf", weights=self.weight))
 
     def exit_rates(self) -> NDArray[np.float64]:
         """Share of the samples that left at each partition, [L]."""
-        return np.bincount(self.exit_index, minlength=len(self.plan)) / len(self)
+        if self.weight is None:
+            return np.bincount(self.exit_index, minlength=len(self.plan)) / len(self)
+        return np.asarray(np.bincount(self.exit_index, weights=self.share, minlength=len(self.plan)), dtype=np.float64)
 
     def parts_s(self) -> dict[str, float]:
         """Mean seconds per request of each span kind, and ``other``: what no span covers."""
-        duration = self.span_end_s - self.span_start_s
-        total = np.bincount(self.span_kind, weights=duration, minlength=len(SPAN_KINDS)) / len(self)
+        duration = (self.span_end_s - self.span_start_s) * self.share[self.span_request]
+        total = np.bincount(self.span_kind, weights=duration, minlength=len(SPAN_KINDS))
         parts = {kind: float(seconds) for kind, seconds in zip(SPAN_KINDS, total, strict=True)}
         return parts | {"other": self.mean_s - float(total.sum())}
 

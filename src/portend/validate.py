@@ -1,9 +1,9 @@
 """A validation campaign: many different plans predicted, then run, then held against each other (paper, Sec. III-B).
 
 The plans are drawn by seed (``planner.mix``) and their predictions written down before the first one runs. Each plan
-runs alone on the idle system, over the same test samples, in turns; in between the partitions that it runs are timed
-again, so that the comparison knows how fast the machine was just then (``profiling.turns``). What ran is kept as it
-comes: the same call goes on after an interruption, and measures no finished plan twice.
+runs alone on the idle system, over samples that stand for the whole test, in turns; in between the partitions that it
+runs are timed again, so that the comparison knows how fast the machine was just then (``profiling.turns``). What ran is
+kept as it comes: the same call goes on after an interruption, and measures no finished plan twice.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from portend.measurement import Measurement
 from portend.models.data import Dataset, draw
 from portend.models.networkfile import read_spec
 from portend.perfmodel.estimate import Estimate
+from portend.perfmodel.exits import replay
 from portend.perfmodel.model import CODEC_TOLERANCE, PerformanceModel
 from portend.plan import CRITERIA, Plan
 from portend.planner.mix import Pick, mixed_plans
@@ -44,7 +45,7 @@ from portend.runtime.coordinator import Deployment
 from portend.storage import load_measurement, load_profile, save, to_plain, write_json
 from portend.topology import Topology
 
-__all__ = ["Campaign", "read_campaign", "validate"]
+__all__ = ["Campaign", "read_campaign", "stratified", "validate"]
 
 Floats = NDArray[np.float64]
 Tell = Callable[[str, int, int], None]
@@ -59,7 +60,9 @@ class Campaign:
 
     Attributes:
         plans: how many; front: share of them from the predicted Pareto front; space: hints that all follow.
-        samples: of the test split, which every plan runs over, the same ones; None: all.
+        samples: of the test split, that each plan runs over, drawn stratified by what its exits' scores say that they
+            will do (``stratified``); None: all. population: samples of the test split that these are drawn from, and
+            stand for; None: all.
         seed: of the plans, the samples and the order of timing.
         turns: in how many shares a plan runs over its samples; repeats: bursts of each of its partitions, before the
             first share and after each.
@@ -71,6 +74,7 @@ class Campaign:
 
     plans: int = 60
     samples: int | None = 200
+    population: int | None = None
     seed: int = 0
     front: float = 0.25
     turns: int = 4
@@ -82,7 +86,7 @@ class Campaign:
     space: SearchSpace = field(default_factory=lambda: SearchSpace(exits_per_tier=2))
 
     def __post_init__(self) -> None:
-        for name in ("plans", "samples", "turns", "repeats"):
+        for name in ("plans", "samples", "population", "turns", "repeats"):
             value = getattr(self, name)
             law(value is None or value >= 1, f"a campaign's {name} are at least 1, but got {value}")
         law(self.seed >= 0, f"a seed is not negative, but got {self.seed}")
@@ -111,8 +115,9 @@ def read_campaign(path: str | Path, topology: Topology) -> Campaign:
     kinds: dict[str, type] = {"plans": int, "seed": int, "front": float, "turns": int, "repeats": int}
     kinds |= {"criterion": str, "codec_tolerance": float, "emulation": str}
     values: dict[str, Any] = {key: root.get(key, kind) for key, kind in kinds.items() if root.has(key)}
-    if root.has("samples"):
-        values["samples"] = None if root.get("samples", object) == "all" else root.get("samples", int)
+    for key in ("samples", "population"):
+        if root.has(key):
+            values[key] = None if root.get(key, object) == "all" else root.get(key, int)
     if root.has("gap"):
         values["gap_s"] = root.quantity("gap", "time")
     try:
@@ -160,7 +165,7 @@ def validate(
     _check_weights(profile, network, allow_code)
     model = PerformanceModel(profile, topology, codec_tolerance=campaign.codec_tolerance)
     bench = _Bench(
-        model, campaign, draw(indices, campaign.samples or len(indices), seed=campaign.seed), Path(directory)
+        model, campaign, draw(indices, campaign.population or len(indices), seed=campaign.seed), Path(directory)
     )
     if restart:
         bench.forget()
@@ -174,6 +179,33 @@ def validate(
     write_page(bench.folder / "report.html", found, profile, topology)
     tell("compare", 1, 1)
     return found
+
+
+def stratified(outcome: tuple[NDArray[Any], NDArray[np.bool_]], count: int, *, seed: int) -> tuple[Any, Floats]:
+    """Draw ``count`` of S samples so that they stand for all: which, and how many each one stands for, [count] each.
+
+    Samples that leave at one partition and are right, or wrong, there are a stratum: ``outcome`` is ``replay``'s, [S]
+    each. Each stratum has at least one sample as far as ``count`` goes, the largest ones first, and the others in
+    proportion to its size (largest remainders); within a stratum the draw is random, and each of its samples stands for
+    as many. Then means over them are of all S, and only what differs within a stratum is left to chance.
+    """
+    left, right = outcome
+    rng = np.random.default_rng(seed)
+    cell = 2 * np.asarray(left) + right
+    count = min(count, cell.size)
+    names, sizes = np.unique(cell, return_counts=True)
+    order = np.lexsort((names, -sizes))[:count]
+    names, sizes = names[order], sizes[order]
+    quota = (count - sizes.size) * (sizes - 1) / max(int((sizes - 1).sum()), 1)
+    taken = 1 + np.floor(quota).astype(np.int64)
+    most = np.argsort(-(quota - np.floor(quota)), kind="stable")[: count - int(taken.sum())]
+    taken[most] += 1
+    chosen, weight = [], []
+    for name, size, some in zip(names.tolist(), sizes.tolist(), taken.tolist(), strict=True):
+        chosen.append(rng.choice(np.flatnonzero(cell == name), some, replace=False))
+        weight.append(np.full(some, size / some))
+    mixed = rng.permutation(count)
+    return np.concatenate(chosen)[mixed], np.concatenate(weight)[mixed]
 
 
 def _check_weights(profile: Profile, network: str | Path, allow_code: Collection[str]) -> None:
@@ -190,7 +222,8 @@ class _Bench:
     """A campaign's plans with their predictions, and what of them ran."""
 
     def __init__(self, model: PerformanceModel, campaign: Campaign, samples: NDArray[np.int64], folder: Path) -> None:
-        self.folder, self._model, self._campaign, self._samples = folder, model, campaign, samples
+        self.folder, self._model, self._campaign, self._population = folder, model, campaign, samples
+        self._count = min(campaign.samples or len(samples), len(samples))
         self._profile, self._topology = model.profile, model.topology
         self._marginal = PerformanceModel(
             model.profile, model.topology, estimator="marginal", codec_tolerance=campaign.codec_tolerance
@@ -226,7 +259,7 @@ class _Bench:
     def _identity(self, dataset: Dataset, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What a campaign that was begun must have been begun with, to go on."""
         places = self._topology
-        samples = b"".join(dataset.encoded[i] for i in self._samples)
+        samples = b"".join(dataset.encoded[i] for i in self._population)
         return {
             "network": self._profile.backbone.name,
             "weights": self._profile.backbone.weights_sha256,
@@ -235,7 +268,7 @@ class _Bench:
             "ends": [places.source, places.destination, places.ingest],
             **_plain(self._campaign),
             "gap_s": self._gap_s,
-            "number of samples": len(self._samples),
+            "number of samples": len(self._population),
             "digest of the samples": hashlib.sha256(samples).hexdigest()[:16],
             "digest of the plans and their predictions": hashlib.sha256(json.dumps(predictions).encode()).hexdigest()[
                 :16
@@ -256,7 +289,7 @@ class _Bench:
     # -- running -----------------------------------------------------------------------------------
 
     def score_samples(self, dataset: Dataset, network: str | Path, tell: Tell, allow_code: Collection[str]) -> None:
-        """Have every branch's scores of the samples to run: they explain errors, and predict nothing."""
+        """Have every branch's scores of the test: they say which samples run, explain errors, and predict nothing."""
         from portend.models.evaluators import load_evaluator
         from portend.profiling.exits import profile_exits
 
@@ -266,9 +299,13 @@ class _Bench:
             assert isinstance(exits, SampleExits)
         else:
             evaluator = load_evaluator(network, allow_code=allow_code)
-            exits = profile_exits(evaluator, dataset, self._samples, on_progress=lambda *at: tell("scores", *at))
+            exits = profile_exits(evaluator, dataset, self._population, on_progress=lambda *at: tell("scores", *at))
             save(replace(self._profile, exits=exits), path)
-        self._scored = exits.by(self._profile.exits.criterion)
+        self._scored = scored = exits.by(self._profile.exits.criterion)
+        self._drawn = {
+            name: stratified(replay(scored, pick.plan), self._count, seed=self._campaign.seed + number)
+            for number, (name, pick) in enumerate(self.picks.items())
+        }
 
     def measure(
         self, dataset: Dataset, network: str | Path, deadline_s: float, tell: Tell, allow_code: Collection[str]
@@ -288,7 +325,9 @@ class _Bench:
             return
         tell("run, s", round(done), max(1, round(total)))
         with self._deployed(network, dataset, allow_code) as deployment:
-            deployment.load_samples([dataset.encoded[i] for i in self._samples], dataset.labels[self._samples])
+            used = np.unique(np.concatenate([self._drawn[name][0] for name in left]))
+            loaded = self._population[used]
+            deployment.load_samples([dataset.encoded[i] for i in loaded], dataset.labels[loaded])
             for name in left:
                 if too_late(name):
                     break
@@ -296,18 +335,22 @@ class _Bench:
                 def told(answered: int, samples: int, at: float = done, length: float = expected[name]) -> None:
                     tell("run, s", round(at + length * answered / samples), max(1, round(total)))
 
-                self._run(name, deployment, told)
+                self._run(name, deployment, used, told)
                 done, finished = done + expected[name], finished + 1
                 tell("run, s", round(done), max(1, round(total)))
 
-    def _run(self, name: str, deployment: Deployment, told: Callable[[int, int], None]) -> None:
+    def _run(
+        self, name: str, deployment: Deployment, loaded: NDArray[np.int64], told: Callable[[int, int], None]
+    ) -> None:
+        """Run one plan; ``loaded``: the samples of the test that the source has, in order."""
         plan, campaign = self.picks[name].plan, self._campaign
+        drawn, weight = self._drawn[name]
         turns = run_in_turns(
-            deployment, {plan: len(self._samples)}, self._profile.num_blocks, turns=campaign.turns,
-            repeats=campaign.repeats, gap_s=self._gap_s, seed=campaign.seed, on_progress=told,
+            deployment, {plan: np.searchsorted(loaded, drawn).tolist()}, self._profile.num_blocks,
+            turns=campaign.turns, repeats=campaign.repeats, gap_s=self._gap_s, seed=campaign.seed, on_progress=told,
         )  # fmt: skip
         path = self._trace(name)
-        save(turns.measurements[plan], path)
+        save(replace(turns.measurements[plan], sample=drawn, weight=weight), path)
         with path.open("rb") as file:
             os.fsync(file.fileno())  # the journal says that it is there
         self._journal.add(name, _flat(turns, plan))
@@ -330,13 +373,15 @@ class _Bench:
     def _expected_s(self, name: str) -> float:
         """Seconds that a plan will take, with the timing in between, about."""
         campaign, topology = self._campaign, self._topology
-        shares = min(campaign.turns, len(self._samples))
-        samples = len(self._samples) + 2 + shares  # with those that warm up
+        shares = min(campaign.turns, self._count)
+        samples = self._count + 2 + shares  # with those that warm up
         bursts = 0.0
-        for tier, pairs in enumerate(timed_pairs([self.picks[name].plan], len(topology.tiers))):
+        for tier, pairs in enumerate(timed_pairs([self.picks[name].plan], topology)):
             busy = self._profile.devices[topology.tiers[tier].device].compute_s
             runs = burst_runs(topology.tiers[tier])
-            bursts += sum(self._gap_s + runs * float(busy[start, end]) for start, end in pairs)
+            for before, start, end in pairs:
+                ahead_s = 0.0 if before is None else float(busy[before, start])
+                bursts += self._gap_s + runs * (float(busy[start, end]) + ahead_s)
         each = self._gap_s + self._before[name].mean_s
         return samples * each + (campaign.turns + 1) * campaign.repeats * bursts + shares * _PER_RUN_S
 
@@ -361,9 +406,16 @@ class _Bench:
             before=self._before[name],
             marginal=estimated(then, "marginal"),
             replayed=None if self._scored is None else estimated(replace(then, exits=self._scored)),
+            unlike_scores=0 if self._scored is None else _unlike(measured, self._scored),
             origin=pick.origin,
             factors=pick.factors,
         )
+
+
+def _unlike(measured: Measurement, scored: SampleExits) -> int:
+    """How many samples left elsewhere or were right otherwise than their scores say."""
+    left, right = (found[measured.sample] for found in replay(scored, measured.plan))
+    return int(((left != measured.exit_index) | (right != measured.correct)).sum())
 
 
 def _stated(estimate: Estimate) -> dict[str, Any]:
@@ -390,11 +442,11 @@ def _plain(campaign: Campaign) -> dict[str, Any]:
 
 def _flat(turns: Turns, plan: Plan) -> list[float]:
     """The times between the turns as numbers for the journal: bursts, then each tier's runs in a burst and seconds."""
-    numbers = [float(len(turns.bursts_s[0]))]
-    for table, pairs in zip(turns.bursts_s, timed_pairs([plan], len(turns.bursts_s)), strict=True):
-        numbers.append(float(table.shape[1]))
-        for start, end in pairs:
-            numbers += table[:, :, start, end].ravel().tolist()
+    numbers = [float(turns.bursts_s[0].shape[1])]
+    for table, pairs in zip(turns.bursts_s, timed_pairs([plan], turns.topology), strict=True):
+        numbers.append(float(table.shape[2]))
+        for before, start, end in pairs:
+            numbers += table[int(before is None), :, :, start, end].ravel().tolist()
     return numbers
 
 
@@ -402,11 +454,13 @@ def _turns(numbers: Sequence[float], plan: Plan, measured: Measurement, num_bloc
     """Undo ``_flat``."""
     repeats, at, size = int(numbers[0]), 1, num_blocks + 1
     tables = []
-    for pairs in timed_pairs([plan], len(measured.topology.tiers)):
+    for pairs in timed_pairs([plan], measured.topology):
         runs, at = int(numbers[at]), at + 1
-        table = np.full((repeats, runs, size, size), np.nan)
-        for start, end in pairs:
-            table[:, :, start, end] = np.reshape(numbers[at : at + repeats * runs], (repeats, runs))
+        table = np.full((2, repeats, runs, size, size), np.nan)
+        for before, start, end in pairs:
+            table[int(before is None), :, :, start, end] = np.reshape(
+                numbers[at : at + repeats * runs], (repeats, runs)
+            )
             at += repeats * runs
         tables.append(table)
     return Turns(topology=measured.topology, measurements={plan: measured}, bursts_s=tuple(tables))

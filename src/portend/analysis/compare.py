@@ -95,7 +95,7 @@ class Comparison:
 
     @property
     def test_samples(self) -> int:
-        return len(self.measurement)
+        return self.measurement.stands_for
 
     @property
     def disturbed(self) -> str:
@@ -110,9 +110,7 @@ class Comparison:
     @property
     def standard_error_s(self) -> float | None:
         """Standard error of the measured mean in seconds, requests taken as independent; None for one request."""
-        if self.test_samples < 2:
-            return None
-        return float(self.measurement.latency_s.std(ddof=1)) / math.sqrt(self.test_samples)
+        return self.measurement.standard_error_s
 
     @property
     def reweighted_mean_s(self) -> float:
@@ -140,7 +138,7 @@ class Comparison:
 
     def exit_drift(self, level: float = 0.99) -> ExitDrift:
         """Return whether the run's exits drifted from the profile's; ``level``: that none is found where none is."""
-        counts = np.bincount(self.measurement.exit_index, minlength=len(self.plan))
+        counts = np.rint(self.measurement.exit_rates() * self.test_samples).astype(np.int64)
         return exit_drift(self.plan, self.estimate.exit_counts, counts, level)
 
     def undecided(self) -> NDArray[np.bool_]:

@@ -102,7 +102,9 @@ class Case:
             (``profiling.turns``): nothing that the plan itself did went into it.
         before: the estimate by the profile alone, written down before anything ran.
         marginal: as the comparison's, by the paper's estimator of exits.
-        replayed: as the comparison's, with the exits' scores of the very samples that ran; None: not known.
+        replayed: as the comparison's, with the exits' scores of the test; None: not known.
+        unlike_scores: how many of the samples that ran left elsewhere, or were right where they should be wrong or the
+            other way round, than their scores say.
         origin: ``front`` or ``mix``; factors: the plan's levels (``planner.mix``).
     """
 
@@ -110,6 +112,7 @@ class Case:
     before: Estimate
     marginal: Estimate
     replayed: Estimate | None = None
+    unlike_scores: int = 0
     origin: str = "mix"
     factors: Mapping[str, str] = field(default_factory=dict)
 
@@ -340,7 +343,7 @@ class Validation:
     def exit_attribution(self, quantity: str) -> dict[str, Attribution]:
         """What does to the errors of ``exit_rate`` or ``accuracy``: other samples than profiled, or what ran.
 
-        ``other samples``: predicted - replayed on the samples that ran. ``what ran``: replayed - measured, such as what
+        ``other samples``: predicted - replayed on the test's samples. ``what ran``: replayed - measured, such as what
         codecs lost, or an executor that computes otherwise. Empty where replaying was not possible, or nothing is open.
         """
         if not self._replayed:
@@ -422,6 +425,9 @@ class Validation:
             "plans": len(self.cases),
             "planned": self.planned,
             "samples": sorted({len(c.measurement) for c in self.comparisons}),
+            "stand_for": sorted({c.test_samples for c in self.comparisons}),
+            "runs": sum(len(c.measurement) for c in self.comparisons),
+            "runs_unlike_scores": sum(case.unlike_scores for case in self.cases),
             "latency": _ms(self.latency()),
             "exit_rate": asdict(self.exit_rate()) | {"inside": self.inside["exit_rate"]},
             "accuracy": asdict(self.accuracy()) | {"inside": self.inside["accuracy"]},

@@ -298,6 +298,7 @@ _CDF: Final = (
 def _headline(found: Validation, title: str) -> str:
     latency, exits, accuracy = found.latency(), found.exit_rate(), found.accuracy()
     runs = sum(len(case.comparison.measurement) for case in found.cases)
+    tests = max(case.comparison.test_samples for case in found.cases)
     of = "" if len(found.cases) == found.planned else f" of {found.planned} (the campaign is not finished)"
     disturbed, quiet = len(found.disturbed), found.undisturbed
     warning = ""
@@ -320,7 +321,7 @@ def _headline(found: Validation, title: str) -> str:
     )
     return (
         f"<header><h1>{escape(title)}</h1><p class='problem'>{len(found.cases)} plans{of} predicted, then run: "
-        f"{runs:,} samples, one at a time on the idle system.</p></header>"
+        f"{runs:,} samples, which stand for tests of {tests:,}, one at a time on the idle system.</p></header>"
         f"<section class='headline'><div class='cards'>{cards}</div>{warning}</section>"
     )
 

@@ -16,7 +16,7 @@ from portend.errors import MismatchError
 from portend.plan import Plan, takes_exit
 from portend.profile import Exits, SampleExits
 
-__all__ = ["BitTables", "exit_counts", "marginal_outcomes", "outcomes_by_class", "sample_outcomes"]
+__all__ = ["BitTables", "exit_counts", "marginal_outcomes", "outcomes_by_class", "replay", "sample_outcomes"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -91,11 +91,8 @@ def sample_outcomes(exits: SampleExits, cuts: Ints, thresholds: Floats) -> tuple
     return share / exits.samples, correct / exits.samples
 
 
-def outcomes_by_class(exits: SampleExits, plan: Plan) -> Floats:
-    """Samples [C, 2, L] of each class that leave at each partition of one plan and are right, or wrong.
-
-    Replayed like ``sample_outcomes``; where labels are not known, all are one class.
-    """
+def replay(exits: SampleExits, plan: Plan) -> tuple[Ints, NDArray[np.bool_]]:
+    """The partition at which each sample leaves under one plan, and whether it is right there, [S] each."""
     left = np.full(exits.samples, len(plan) - 1)
     right = exits.correct[:, plan.cuts[-1] - 1].copy()
     staying = np.ones(exits.samples, dtype=np.bool_)
@@ -104,6 +101,15 @@ def outcomes_by_class(exits: SampleExits, plan: Plan) -> Floats:
             leaves = staying & takes_exit(exits.score[:, cut - 1], threshold)
             left[leaves], right[leaves] = k, exits.correct[leaves, cut - 1]
             staying &= ~leaves
+    return left, right
+
+
+def outcomes_by_class(exits: SampleExits, plan: Plan) -> Floats:
+    """Samples [C, 2, L] of each class that leave at each partition of one plan and are right, or wrong.
+
+    Replayed like ``sample_outcomes``; where labels are not known, all are one class.
+    """
+    left, right = replay(exits, plan)
     cell = np.where(right, 0, len(plan)) + left
     _, row = np.unique(exits.labels if exits.labels is not None else np.zeros_like(cell), return_inverse=True)
     width = 2 * len(plan)
