@@ -455,6 +455,7 @@ class Validation:
             ],
             "speed_drift": self.speed_drift,
             "disturbed": self.disturbed,
+            "each": [_each(case) for case in self.cases],
             "worst": [_worst(case) for case in self.worst()],
             "regret": [_regret(found) for found in self.regrets()],
             "front": {
@@ -489,6 +490,23 @@ def _ms(found: Fit) -> dict[str, Any]:
 
 def _part_ms(part: Attribution) -> dict[str, Any]:
     return {"slope": part.slope, "share": part.share, "bias_ms": 1e3 * part.bias, "rms_ms": 1e3 * part.rms}
+
+
+def _each(case: Case) -> dict[str, Any]:
+    """One plan by each prediction and as measured; its rates are those of branches that the plan leaves open."""
+    at, some = case.comparison, case.comparison.undecided()
+    kinds = {"predicted": at.estimate, "before": case.before, "marginal": case.marginal}
+    return {
+        "name": case.name,
+        "origin": case.origin,
+        "latency_ms": {"measured": 1e3 * case.measured_s, "at_measured_exits": 1e3 * at.reweighted_mean_s}
+        | {kind: 1e3 * found.mean_s for kind, found in kinds.items()},
+        "standard_error_ms": None if at.standard_error_s is None else 1e3 * at.standard_error_s,
+        "accuracy": {"measured": case.accuracy} | {kind: found.accuracy for kind, found in kinds.items()},
+        "exit_rates": {"measured": at.measurement.exit_rates()[some].tolist()}
+        | {kind: found.share[some].tolist() for kind, found in kinds.items()},
+        "disturbed": bool(at.disturbed),
+    }
 
 
 def _worst(case: Case) -> dict[str, Any]:

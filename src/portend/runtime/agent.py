@@ -52,6 +52,9 @@ _LARGEST_MESSAGE: Final = 256 << 20
 _CORES: Final = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 """The cores that this process may use."""
 
+_TIMED: Final = _CORES[:-1] or _CORES
+"""Those where it is timed: the last of several is left to the links, whose process must not interrupt what is timed."""
+
 Tensor = NDArray[np.float32]
 
 
@@ -66,13 +69,12 @@ def wait_until(moment_ns: int) -> int:
 def _stay_on_core(number: int | None) -> None:
     """Keep this thread on one core (counted round), so that its caches stay; None lets it move again.
 
-    The last of several cores is left to the links, whose process must not interrupt what is timed. Only while one
-    sample is under way, otherwise tiers would wait for a core while another is idle, and only with one compute thread,
-    for threads that are started later stay where this one is.
+    Only while one sample is under way, otherwise tiers would wait for a core while another is idle, and only with one
+    compute thread, for threads that are started later stay where this one is.
     """
-    if own := _CORES[:-1] or _CORES:
+    if _TIMED:
         with contextlib.suppress(OSError):  # a container may lose a core
-            os.sched_setaffinity(0, set(_CORES) if number is None else {own[number % len(own)]})
+            os.sched_setaffinity(0, set(_CORES) if number is None else {_TIMED[number % len(_TIMED)]})
 
 
 def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_000) -> int:
@@ -134,6 +136,8 @@ class Agent:
         self.tier = tier
         self._allow_code = allow_code
         self._context = zmq.Context()
+        for core in _TIMED:  # its threads wait for a core as little as the one that computes
+            self._context.set(zmq.THREAD_AFFINITY_CPU_ADD, core)
         self._control = self._socket(zmq.DEALER)
         self._control.setsockopt(zmq.IDENTITY, str(tier).encode())
         self._control.connect(control)
