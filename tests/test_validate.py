@@ -156,6 +156,21 @@ def test_a_validation_by_hand() -> None:
     assert answer["front"] == {"predicted": ["a", "b", "d", "c"], "measured": ["b", "c", "d"], "both": 3}
     assert answer["worst"][0]["explained_by"] == "transfer"
     assert json.loads(json.dumps(answer, allow_nan=False)) == answer
+    third = answer["each"][2]
+    assert (third["name"], third["exit_rates"]["measured"]) == ("c", [0.5, 0.5])
+    assert third["latency_ms"] == pytest.approx(
+        {
+            "measured": 31.5 * 1.6,
+            "at_measured_exits": 30 * 1.6,
+            "predicted": 30 * 1.6,
+            "before": 30 * 1.5,
+            "marginal": 48,
+        }
+    )
+    assert third["accuracy"] == pytest.approx(
+        {"measured": 0.94, "predicted": answer["each"][0]["accuracy"]["predicted"], "before": 0.96}
+        | {"marginal": third["accuracy"]["predicted"]}
+    )
     verdicts = {(verdict.target.quantity, verdict.target.figure): verdict for verdict in found.verdicts()}
     assert len(verdicts) == len(TARGETS)
     missed = verdicts["latency", "beta"]
