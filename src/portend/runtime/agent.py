@@ -281,19 +281,20 @@ class Agent:
     def _on_probe(self, values: dict[str, Any], _: list[bytes]) -> None:
         """Send ``count`` messages, ``gap_s`` apart: the tensor of a cut by a codec, or (cut -1) a result.
 
-        After a block the encoder follows a computation, so it runs once before it is timed.
+        After a block the encoder follows a computation: that block runs before it is timed.
         """
         cut = int(values["cut"])
         codec = self._codec(values["codec"], max(cut, 0))
         tensor = None if cut < 0 else self._inputs(cut)
+        block = self._timeable(cut - 1, cut, False) if cut > 0 else None
         for request in range(int(values["count"])):
             wait_until(time.monotonic_ns() + int(1e9 * values["gap_s"]))
             self._tell("progress", answered=request)
             if tensor is None:
                 self._post(int(values["to"]), "probe", request, 0, None)
                 continue
-            if cut > 0:
-                codec.encode(tensor)
+            if block is not None:
+                block(self._inputs(cut - 1))
             began = time.monotonic_ns()
             payload = codec.encode(tensor if cut else self._samples[0])
             once = time.monotonic_ns()
@@ -410,7 +411,10 @@ class Agent:
         self._answer(header.request, header.exit_index, header.label)
 
     def _probed(self, request: int, payload: list[memoryview], received: int) -> None:
-        """Decode a probe as it comes (step 0 of its spans) and again right after (step 1)."""
+        """Decode a probe as it comes (step 0 of its spans) and again right after (step 1); then run the next block.
+
+        So the next one finds caches as a receiver's that has computed since it last decoded.
+        """
         cut, codec = self._probe
         work = partial(codec.decode, payload[0], self._shapes[cut]) if payload else partial(unpack_header, self._packed)
         if payload:
@@ -418,6 +422,8 @@ class Agent:
         once = time.monotonic_ns()
         self._span(request, _DECODE, 0, received, once)
         self._span(request, _DECODE, 1, once, once + _busy_ns(work))
+        if self._executor.spec.num_blocks > cut:
+            self._timeable(cut, cut + 1, False)(self._inputs(cut))
 
     def _decode(self, header: Header, payload: list[memoryview], received: int) -> Tensor:
         plan = self._deployed()
