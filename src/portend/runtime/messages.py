@@ -8,7 +8,7 @@ refuses a payload of another size. Labels of the data set are never sent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgpack
@@ -28,6 +28,8 @@ __all__ = [
 PROTOCOL_VERSION: Final = 1
 _KINDS: Final = ("tensor", "result", "credit", "probe")
 _HEADER_LIMIT: Final = 256
+_WHOLE: Final = 7
+"""Whole numbers in a header, between the version and the score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,9 @@ class Header:
 
 def pack_header(header: Header) -> bytes:
     """Return the header as a msgpack array, the protocol version first."""
-    values = list(astuple(header))
-    values[0] = _KINDS.index(header.kind)
-    return bytes(msgpack.packb([PROTOCOL_VERSION, *values]))
+    h = header
+    whole = (_KINDS.index(h.kind), h.run, h.request, h.step, h.sent_ns, h.exit_index, h.label)
+    return bytes(msgpack.packb((PROTOCOL_VERSION, *whole, h.score)))
 
 
 def unpack_header(data: bytes) -> Header:
@@ -74,10 +76,12 @@ def unpack_header(data: bytes) -> Header:
         raise MessageError(
             f"this agent speaks protocol {PROTOCOL_VERSION}, but got {values[0]}; use one version everywhere"
         )
-    count = len(fields(Header))
-    whole = values[1:count]
-    if len(values) != count + 1 or any(type(v) is not int or not -1 <= v < 1 << 63 for v in whole):
-        raise MessageError(f"a header has {count - 1} whole numbers and a score, but got {values!r:.80}")
+    whole = values[1:-1]
+    if len(whole) != _WHOLE:
+        raise MessageError(f"a header has {_WHOLE} whole numbers and a score, but got {values!r:.80}")
+    for value in whole:
+        if type(value) is not int or not -1 <= value < 1 << 63:
+            raise MessageError(f"a header has {_WHOLE} whole numbers and a score, but got {values!r:.80}")
     if not 0 <= whole[0] < len(_KINDS) or type(values[-1]) is not float:
         raise MessageError(f"a header has a known kind and a score, but got {values!r:.80}")
     kind, run, request, step, sent_ns, exit_index, label = whole
