@@ -48,6 +48,8 @@ _ENCODE, _TRANSFER, _DECODE, _COMPUTE = (SPAN_KINDS.index(k) for k in ("encode",
 _PROGRESS_EVERY_NS: Final = 200_000_000
 _SPIN_NS: Final = 200_000
 _LARGEST_MESSAGE: Final = 256 << 20
+_COPIED: Final = 512 << 10
+"""Bytes below which copying a payload is quicker than lending its memory to ZeroMQ, which has to give it back."""
 
 _CORES: Final = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 """The cores that this process may use."""
@@ -234,6 +236,7 @@ class Agent:
         self._decoder = decoder_from_dict(values["decoder"])
         for peer, endpoint in values["peers"].items():
             socket = self._socket(zmq.PUSH)
+            socket.copy_threshold = _COPIED
             socket.connect(f"tcp://{endpoint}")
             self._peers[int(peer)] = socket
         spec = self._executor.spec
@@ -383,7 +386,9 @@ class Agent:
     # -- data ----------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        frames = self._inbox.recv_multipart(copy=False)
+        frames = [self._inbox.recv(copy=False)]
+        while frames[-1].more:
+            frames.append(self._inbox.recv(copy=False))
         received = time.monotonic_ns()
         try:
             header = unpack_header(bytes(frames[0].buffer))
@@ -476,7 +481,12 @@ class Agent:
 
     def _post(self, to: int, kind: Any, request: int, step: int, payload: Any, **fields: Any) -> None:
         header = pack_header(Header(kind, self._run, request, step, time.monotonic_ns(), **fields))
-        self._peers[to].send_multipart([header] if payload is None else [header, payload], copy=False)
+        peer = self._peers[to]
+        if payload is None:
+            peer.send(header)
+        else:
+            peer.send(header, zmq.SNDMORE)
+            peer.send(payload, copy=False)  # unless it is short
 
     def _answer(self, request: int, exit_index: int, label: int) -> None:
         """Destination only: the sample is answered; give its credit back to the source."""
