@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from portend import cli_observe
 from portend.emulation import EMULATIONS
 from portend.errors import ConfigError, DeploymentError, ExportError, InvalidValue, MismatchError, PortendError
 from portend.execution import EXECUTORS, PRECISIONS, Execution
@@ -138,6 +139,7 @@ def cli() -> None:
     portend drift     whether exits still do what the profile says
     portend report    one HTML page with everything
     portend whatif    the best plan as fields vary, and where it flips
+    portend trace     what a run recorded, for Perfetto and OpenTelemetry
     """
 
 
@@ -1685,6 +1687,10 @@ def _show_sweep(found: Any, flips: Any) -> None:
     if not console.is_terminal:
         console = Console(width=130)
     console.print(sweep_table(found, flips or ()), *([] if flips is None else [crossover_table(found, flips)]))
+
+
+for _command in (cli_observe.trace,):
+    cli.add_command(_command)
 
 
 def main() -> None:
