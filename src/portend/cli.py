@@ -134,6 +134,7 @@ def cli() -> None:
     portend refine    a plan and the network's weights for it, in turns
     portend run       a plan, across agents and emulated links
     portend testbed   network namespaces with a topology's links, for a run or for programs of your own
+    portend links     what links do: delay, rate, and how long messages of a size take
     portend compare   predictions with measurements
     portend validate  the model itself, over a campaign of many plans
     portend drift     whether exits still do what the profile says
@@ -1689,7 +1690,7 @@ def _show_sweep(found: Any, flips: Any) -> None:
     console.print(sweep_table(found, flips or ()), *([] if flips is None else [crossover_table(found, flips)]))
 
 
-for _command in (cli_observe.trace,):
+for _command in (cli_observe.links, cli_observe.trace):
     cli.add_command(_command)
 
 

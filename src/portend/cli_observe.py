@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from portend.errors import ConfigError
+from portend.emulation import EMULATIONS
+from portend.errors import ConfigError, DeploymentError, InvalidValue
+from portend.units import Dimension, format_bandwidth, format_bytes, format_time, parse
 
-__all__ = ["trace"]
+if TYPE_CHECKING:
+    from portend.runtime.links import LinkMeasurement
+    from portend.topology import Topology
+
+__all__ = ["links", "trace"]
+
+
+class _Quantity(click.ParamType[Any]):
+    """A number with its unit."""
+
+    def __init__(self, dimension: Dimension) -> None:
+        self.name = self.dimension = dimension
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return parse(value, self.dimension)
+        except InvalidValue as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.command()
@@ -31,3 +54,74 @@ def trace(measurement: str, chrome: str | None, otlp: str | None) -> None:
         if path:
             write_text(json.dumps(make(measured), ensure_ascii=False) + "\n", path)
             click.echo(path)
+
+
+@click.command()
+@click.argument("topology", type=click.Path(dir_okay=False))
+@click.option(
+    "--emulation",
+    type=click.Choice(EMULATIONS),
+    default="relay",
+    show_default=True,
+    help="What stands between the tiers; none: the loopback interface itself.",
+)
+@click.option("--time", "seconds", type=_Quantity("time"), default="20 s", show_default=True, help="Most, per link.")
+@click.option("--bytes", "n_bytes", type=_Quantity("size"), default="64 MB", show_default=True, help="Most, per link.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Topology file to write, its links as measured (YAML).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines; nothing else goes to standard output.")
+def links(topology: str, emulation: str, seconds: float, n_bytes: float, out: str | None, as_json: bool) -> None:
+    """Measure the links between the tiers of TOPOLOGY: delay, jitter, rate, and how long messages of a size take."""
+    import json
+    from dataclasses import asdict
+
+    from portend.config import load_topology, topology_yaml
+    from portend.emulation.base import make_emulation
+    from portend.profiling.links import measure_links, measured_topology
+    from portend.runtime.links import Budget
+    from portend.storage import write_text
+
+    places = load_topology(topology)
+    if not places.links:
+        raise DeploymentError(f"{topology} has one tier and so no links; there is nothing to measure")
+    with make_emulation(emulation, places) as emulated:
+        found = measure_links(emulated, Budget(seconds=seconds, bytes=n_bytes))
+    measured = measured_topology(places, found)
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in found]))
+    else:
+        for index, each in enumerate(found):
+            click.echo(_described(measured, index, each))
+    if out:
+        said = f"# Links as `portend links {topology} --emulation {emulation}` measured them.\n"
+        write_text(said + topology_yaml(measured), out)
+        click.echo(out, err=as_json)
+
+
+def _described(measured: Topology, index: int, found: LinkMeasurement) -> str:
+    """What was measured on a link, in lines."""
+    ends = [measured.tiers[index].name, measured.tiers[index + 1].name]
+    link = measured.links[index]
+    wire = link.mtu_bytes / (link.mtu_bytes - link.header_bytes)
+    rates = [format_bandwidth(rate * wire) for rate in found.rates_bps]
+    delays = [format_time(delay) for delay in found.one_way_s]
+    clock = (
+        f"the clocks differ by {found.clock_offset_s:.6f} s ± {format_time(found.clock_error_s)}"
+        if found.clock_error_s
+        else "one clock"
+    )
+    rows = [f"  {'message':>10} {'warm':>10} {'new':>10}"] + [
+        f"  {format_bytes(size):>10} {format_time(warm):>10} {format_time(cold):>10}"
+        for size, warm, cold in zip(found.sizes_bytes, found.warm_s, found.cold_s, strict=True)
+    ]
+    return "\n".join(
+        [
+            f"{'–'.join(ends if measured.source <= index else ends[::-1])}: propagation "
+            f"{format_time(link.propagation_delay_s)}; round trip {format_time(found.round_trip_s)}, one way "
+            f"{delays[0]} there and {delays[1]} back ({clock}), jitter {format_time(found.jitter_s[0])} and "
+            f"{format_time(found.jitter_s[1])}",
+            f"  on the wire {rates[0]} there and {rates[1]} back; congestion control "
+            f"{found.congestion_control or 'not known here'}; took {format_time(found.seconds)} and "
+            f"{format_bytes(found.bytes)}",
+            *rows,
+        ]
+    )

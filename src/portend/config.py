@@ -14,10 +14,10 @@ from typing import Any, TypeVar, cast
 import yaml
 
 from portend.errors import ConfigError, InvalidValue
-from portend.topology import Link, Tier, Topology
+from portend.topology import Link, Tier, Topology, TransferCurve
 from portend.units import Dimension, parse
 
-__all__ = ["Section", "load_topology", "read_yaml"]
+__all__ = ["Section", "load_topology", "read_yaml", "topology_yaml"]
 
 _T = TypeVar("_T")
 _REQUIRED: Any = object()
@@ -168,9 +168,66 @@ def _link(section: Section) -> Link:
         "propagation_delay_s": section.quantity("propagation_delay", "time"),
         "mtu_bytes": int(section.quantity("mtu", "size", 1500)),
         "header_bytes": int(section.quantity("headers", "size", 52)),
+        "transfer": _transfer(section.section("transfer")) if section.has("transfer") else None,
     }
     section.done()
     return _made(section, lambda: Link(**values))
+
+
+def _transfer(section: Section) -> TransferCurve:
+    def column(key: str, dimension: Dimension) -> tuple[float, ...]:
+        try:
+            return tuple(parse(item, dimension) for item in section.get(key, list))
+        except InvalidValue as error:
+            raise ConfigError(f"{section.at(key)}: {error}") from None
+
+    sizes, warm = column("sizes", "size"), column("warm", "time")
+    cold = column("cold", "time") if section.has("cold") else ()
+    section.done()
+    return _made(section, lambda: TransferCurve(sizes_bytes=sizes, warm_s=warm, cold_s=cold))
+
+
+def topology_yaml(topology: Topology) -> str:
+    """Return a topology as YAML, of which ``load_topology`` makes an equal one."""
+    names = [tier.name for tier in topology.tiers]
+    document = {
+        "name": topology.name,
+        "tiers": [_of_tier(tier) for tier in topology.tiers],
+        "links": [_of_link(link) for link in topology.links],
+        "source": names[topology.source],
+        "destination": names[topology.destination],
+        "ingest": topology.ingest,
+    }
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _of_tier(tier: Tier) -> dict[str, Any]:
+    optional = {
+        "memory": None if tier.memory_bytes is None else f"{tier.memory_bytes!r} B",
+        "power": None if tier.power_w is None else f"{tier.power_w!r} W",
+        "price": None if tier.price_usd_per_hour is None else f"{tier.price_usd_per_hour!r} USD/h",
+        "cores": list(tier.cores) or None,
+        "cpu_quota": tier.cpu_quota,
+    }
+    fixed = {"name": tier.name, "device": tier.device, "slowdown": tier.slowdown, "host": tier.host}
+    return fixed | {key: value for key, value in optional.items() if value is not None}
+
+
+def _of_link(link: Link) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "bandwidth": f"{link.bandwidth_bps!r} bit/s",
+        "propagation_delay": f"{link.propagation_delay_s!r} s",
+        "mtu": f"{link.mtu_bytes} B",
+        "headers": f"{link.header_bytes} B",
+    }
+    if link.transfer is not None:
+        values["transfer"] = {
+            "sizes": [f"{size!r} B" for size in link.transfer.sizes_bytes],
+            "warm": [f"{seconds!r} s" for seconds in link.transfer.warm_s],
+        }
+        if link.transfer.cold_s:
+            values["transfer"]["cold"] = [f"{seconds!r} s" for seconds in link.transfer.cold_s]
+    return values
 
 
 def _made(section: Section, make: Callable[[], _T]) -> _T:

@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import InvalidValue, law
 
-__all__ = ["Link", "Tier", "Topology"]
+__all__ = ["Link", "Tier", "Topology", "TransferCurve"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +68,39 @@ class Tier:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TransferCurve:
+    """How long messages took over a link, as `portend links` measured it: from sent to wholly received.
+
+    Attributes:
+        sizes_bytes: of the messages, increasing.
+        warm_s: seconds on a connection that had carried such a message; not decreasing. What the model uses.
+        cold_s: seconds as the first message of a new connection; empty where that was not measured.
+    """
+
+    sizes_bytes: tuple[float, ...]
+    warm_s: tuple[float, ...]
+    cold_s: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = self.sizes_bytes
+        law(
+            bool(sizes) and sizes[0] >= 0 and all(a < b for a, b in pairwise(sizes)),
+            f"the sizes of a transfer curve increase from 0 on, but got {sizes}",
+        )
+        for name, seconds in (("warm", self.warm_s), ("cold", self.cold_s)):
+            if name == "cold" and not seconds:
+                continue
+            law(
+                len(seconds) == len(sizes)
+                and seconds[0] >= 0
+                and math.isfinite(seconds[-1])
+                and all(a <= b for a, b in pairwise(seconds)),
+                f"a transfer curve has one {name} time per size, none less than the one before it, but got "
+                f"{len(sizes)} sizes and {seconds}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
     """One link, the same in both directions.
 
@@ -75,12 +109,14 @@ class Link:
         propagation_delay_s: one-way delay of the first bit.
         mtu_bytes: largest packet; header_bytes: protocol headers inside each packet
             (Ethernet payload 1500 with IPv4 and TCP with timestamps: 52).
+        transfer: measured times, which take the formula's place; None: the formula.
     """
 
     bandwidth_bps: float
     propagation_delay_s: float
     mtu_bytes: int = 1500
     header_bytes: int = 52
+    transfer: TransferCurve | None = None
 
     def __post_init__(self) -> None:
         law(
@@ -175,14 +211,17 @@ class Topology:
 
         Packets of the path's smallest MTU, each with its headers, stored and forwarded whole and
         pipelined across links: F-1 full packets at the pace of the slowest link, then the last one
-        over every link (paper, L_{i→j}; with header 0 and a full last packet the two agree).
+        over every link (paper, L_{i→j}; with header 0 and a full last packet the two agree). A link with a
+        transfer curve takes what was measured, less its propagation delay.
         """
         size = np.asarray(message_bytes, dtype=np.float64)
         count = len(self.tiers)
         seconds = np.zeros((*size.shape, count, count))
         for low in range(count):
             for high in range(low + 1, count):
-                seconds[..., low, high] = seconds[..., high, low] = _pipelined(size, self.path(low, high))
+                path = self.path(low, high)
+                law_of = _pipelined if all(link.transfer is None for link in path) else _measured
+                seconds[..., low, high] = seconds[..., high, low] = law_of(size, path)
         return seconds
 
 
@@ -196,3 +235,26 @@ def _pipelined(size: NDArray[np.float64], path: Sequence[Link]) -> NDArray[np.fl
     seconds_per_byte = math.fsum(8 / link.bandwidth_bps for link in path)
     seconds: NDArray[np.float64] = (packets - 1) * (room + header) * 8 / slowest + last * seconds_per_byte
     return seconds
+
+
+def _measured(size: NDArray[np.float64], path: Sequence[Link]) -> NDArray[np.float64]:
+    """Seconds [...] over a path of which a link's times were measured: the slowest link, and a packet on each other."""
+    alone = np.stack([_alone(size, link) for link in path])
+    packet = np.stack([_alone(np.minimum(size, link.mtu_bytes - link.header_bytes), link) for link in path])
+    slowest = alone.argmax(axis=0)[None]
+    rest = packet.sum(axis=0) - np.take_along_axis(packet, slowest, axis=0)[0]
+    return np.asarray(np.take_along_axis(alone, slowest, axis=0)[0] + rest)
+
+
+def _alone(size: NDArray[np.float64], link: Link) -> NDArray[np.float64]:
+    """Seconds [...] of transmission over one link: measured, between the sizes on lines, else by the formula.
+
+    Below the least size they are its own; beyond the largest they grow as the formula does.
+    """
+    curve, formula = link.transfer, _pipelined(size, (link,))
+    if curve is None:
+        return formula
+    largest = np.asarray(curve.sizes_bytes[-1])
+    beyond = np.where(size > largest, formula - _pipelined(largest, (link,)), 0.0)
+    seconds = np.interp(size, curve.sizes_bytes, curve.warm_s) + beyond
+    return np.asarray(np.maximum(seconds - link.propagation_delay_s, 0.0))

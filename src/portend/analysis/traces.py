@@ -45,7 +45,11 @@ def _ways(measurement: Measurement) -> Iterator[_Way]:
     for request, trace in enumerate(measurement.traces()):
         begin = float(measurement.start_s[request])
         same: dict[str, str | int | bool] = {"request": request, "sample": trace.sample}
-        answer = {"exit": trace.exit_index, "label": trace.label, "correct": bool(measurement.correct[request])}
+        answer: dict[str, str | int | bool] = {
+            "exit": trace.exit_index,
+            "label": trace.label,
+            "correct": bool(measurement.correct[request]),
+        }
         yield _Way(
             _Slice(f"sample {trace.sample}", begin, begin + trace.latency_s, same | answer),
             tuple(

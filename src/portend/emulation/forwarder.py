@@ -35,7 +35,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import monotonic
 from typing import Any, Final, NoReturn, Self
 
@@ -299,7 +299,7 @@ class Forwarder(Child):
             {
                 "from": wire.source,
                 "to": wire.sink,
-                "link": asdict(wire.link),
+                "link": asdict(replace(wire.link, transfer=None)),
                 "trace": None if wire.trace is None else asdict(wire.trace),
             }
             for wire in self._wires

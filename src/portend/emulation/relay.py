@@ -45,7 +45,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
 from time import monotonic
@@ -702,7 +702,7 @@ class Relay(Child):
     def __enter__(self) -> Self:
         """Start the process; DeploymentError with its last words if it cannot do what it is told."""
         config = {
-            "links": [asdict(link) for link in self._links],
+            "links": [asdict(replace(link, transfer=None)) for link in self._links],
             "routes": [{"from": route.start, "to": route.end, "target": route.target} for route in self._routes],
         }
         self._ports = tuple(self._start(config)["listen"])

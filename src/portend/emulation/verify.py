@@ -13,12 +13,12 @@ import socket
 import statistics
 import struct
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 
+from portend.emulation.arrivals import receive, stamp
 from portend.emulation.forwarder import Wire, device_mtu, wire_bytes
 from portend.emulation.traces import BandwidthTrace
 from portend.errors import DeploymentError
@@ -38,7 +38,6 @@ _BULK_S: Final = 0.25
 _FEWEST_PACKETS: Final = 60
 _SKIPPED: Final = 0.2  # of the bulk, until the rate is steady
 _PATIENCE_S: Final = 5.0
-_SO_TIMESTAMPNS: Final = 35
 
 Inside = Callable[[int], contextlib.AbstractContextManager[None]]
 """Puts this thread into a tier's network for a while."""
@@ -161,7 +160,7 @@ class _Bench:
             made = socket.socket(socket.AF_INET, kind)
         made.bind((self._addresses[tier], 0))
         made.settimeout(_PATIENCE_S)
-        made.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)  # what a listener accepts has it too
+        stamp(made)  # what a listener accepts has it too
         return made
 
     def _round_trips(self, start: int, end: int) -> tuple[float, float]:
@@ -188,7 +187,7 @@ class _Bench:
                 until = next_s if len(sent) < _PROBES else deadline
                 for ready in select.select((near, far), (), (), max(0.0, until - monotonic()))[0]:
                     data = bytearray(4)
-                    _, arrived, sender = _receive(ready, data)
+                    _, arrived, sender = receive(ready, data)
                     (number,) = struct.unpack("!i", data)
                     if ready is far:
                         echoed = monotonic()
@@ -223,7 +222,7 @@ class _Bench:
                 got = first = 0
                 first_s = last_s = 0.0
                 while got < total:
-                    got_now, last_s, _ = _receive(receiver, buffer)
+                    got_now, last_s, _ = receive(receiver, buffer)
                     if not got_now:
                         raise ConnectionResetError("the stream ended early")
                     got += got_now
@@ -241,17 +240,6 @@ class _Bench:
 def _send(sock: socket.socket, data: Any) -> None:
     with contextlib.suppress(OSError):  # the receiver says what is wrong
         sock.sendall(data)
-
-
-def _receive(sock: socket.socket, buffer: bytearray) -> tuple[int, float, Any]:
-    """Return bytes received, the moment on the monotonic clock at which the last of them came, and who sent them."""
-    got, ancillary, _, sender = sock.recvmsg_into([buffer], socket.CMSG_SPACE(16))
-    ahead = time.time() - monotonic()
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
-            seconds, nanoseconds = struct.unpack("=qq", data)
-            return got, seconds - ahead + 1e-9 * nanoseconds, sender
-    return got, monotonic(), sender
 
 
 def _whole_s(wire: Wire, ip_bytes: int) -> float:
