@@ -140,6 +140,7 @@ def cli() -> None:
     portend drift     whether exits still do what the profile says
     portend report    one HTML page with everything
     portend whatif    the best plan as fields vary, and where it flips
+    portend top       running agents, live
     portend trace     what a run recorded, for Perfetto and OpenTelemetry
     """
 
@@ -1690,7 +1691,7 @@ def _show_sweep(found: Any, flips: Any) -> None:
     console.print(sweep_table(found, flips or ()), *([] if flips is None else [crossover_table(found, flips)]))
 
 
-for _command in (cli_observe.links, cli_observe.trace):
+for _command in (cli_observe.links, cli_observe.top, cli_observe.trace):
     cli.add_command(_command)
 
 

@@ -12,9 +12,10 @@ from portend.units import Dimension, format_bandwidth, format_bytes, format_time
 
 if TYPE_CHECKING:
     from portend.runtime.links import LinkMeasurement
+    from portend.top import Reading
     from portend.topology import Topology
 
-__all__ = ["links", "trace"]
+__all__ = ["links", "top", "trace"]
 
 
 class _Quantity(click.ParamType[Any]):
@@ -125,3 +126,52 @@ def _described(measured: Topology, index: int, found: LinkMeasurement) -> str:
             *rows,
         ]
     )
+
+
+@click.command()
+@click.argument("agents", nargs=-1, required=True, metavar="[TIER=]URL...")
+@click.option("--interval", type=_Quantity("time"), default="1 s", show_default=True, help="Between two looks.")
+@click.option("--once", is_flag=True, help="Look twice, print, and end.")
+def top(agents: tuple[str, ...], interval: float, once: bool) -> None:
+    """Show tiers, links and exits of running agents live, from their Prometheus pages.
+
+    Each of AGENTS is the address of one, such as edge=http://10.0.0.5:9100/metrics or 10.0.0.5:9100. Ctrl-C ends it.
+    """
+    import time
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from portend.top import address, tables
+
+    named = [address(text) for text in agents]
+    names = [tier or url for tier, url in named]
+    before = _look(named)
+    if once:
+        time.sleep(interval)
+        after = _look(named)
+        Console().print(tables(before, after, names))
+        if all(isinstance(each, str) for each in after):
+            raise DeploymentError(f"no agent answers: {after[0]}; check the addresses")
+        return
+    with Live(tables(before, before, names), screen=True, auto_refresh=False) as screen:
+        while True:
+            time.sleep(interval)
+            after = _look(named)
+            screen.update(tables(before, after, names), refresh=True)
+            before = after
+
+
+def _look(named: list[tuple[str, str]]) -> list[Reading | str]:
+    """A reading of each agent, or why there is none."""
+    import time
+
+    from portend.top import fetch, read
+
+    found: list[Reading | str] = []
+    for tier, url in named:
+        try:
+            found.append(read(fetch(url), tier or url, time.monotonic()))
+        except DeploymentError as error:
+            found.append(str(error))
+    return found

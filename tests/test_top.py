@@ -1,0 +1,187 @@
+"""The live view, against real Prometheus exporters."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from click.testing import CliRunner
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from rich.console import Console
+
+from portend import top
+from portend.cli import cli
+from portend.errors import DeploymentError
+
+
+class Agent:
+    """What an agent of a tier exports."""
+
+    def __init__(self, tier: str) -> None:
+        self.registry = CollectorRegistry()
+        labels = ["tier"]
+        self.exits = Counter("portend_exits", "-", [*labels, "exit"], registry=self.registry)
+        self.bytes = Counter("portend_bytes", "-", [*labels, "direction", "peer"], registry=self.registry)
+        self.dropped = Counter("portend_dropped", "-", [*labels, "reason"], registry=self.registry)
+        self.queue = Gauge("portend_queue", "-", labels, registry=self.registry)
+        self.credits = Gauge("portend_credits", "-", labels, registry=self.registry)
+        self.terms = Histogram(
+            "portend_term_seconds", "-", [*labels, "term"], buckets=(0.001, 0.01, 0.1), registry=self.registry
+        )
+        self.tier = tier
+
+    def works(self, samples: int) -> None:
+        self.exits.labels(self.tier, "0").inc(3 * samples)
+        self.exits.labels(self.tier, "1").inc(samples)
+        self.bytes.labels(self.tier, "out", "cloud").inc(1000 * samples)
+        self.dropped.labels(self.tier, "malformed").inc()
+        self.queue.labels(self.tier).set(5)
+        self.credits.labels(self.tier).set(2)
+        for _ in range(samples):
+            self.terms.labels(self.tier, "compute").observe(0.004)
+
+
+@contextmanager
+def exporting(agent: Agent) -> Iterator[str]:
+    server, thread = start_http_server(0, "127.0.0.1", registry=agent.registry)
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """A server that says whatever it likes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer(self)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+        server.shutdown()
+        thread.join()
+
+
+def shown(*pairs: tuple[top.Reading | str, top.Reading | str]) -> str:
+    console = Console(width=140)
+    before, after = zip(*pairs, strict=True)
+    with console.capture() as captured:
+        console.print(top.tables(before, after, [f"agent {i}" for i in range(len(pairs))]))
+    return captured.get()
+
+
+def row(text: str, *starts: str) -> list[str]:
+    """Cells of the row that begins with these."""
+    rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in text.splitlines() if "│" in line]
+    (found,) = [cells for cells in rows if cells[: len(starts)] == list(starts)]
+    return found
+
+
+def test_rates_and_times_are_those_between_two_looks() -> None:
+    agent = Agent("edge")
+    agent.works(100)
+    agent.terms.labels("edge", "compute").observe(50.0)  # before the first look: does not count
+    with exporting(agent) as url:
+        before = top.read(top.fetch(url), "", 10.0)
+        agent.works(40)
+        after = top.read(top.fetch(url), "", 12.0)
+    text = shown((before, after))
+    assert row(text, "edge", "up") == ["edge", "up", "5", "2", "2", "–", "–", "–", "4.00 / 9.55"]
+    assert row(text, "edge", "out") == ["edge", "out", "cloud", "160 kbit/s", "140 kB"]
+    assert row(text, "0") == ["0", "420", "75.0 %", "60.0"]
+    assert row(text, "1") == ["1", "140", "25.0 %", "20.0"]
+
+
+def test_an_agent_that_began_anew_counts_from_zero() -> None:
+    old, new = Agent("edge"), Agent("edge")
+    old.works(100)
+    new.works(10)
+    readings = []
+    for at_s, agent in ((1.0, old), (2.0, new)):
+        with exporting(agent) as url:
+            readings.append(top.read(top.fetch(url), "", at_s))
+    text = shown((readings[0], readings[1]))
+    assert row(text, "1")[-1] == "10.0"
+    assert row(text, "edge", "out")[3] == "80 kbit/s"
+    assert row(text, "edge", "up")[-1] == "4.00 / 9.55"
+
+
+def test_names_without_a_tier_are_those_that_were_given() -> None:
+    page = (
+        "# TYPE portend_answers counter\nportend_answers_total{exit=\"2\"} 7\n"
+        "# TYPE portend_sent_bytes counter\nportend_sent_bytes_total{to=\"base\"} 5000\n"
+        "# TYPE portend_received_bytes counter\nportend_received_bytes_total 300\n"
+        "# TYPE portend_dropped_messages counter\nportend_dropped_messages_total{why=\"size\"} 3\n"
+        "# TYPE portend_waiting_samples gauge\nportend_waiting_samples 4\n"
+        "# TYPE portend_compute_queue gauge\nportend_compute_queue 1\n"
+    )  # fmt: skip
+    found = top.read(page, "cloud", 0.0)
+    assert (found.tier, found.exits, found.queue, found.credits) == ("cloud", {"2": 7.0}, 5.0, None)
+    assert found.bytes == {("sent", "base"): 5000.0, ("received", ""): 300.0}
+    assert found.dropped == {"size": 3.0}
+
+
+def test_quantiles_lie_on_lines_within_buckets() -> None:
+    found = top.Histogram(10.0, 3.0, {0.1: 4.0, 0.2: 8.0, math.inf: 10.0})
+    assert found.mean == 0.3
+    assert found.quantile(0.2) == pytest.approx(0.05)
+    assert found.quantile(0.6) == pytest.approx(0.15)
+    assert found.quantile(0.95) == 0.2  # somewhere above
+    assert math.isnan(top.Histogram().quantile(0.5))
+
+
+def test_the_command_shows_who_answers_and_who_does_not() -> None:
+    agent = Agent("edge")
+    agent.works(10)
+    with exporting(agent) as url:
+        done = CliRunner().invoke(
+            cli, ["top", url, "cloud=127.0.0.1:1", "--once", "--interval", "50 ms"], env={"COLUMNS": "140"}
+        )
+    assert done.exit_code == 0, done.output
+    assert row(done.output, "edge", "up", "5")
+    assert "no answer" in row(done.output, "cloud")[1]
+    nobody = CliRunner().invoke(cli, ["top", "127.0.0.1:1", "--once", "--interval", "50 ms"])
+    assert isinstance(nobody.exception, DeploymentError)
+
+
+def test_pages_of_strangers_do_no_harm() -> None:
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(b"#" * (5 << 20))
+
+    def other(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(b"<html>{hello} 1 2 3</html>\n\xff{")
+
+    with answering(endless) as url, pytest.raises(DeploymentError, match="at most"):
+        top.fetch(url)
+    with answering(other) as url, pytest.raises(DeploymentError, match="not a Prometheus page"):
+        top.read(top.fetch(url), "", 0.0)
+    with pytest.raises(DeploymentError, match="not of an agent"):
+        top.read("# TYPE up gauge\nup 1\n", "", 0.0)
+    hostile = top.read('# TYPE portend_queue gauge\nportend_queue{tier="\x1b[2J[red]x"} 1\n', "", 0.0)
+    text = shown((hostile, hostile))
+    assert "\x1b[2J" not in text
+    assert "[red]x" in text
+
+
+@pytest.mark.parametrize("text", ["file:///etc/passwd", "edge=ftp://host/metrics"])
+def test_only_http_is_read(text: str) -> None:
+    with pytest.raises(DeploymentError, match="http"):
+        top.address(text)
+    assert top.address("edge=10.0.0.5:9100") == ("edge", "http://10.0.0.5:9100/metrics")
+    assert top.address("http://h:1/m?a=b") == ("", "http://h:1/m?a=b")
