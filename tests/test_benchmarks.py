@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from portend.emulation.base import make_emulation
+from portend.measurement import SPAN_KINDS
 from portend.planner.problem import SearchSpace
 from portend.topology import Link, Tier, Topology
 
@@ -165,3 +166,19 @@ def test_messages_of_the_testbed_benchmark() -> None:
         cold, warm = load("testbed").taken_s(emulation, 10_000, repeats=2, pause_s=0.0)
     assert len(cold) == len(warm) == 2
     assert min(*cold, *warm) >= topology.transmission_s(10_000)[0, 1] + 0.01
+
+
+def test_rows_of_the_runtime_benchmark() -> None:
+    hops = {row["way"]: row for row in load("runtime").measure_hops(4096, turns=2, messages=3)}
+    assert set(hops) == {"portend", "pickle", "grpc", "pyzmq"}
+    assert all(row["hops"] == 6 and row["median_s"] > 0 for row in hops.values())
+    assert hops["portend"]["times_portend"] == 1
+    assert set(hops["portend"]["parts_s"]) == {*SPAN_KINDS, "other"}
+
+
+@pytest.mark.slow
+def test_rows_of_the_relays_of_the_runtime_benchmark() -> None:
+    relays = {row["way"]: row for row in load("runtime").measure_relays(4096, turns=2, messages=40, window=4)}
+    assert set(relays) == {"portend", "pickle", "pyzmq"}
+    assert all(row["messages_per_s"] > 0 for row in relays.values())
+    assert relays["portend"]["relay_compute_s"] > 0
