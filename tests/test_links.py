@@ -59,6 +59,12 @@ def test_on_a_path_the_slowest_link_counts_and_a_packet_on_the_others() -> None:
     assert chain(replace(SLOW, transfer=CURVE), slower).transmission_s(3000)[0, 2] == pytest.approx(3.0 + 0.4)
 
 
+def test_a_changed_link_is_not_the_one_that_was_measured() -> None:
+    topology = chain(replace(SLOW, transfer=CURVE))
+    assert topology.with_link(0, bandwidth_bps=160_000).transmission_s(1000)[0, 1] == pytest.approx(0.05)
+    assert topology.with_link(0, transfer=CURVE) == topology
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 10**6), st.floats(0, 1)), min_size=1, max_size=6, unique_by=lambda p: p[0]),
     st.lists(st.integers(0, 3 * 10**6), min_size=2, max_size=20),

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import pty
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -154,6 +160,27 @@ def test_the_command_shows_who_answers_and_who_does_not() -> None:
     assert "no answer" in row(done.output, "cloud")[1]
     nobody = CliRunner().invoke(cli, ["top", "127.0.0.1:1", "--once", "--interval", "50 ms"])
     assert isinstance(nobody.exception, DeploymentError)
+
+
+def test_the_live_view_ends_by_ctrl_c() -> None:
+    agent = Agent("edge")
+    agent.works(10)
+    control, terminal = pty.openpty()
+    with exporting(agent) as url:
+        words = [sys.executable, "-m", "portend.cli", "top", url, "--interval", "50 ms"]
+        with subprocess.Popen(words, stdin=terminal, stdout=terminal, stderr=terminal) as process:
+            os.close(terminal)
+            shown = b""
+            while b"Exits" not in shown:
+                shown += os.read(control, 65536)
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(OSError):  # the terminal's end
+                while more := os.read(control, 65536):
+                    shown += more
+        os.close(control)
+    assert process.returncode == 130
+    assert b"Tiers" in shown
+    assert b"Traceback" not in shown
 
 
 def test_pages_of_strangers_do_no_harm() -> None:

@@ -180,9 +180,12 @@ class Topology:
         raise InvalidValue(f"no tier is called {name!r}; {hint}the tiers are {', '.join(names)}, or 0–{len(names) - 1}")
 
     def with_link(self, index: int, **changes: Any) -> Topology:
-        """Return a copy in which link ``index`` has ``changes`` (for what-if)."""
+        """Return a copy in which link ``index`` has ``changes`` (for what-if).
+
+        It is no longer the link whose times were measured, so it has no transfer curve, unless they give one.
+        """
         links = list(self.links)
-        links[index] = replace(links[index], **changes)
+        links[index] = replace(links[index], **({"transfer": None} | changes))
         return replace(self, links=tuple(links))
 
     def with_tier(self, index: int, **changes: Any) -> Topology:
