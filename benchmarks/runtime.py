@@ -35,6 +35,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -208,9 +209,20 @@ class Grpc:
         return {}
 
 
+def _end_with_stdin() -> None:
+    """Let this process end when the one that started it does."""
+
+    def wait() -> None:
+        sys.stdin.read()
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def receive(kind: str, values: int) -> None:
-    """Be the receiver until killed; the port goes to standard output."""
+    """Be the receiver until standard input ends; the port goes to standard output."""
     gc.disable()
+    _end_with_stdin()
     last = partition(values, 1, 3)
     if kind == "grpc":
 
@@ -323,7 +335,7 @@ def measure_hops(size: int, turns: int, messages: int, seed: int = 0) -> list[di
 
 
 def pass_on(kind: str) -> None:
-    """Be a relay or, at the end, the sink, until killed: ports in on standard input, the own port out."""
+    """Be a relay or, at the end, the sink, until standard input ends; first its line says where to send to."""
     gc.disable()
     context = zmq.Context()
     inbox: zmq.Socket[bytes] = context.socket(zmq.PULL)
@@ -332,6 +344,7 @@ def pass_on(kind: str) -> None:
     onwards: zmq.Socket[bytes] = context.socket(zmq.PUSH)
     onwards.set_hwm(0)
     onwards.connect(f"{LOOPBACK}:{int(sys.stdin.readline())}")
+    _end_with_stdin()
     while True:
         if kind == "relay pickle":
             onwards.send_pyobj(inbox.recv_pyobj())
