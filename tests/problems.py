@@ -6,7 +6,7 @@ sum and product of the model is exact in float64, whatever its order: ties are t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from portend.profile import (
     SampleExits,
     TabulatedExits,
 )
-from portend.topology import Link, Tier, Topology
+from portend.topology import Link, SlowStart, Tier, Topology
 
 Floats = NDArray[np.float64]
 THRESHOLDS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
@@ -250,7 +250,10 @@ def random_case(
         losses={"int8": random_loss(np.random.default_rng([seed, 500]), blocks)},
     )
     chosen: Estimator = estimator or ("marginal" if tables or rng.random() < 0.4 else "sample")
-    return Case(profile, random_topology(rng, tiers, names, exact=exact), chosen)
+    topology = random_topology(rng, tiers, names, exact=exact)
+    if seed % 3 == 0:  # connections that begin every message anew
+        topology = replace(topology, slow_start=SlowStart(initial_window=1 + seed % 5, receive_window_bytes=4000))
+    return Case(profile, topology, chosen)
 
 
 def random_plan(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from portend.plan import Plan
 from portend.profile import DeviceProfile, Profile, SampleExits
-from portend.topology import Topology
+from portend.topology import Link, Topology
 
 if TYPE_CHECKING:
     from portend.planner.problem import SearchSpace
@@ -45,7 +45,29 @@ def transmission(topology: Topology, size: float, a: int, b: int) -> float:
     total = 0.0
     for link in links:
         total += last * 8 / link.bandwidth_bps
-    return total + (packets - 1) * ((room + header) * 8 / min(link.bandwidth_bps for link in links))
+    packet = (room + header) * 8 / min(link.bandwidth_bps for link in links)
+    return total + (packets - 1) * packet + window_waits(topology, links, packets, packet)
+
+
+def window_waits(topology: Topology, links: Sequence[Link], packets: int, packet: float) -> float:
+    """The gaps at the slowest link between the windows of a connection in slow start."""
+    start = topology.slow_start
+    if start is None:
+        return 0.0
+    header = max(link.header_bytes for link in links)
+    room = min(link.mtu_bytes for link in links) - header
+    round_trip = 0.0
+    for link in links:
+        round_trip += 2 * link.propagation_delay_s + ((room + header) + header) * 8 / link.bandwidth_bps
+    total, left = 0.0, packets
+    flight = min(start.initial_window, max(1, start.receive_window_bytes // room))
+    following = start.initial_window + flight
+    while True:
+        left -= flight
+        if left <= 0 or flight * packet >= round_trip:
+            return total
+        total += round_trip - flight * packet
+        flight, following = following, 2 * following
 
 
 def packet_simulation(topology: Topology, size: int, a: int, b: int) -> float:
@@ -63,6 +85,41 @@ def packet_simulation(topology: Topology, size: int, a: int, b: int) -> float:
             at = max(at, free[index]) + packet * 8 / link.bandwidth_bps
             free[index] = at
         arrived = at
+    return arrived
+
+
+def slow_start_simulation(topology: Topology, size: int, a: int, b: int) -> float:
+    """One message on a fresh connection, packet by packet: each has its acknowledgment, which lets two more go."""
+    step = 1 if b > a else -1
+    links = [topology.links[min(j, j + step)] for j in range(a, b, step)]
+    header = max(link.header_bytes for link in links)
+    room = min(link.mtu_bytes for link in links) - header
+    start = topology.slow_start
+    assert start is not None
+    packets = [min(room, size - at) + header for at in range(0, size, room)]
+    there, back = [0.0] * len(links), [0.0] * len(links)
+    window, acknowledged, sent, arrived = start.initial_window, 0, 0, 0.0
+    acks: list[float] = []
+    allowed = min(window, max(1, start.receive_window_bytes // room))
+    at = 0.0
+    while sent < len(packets):
+        while sent < min(acknowledged + allowed, len(packets)):
+            now = at
+            for index, link in enumerate(links):
+                now = max(now, there[index]) + packets[sent] * 8 / link.bandwidth_bps
+                there[index] = now
+                now += link.propagation_delay_s
+            arrived = now
+            for index, link in reversed(list(enumerate(links))):
+                now = max(now, back[index]) + header * 8 / link.bandwidth_bps
+                back[index] = now
+                now += link.propagation_delay_s
+            acks.append(now)
+            sent += 1
+        at = acks[acknowledged]
+        acknowledged += 1
+        window += 1
+        allowed = window
     return arrived
 
 

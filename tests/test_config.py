@@ -9,6 +9,7 @@ import pytest
 from portend.config import load_topology, read_yaml
 from portend.demo import three_tier
 from portend.errors import ConfigError
+from portend.topology import SlowStart
 
 ROOT = Path(__file__).parent.parent
 GOOD = """
@@ -43,6 +44,13 @@ def test_a_topology_is_read_in_si_units(tmp_path: Path) -> None:
     assert (topology.source, topology.destination, topology.name) == (0, 1, "t")
 
 
+def test_slow_start_is_off_unless_a_topology_asks_for_it(tmp_path: Path) -> None:
+    assert load_topology(written(tmp_path, GOOD)).slow_start is None
+    assert load_topology(written(tmp_path, GOOD + "slow_start: {}\n")).slow_start == SlowStart()
+    asked = load_topology(written(tmp_path, GOOD + "slow_start: {initial_window: 4, receive_window: 32 KiB}\n"))
+    assert asked.slow_start == SlowStart(initial_window=4, receive_window_bytes=32_768)
+
+
 def test_the_demo_runs_on_the_topology_that_is_shipped() -> None:
     assert load_topology(ROOT / "configs/topologies/three_tier.yaml") == three_tier()
 
@@ -67,6 +75,10 @@ def test_the_demo_runs_on_the_topology_that_is_shipped() -> None:
         ("headers: 0", "headers: 9000 B", r"links\[0\]: a packet holds its headers"),
         ("tiers:", "tiers: 3\nx:", r"tiers: a list is needed here, but got 3"),
         ("{name: cloud}", "cloud", r"tiers\[1\]: a mapping .* but got 'cloud'"),
+        ("destination: cloud", "slow_start: 10", r"slow_start: a mapping of keys"),
+        ("destination: cloud", "slow_start: {initial_window: 0}", r"slow_start: a connection's initial window"),
+        ("destination: cloud", "slow_start: {receive_window: 0 B}", r"slow_start: a receiver lets in at least one"),
+        ("destination: cloud", "slow_start: {window: 10}", r"slow_start\.window: this key is unknown"),
         ("destination: cloud", "ingest: post", r"ingest is 'in_process' or 'message'"),
     ],
 )

@@ -13,10 +13,10 @@ from portend.perfmodel.exits import marginal_outcomes, sample_outcomes
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan, PlanBatch
 from portend.profile import Profile, SampleExits, TabulatedExits
-from portend.topology import Link, Tier, Topology
+from portend.topology import Link, SlowStart, Tier, Topology
 from problems import THRESHOLDS, Case, backbone, codec, device, random_case, random_plan, result_profile
 from reference import PARTS as REFERENCE_PARTS
-from reference import Reference, packet_simulation, transmission
+from reference import Reference, packet_simulation, slow_start_simulation, transmission
 
 NAN = float("nan")
 
@@ -200,10 +200,72 @@ def test_without_headers_transmission_is_the_papers_formula() -> None:
     assert three_tiers(header=0).transmission_s(6000)[0, 2] == pytest.approx(3 * 1.2e-3 + 1.23e-3, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("size", "start", "milliseconds"),
+    [
+        # A full packet there (1.2 + 0.03), an acknowledgment of 52 B back (0.0416 + 0.00104), 120 ms of delays: 121.27264.
+        # Ten packets keep the slow link busy for 12 ms, so it waits 109.27264 ms; then 20, 40 and 80: 97.27264,
+        # 73.27264, 25.27264; 160 take longer than a round trip.
+        (300, SlowStart(), 0.0),
+        (14_480, SlowStart(), 0.0),  # ten full packets
+        (14_481, SlowStart(), 109.27264),
+        (65_000, SlowStart(), 109.27264 + 97.27264),  # 45 packets: 10, 20, 15
+        (217_200, SlowStart(), 109.27264 + 97.27264 + 73.27264),  # 150 = 10 + 20 + 40 + 80 packets
+        (217_201, SlowStart(), 109.27264 + 97.27264 + 73.27264 + 25.27264),
+        (4_000_000, SlowStart(), 109.27264 + 97.27264 + 73.27264 + 25.27264),
+        # A window of any size, but 65,535 B at first: 45 packets, 54 ms.
+        (65_160, SlowStart(initial_window=10_000), 0.0),
+        (65_161, SlowStart(initial_window=10_000), 121.27264 - 54),
+        (4_000_000, SlowStart(initial_window=10_000), 121.27264 - 54),
+        # One packet at first, and less than one let in still lets one through: 1, 2, 4 packets.
+        (5_000, SlowStart(initial_window=1, receive_window_bytes=1), 2 * 121.27264 - 1.2 - 2.4),
+    ],
+)
+def test_waits_for_acknowledgments_by_hand(size: int, start: SlowStart, milliseconds: float) -> None:
+    warm = three_tiers()
+    cold = replace(warm, slow_start=start)
+    waits = 1e3 * (cold.transmission_s(size) - warm.transmission_s(size))
+    assert waits[0, 2] == waits[2, 0] == pytest.approx(milliseconds, abs=1e-9)
+    assert waits[1, 1] == 0.0
+
+
+def test_a_window_that_fills_the_path_at_once_never_waits() -> None:
+    # 1.2 + 0.0416 ms of packet and acknowledgment, 2 · 5 ms of delay: ten packets of 1.2 ms take longer.
+    near = Topology(
+        name="near",
+        tiers=tuple(Tier(name=name, device="slow") for name in "ab"),
+        links=(Link(bandwidth_bps=10e6, propagation_delay_s=0.005),),
+    )
+    sizes = [1, 10_000, 1_000_000]
+    cold = replace(near, slow_start=SlowStart())
+    assert cold.transmission_s(sizes).tolist() == near.transmission_s(sizes).tolist()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_slow_start_agrees_with_a_simulation_of_packets_and_acknowledgments(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    links = tuple(
+        Link(bandwidth_bps=float(10 ** rng.uniform(6, 8.5)), propagation_delay_s=float(rng.uniform(0.001, 0.05)))
+        for _ in range(3)
+    )
+    topology = Topology(
+        name="chain",
+        tiers=tuple(Tier(name=f"tier{i}", device="slow") for i in range(4)),
+        links=links,
+        slow_start=SlowStart(initial_window=int(rng.integers(1, 20)), receive_window_bytes=int(rng.integers(2e3, 1e5))),
+    )
+    for a, b in ((0, 1), (0, 3), (3, 1)):
+        size = int(10 ** rng.uniform(2, 6))
+        got = float(topology.transmission_s(size)[a, b] + topology.propagation_s()[a, b])
+        # The formula lets the slowest link stand for all, which others are off by a packet or two each.
+        packets = sum(2 * 1500 * 8 / link.bandwidth_bps for link in topology.path(a, b))
+        assert got == pytest.approx(slow_start_simulation(topology, size, a, b), abs=packets)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_transmission_agrees_with_a_packet_by_packet_simulation(seed: int) -> None:
     case = random_case(seed, tiers=4)
-    topology, rng = case.topology, np.random.default_rng(seed)
+    topology, rng = replace(case.topology, slow_start=None), np.random.default_rng(seed)
     for a, b in ((0, 1), (0, 3), (3, 1)):
         links = [topology.links[j] for j in range(min(a, b), max(a, b))]
         header = max(link.header_bytes for link in links)

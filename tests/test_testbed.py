@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from portend.models.scoring import score_samples
 from portend.models.zoo import build
 from portend.plan import Plan
 from portend.runtime.coordinator import Deployment
-from portend.topology import Link, Tier, Topology
+from portend.topology import Link, SlowStart, Tier, Topology
 
 ROOT = Path(__file__).parents[1]
 THREE_TIERS = ROOT / "configs/topologies/three_tier.yaml"
@@ -197,6 +198,9 @@ def test_an_emulation_is_chosen_by_name() -> None:
     assert isinstance(make_emulation("namespaces", topology), Namespaces)
     with pytest.raises(InvalidValue, match="relay, namespaces, none"):
         make_emulation("tc", topology)
+    for name in ("relay", "none"):
+        with pytest.raises(InvalidValue, match="slow start needs the emulation 'namespaces'"):
+            make_emulation(name, replace(topology, slow_start=SlowStart()))
     with pytest.raises(InvalidValue, match=r"needs the emulation 'namespaces'.*\[0\]"):
         make_emulation("relay", topology, {0: steps(1e6)})
     with pytest.raises(InvalidValue, match="one of the 1 links"):
@@ -450,6 +454,36 @@ def test_the_pairs_that_netem_works_on_carry_packets_hop_by_hop(monkeypatch: pyt
             assert stream.near.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) == 1448
         with pytest.raises(DeploymentError, match="round trip t0–t1"):
             made.measure()
+
+
+@real
+def test_slow_start_is_the_topologys_choice() -> None:
+    """A round trip for each window of 10, 20 packets; the kernel's own, once the links are verified with open windows."""
+    topology = replace(chain(Link(bandwidth_bps=50e6, propagation_delay_s=0.02)), slow_start=SlowStart())
+    size = 60_000  # 42 packets: 10, 20, 12
+    cold, warm = (float(each.transmission_s(size)[0, 1]) for each in (topology, replace(topology, slow_start=None)))
+    assert cold > warm + 2 * 0.03
+    with Namespaces(topology) as made:
+        assert made.checks
+        assert "slow start from 10 packets" in made.label
+        taken = []
+        for _ in range(5):
+            with Stream(made, 0, 1) as stream:
+                taken.append(stream.message_s(size))
+                for _ in range(4):
+                    again = stream.message_s(size)
+        assert min(taken) == pytest.approx(cold + 0.02, rel=0.05)
+        assert again < min(taken) - 0.03, "windows stay open while a connection is in use"
+
+
+@real
+def test_the_congestion_control_is_chosen_and_links_are_verified_without_it() -> None:
+    with Namespaces(chain(QUICK), congestion_control="reno") as made, Stream(made, 0, 1) as stream:
+        assert made.checks
+        assert made.label == "network namespaces, forwarder, reno"
+        assert stream.near.getsockopt(socket.IPPROTO_TCP, 13, 16).rstrip(b"\0") == b"reno"  # TCP_CONGESTION
+    with pytest.raises(DeploymentError, match="congestion controls .*reno.*, but 'vegas2'"):
+        Namespaces(chain(QUICK), congestion_control="vegas2").__enter__()
 
 
 # --- what is left when things go wrong ---

@@ -56,7 +56,7 @@ from portend.profile import (
     ValueRange,
 )
 from portend.storage import load_measurement, load_profile, save
-from portend.topology import Link, Tier, Topology
+from portend.topology import Link, SlowStart, Tier, Topology
 
 if TYPE_CHECKING:
     from portend.models.heads import multi_exit
@@ -95,6 +95,7 @@ __all__ = [
     "ResultProfile",
     "SampleExits",
     "SearchSpace",
+    "SlowStart",
     "Solution",
     "TabulatedExits",
     "Tier",

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import yaml
 
 from portend.errors import ConfigError, InvalidValue
-from portend.topology import Link, Tier, Topology, TransferCurve
+from portend.topology import Link, SlowStart, Tier, Topology, TransferCurve
 from portend.units import Dimension, parse
 
 __all__ = ["Section", "load_topology", "read_yaml", "topology_yaml"]
@@ -134,9 +134,13 @@ def load_topology(path: str | Path) -> Topology:
             raise ConfigError(f"{root.at(role)}: no tier is called {name!r}; the tiers are {', '.join(names)}")
         ends[role] = names.index(name) if names else 0
     ingest = root.get("ingest", str, "in_process")
+    slow_start = _slow_start(root.section("slow_start")) if root.has("slow_start") else None
     name = root.get("name", str, Path(path).stem)
     root.done()
-    return _made(root, lambda: Topology(name=name, tiers=tiers, links=links, ingest=cast(Any, ingest), **ends))
+    return _made(
+        root,
+        lambda: Topology(name=name, tiers=tiers, links=links, ingest=cast(Any, ingest), slow_start=slow_start, **ends),
+    )
 
 
 def _tier(section: Section) -> Tier:
@@ -190,7 +194,7 @@ def _transfer(section: Section) -> TransferCurve:
 def topology_yaml(topology: Topology) -> str:
     """Return a topology as YAML, of which ``load_topology`` makes an equal one."""
     names = [tier.name for tier in topology.tiers]
-    document = {
+    document: dict[str, Any] = {
         "name": topology.name,
         "tiers": [_of_tier(tier) for tier in topology.tiers],
         "links": [_of_link(link) for link in topology.links],
@@ -198,6 +202,9 @@ def topology_yaml(topology: Topology) -> str:
         "destination": names[topology.destination],
         "ingest": topology.ingest,
     }
+    if (start := topology.slow_start) is not None:
+        receive = f"{start.receive_window_bytes} B"
+        document["slow_start"] = {"initial_window": start.initial_window, "receive_window": receive}
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -228,6 +235,16 @@ def _of_link(link: Link) -> dict[str, Any]:
         if link.transfer.cold_s:
             values["transfer"]["cold"] = [f"{seconds!r} s" for seconds in link.transfer.cold_s]
     return values
+
+
+def _slow_start(section: Section) -> SlowStart:
+    values: dict[str, int] = {}
+    if section.has("initial_window"):
+        values["initial_window"] = section.get("initial_window", int)
+    if section.has("receive_window"):
+        values["receive_window_bytes"] = int(section.quantity("receive_window", "size"))
+    section.done()
+    return _made(section, lambda: SlowStart(**values))
 
 
 def _made(section: Section, make: Callable[[], _T]) -> _T:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import InvalidValue, law
 
-__all__ = ["Link", "Tier", "Topology", "TransferCurve"]
+__all__ = ["Link", "SlowStart", "Tier", "Topology", "TransferCurve"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,11 +135,37 @@ class Link:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SlowStart:
+    """TCP connections that send every message with a window that is small at first: new ones, and ones that idled.
+
+    Attributes:
+        initial_window: packets that are sent before the first acknowledgment (RFC 6928: 10); with every round trip
+            twice as many as before.
+        receive_window_bytes: the most that the receiver lets in before its first acknowledgment: what a handshake can
+            announce is 65,535 B.
+    """
+
+    initial_window: int = 10
+    receive_window_bytes: int = 65_535
+
+    def __post_init__(self) -> None:
+        law(
+            self.initial_window >= 1,
+            f"a connection's initial window is at least one packet, but got {self.initial_window}",
+        )
+        law(
+            self.receive_window_bytes >= 1,
+            f"a receiver lets in at least one byte, but got a window of {self.receive_window_bytes} B",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Topology:
     """A chain of tiers with the place where samples appear and where results are wanted.
 
     Attributes:
         source, destination: tier indices.
+        slow_start: how every message's connection begins; None: connections are warm, their windows open.
         ingest: ``"in_process"``: the source hands a sample to a partition on its own tier for
             free; ``"message"``: even there it is encoded and decoded, as on the paper's testbed.
     """
@@ -150,6 +176,7 @@ class Topology:
     source: int = 0
     destination: int = 0
     ingest: Literal["in_process", "message"] = "in_process"
+    slow_start: SlowStart | None = None
 
     def __post_init__(self) -> None:
         count = len(self.tiers)
@@ -215,7 +242,8 @@ class Topology:
         Packets of the path's smallest MTU, each with its headers, stored and forwarded whole and
         pipelined across links: F-1 full packets at the pace of the slowest link, then the last one
         over every link (paper, L_{i→j}; with header 0 and a full last packet the two agree). A link with a
-        transfer curve takes what was measured, less its propagation delay.
+        transfer curve takes what was measured, less its propagation delay. With ``slow_start``, also the waits for
+        acknowledgments until the window fills the path.
         """
         size = np.asarray(message_bytes, dtype=np.float64)
         count = len(self.tiers)
@@ -224,14 +252,23 @@ class Topology:
             for high in range(low + 1, count):
                 path = self.path(low, high)
                 law_of = _pipelined if all(link.transfer is None for link in path) else _measured
-                seconds[..., low, high] = seconds[..., high, low] = law_of(size, path)
+                one_way = law_of(size, path)
+                if self.slow_start is not None:
+                    one_way = one_way + _window_waits(size, path, self.slow_start)
+                seconds[..., low, high] = seconds[..., high, low] = one_way
         return seconds
 
 
-def _pipelined(size: NDArray[np.float64], path: Sequence[Link]) -> NDArray[np.float64]:
+def _packet(path: Sequence[Link]) -> tuple[int, int]:
+    """Bytes of a message that one packet of the path holds, and of its headers."""
     header = max(link.header_bytes for link in path)
     room = min(link.mtu_bytes for link in path) - header
     law(room > 0, f"the smallest MTU of a path must exceed its largest header, but {room} B are left")
+    return room, header
+
+
+def _pipelined(size: NDArray[np.float64], path: Sequence[Link]) -> NDArray[np.float64]:
+    room, header = _packet(path)
     packets = np.maximum(np.ceil(size / room), 1.0)
     last = size - (packets - 1) * room + header
     slowest = min(link.bandwidth_bps for link in path)
@@ -261,3 +298,27 @@ def _alone(size: NDArray[np.float64], link: Link) -> NDArray[np.float64]:
     beyond = np.where(size > largest, formula - _pipelined(largest, (link,)), 0.0)
     seconds = np.interp(size, curve.sizes_bytes, curve.warm_s) + beyond
     return np.asarray(np.maximum(seconds - link.propagation_delay_s, 0.0))
+
+
+def _window_waits(size: NDArray[np.float64], path: Sequence[Link], start: SlowStart) -> NDArray[np.float64]:
+    """Seconds [...] that the slowest link waits for packets because the sender waits for acknowledgments.
+
+    It passes a window of w packets in w times a packet's time; the first packet of the next window follows one round
+    trip after the first of this one.
+    """
+    room, header = _packet(path)
+    packet_s = 8 * (room + header) / min(link.bandwidth_bps for link in path)
+    round_trip_s = math.fsum(
+        8 * (room + 2 * header) / link.bandwidth_bps + 2 * link.propagation_delay_s for link in path
+    )  # a full packet there, an acknowledgment back
+    seconds = np.zeros_like(size)
+    window = start.initial_window
+    announced = max(start.receive_window_bytes // room, 1)
+    may = min(window, announced)
+    sent = 0
+    while may * packet_s < round_trip_s:
+        sent += may
+        seconds += np.where(size > sent * room, round_trip_s - may * packet_s, 0.0)
+        window += may  # one for each packet that is acknowledged
+        may = window
+    return seconds

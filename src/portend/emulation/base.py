@@ -159,6 +159,11 @@ def make_emulation(name: str, topology: Topology, traces: Mapping[int, Bandwidth
         from portend.emulation.namespaces import Namespaces
 
         return Namespaces(topology, traces=traces)
+    if topology.slow_start is not None:
+        raise InvalidValue(
+            f"slow start needs the emulation 'namespaces', but got {name!r}, whose links have no TCP; choose that "
+            "emulation, or leave slow_start out of the topology"
+        )
     if traces:
         raise InvalidValue(
             f"bandwidth over time needs the emulation 'namespaces', but got {name!r} with traces for the links "

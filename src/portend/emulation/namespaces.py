@@ -14,7 +14,7 @@ link is made of either
 
 So that what is on the wire is what the model counts: no segmentation offload, packets of the path's smallest MTU, TCP
 timestamps, no IPv6; CUBIC, which does not pace after idling; no slow start, neither at first (`_WINDOW_PACKETS`) nor
-after idling. Needs root: CAP_NET_ADMIN and CAP_SYS_ADMIN.
+after idling, unless the topology says so (`Topology.slow_start`). Links are always verified with open windows. Needs root: CAP_NET_ADMIN and CAP_SYS_ADMIN.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from portend.emulation.remains import NAMESPACES, Claim, namespace
 from portend.emulation.traces import BandwidthTrace
 from portend.emulation.verify import Check, check_links
 from portend.errors import DeploymentError, InvalidValue, law
-from portend.topology import Link, Topology
+from portend.topology import Link, SlowStart, Topology
 
 __all__ = ["Driver", "Namespaces", "unavailable"]
 
@@ -58,6 +58,8 @@ _QUEUE_PACKETS: Final = 20_000  # of a device; a message's packets may come all 
 _WINDOW_PACKETS: Final = 10_000  # of a connection at its start: more than any message has, so no slow start
 _NETEM_PACKETS: Final = 100_000
 _CONGESTION_CONTROL: Final = "cubic"
+_TIMESTAMPS_BYTES: Final = 12  # of TCP's header, which an announced MSS does not count
+_SYSCTL: Final = Path("/proc/sys/net")
 _CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 
 _SYSCTLS: Final = MappingProxyType(
@@ -66,12 +68,17 @@ _SYSCTLS: Final = MappingProxyType(
         "ipv4/conf/all/rp_filter": "0",
         "ipv4/conf/default/rp_filter": "0",
         "ipv4/tcp_timestamps": "1",
-        "ipv4/tcp_slow_start_after_idle": "0",
         "ipv4/tcp_no_metrics_save": "1",
-        "ipv4/tcp_rmem": "4096 67108864 134217728",
-        "ipv4/tcp_wmem": "4096 67108864 134217728",
         "ipv6/conf/all/disable_ipv6": "1",
         "ipv6/conf/default/disable_ipv6": "1",
+    }
+)
+
+_OPEN_WINDOWS: Final = MappingProxyType(
+    {
+        "ipv4/tcp_slow_start_after_idle": "0",
+        "ipv4/tcp_rmem": "4096 67108864 134217728",
+        "ipv4/tcp_wmem": "4096 67108864 134217728",
     }
 )
 
@@ -107,6 +114,7 @@ class Namespaces(Emulation):
         traces: bandwidth over time, by link, in both directions.
         purpose: what ``portend testbed show`` says of it.
         driver: of the links; None: netem where the kernel has it and nothing changes over time, else the forwarder.
+        congestion_control: of all TCP connections between tiers, as the kernel calls it.
         verify: measure every link first, and refuse one that is off.
 
     Raises:
@@ -122,6 +130,7 @@ class Namespaces(Emulation):
         traces: Mapping[int, BandwidthTrace] = MappingProxyType({}),
         purpose: str = "run",
         driver: Driver | None = None,
+        congestion_control: str = _CONGESTION_CONTROL,
         verify: bool = True,
     ) -> None:
         super().__init__(topology)
@@ -140,6 +149,8 @@ class Namespaces(Emulation):
             raise InvalidValue("bandwidth over time needs the driver 'forwarder', but got 'netem'")
         self._traces = dict(traces)
         self._purpose, self._driver, self._verify = purpose, driver, verify
+        self._congestion_control = congestion_control
+        self._kernels_windows: dict[str, str] = {}
         self._cleanup = contextlib.ExitStack()
         self._forwarder: Forwarder | None = None
         self._groups: dict[int, Path] = {}
@@ -155,7 +166,10 @@ class Namespaces(Emulation):
     def label(self) -> str:  # type: ignore[override]
         """What measurements say of their links."""
         traced = "".join(f"; link {index} follows {trace.name}" for index, trace in sorted(self._traces.items()))
-        return f"network namespaces, {self._driver or 'unfinished'}{traced}"
+        start = self.topology.slow_start
+        slow = "" if start is None else f", slow start from {start.initial_window} packets"
+        other = "" if self._congestion_control == _CONGESTION_CONTROL else f", {self._congestion_control}"
+        return f"network namespaces, {self._driver or 'unfinished'}{other}{slow}{traced}"
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -177,6 +191,13 @@ class Namespaces(Emulation):
         self._cleanup.__exit__(kind, error, trace)
 
     def _set_up(self, cleanup: contextlib.ExitStack) -> None:
+        known = (_SYSCTL / "ipv4/tcp_available_congestion_control").read_text(encoding="ascii").split()
+        if self._congestion_control not in known:
+            raise DeploymentError(
+                f"this kernel has the congestion controls {', '.join(known)}, but {self._congestion_control!r} is asked "
+                "for; choose one of these, or load its module"
+            )
+        self._kernels_windows = {name: (_SYSCTL / name).read_text(encoding="ascii").strip() for name in _OPEN_WINDOWS}
         claim = Claim()
         cleanup.callback(claim.release)
         self.names = tuple(namespace(claim.testbed, f"{i}-{tier.name}") for i, tier in enumerate(self.topology.tiers))
@@ -195,9 +216,7 @@ class Namespaces(Emulation):
                 self._join_by_netem(index, link)
             else:
                 wires += self._join_by_tun(index, link)
-        for tier in range(len(self.names)):
-            with self.inside(tier):
-                self._route(tier)
+        self._set_tcp(self._congestion_control, self.topology.slow_start)
         for tier, asked in enumerate(self.topology.tiers):
             if asked.cpu_quota is not None:
                 self._groups[tier] = quota.limit(self.names[tier], asked.cpu_quota)
@@ -208,10 +227,13 @@ class Namespaces(Emulation):
         claim.write(self.record())
 
     def measure(self) -> tuple[Check, ...]:
-        """Measure every link; DeploymentError if one is off."""
-        return check_links(
-            self.topology, self.addresses, self.inside, traces=self._traces, rewind=self._running().rewind
-        )
+        """Measure every link, by connections with open windows; DeploymentError if one is off."""
+        rewind = self._running().rewind
+        self._set_tcp(_CONGESTION_CONTROL, None)
+        try:
+            return check_links(self.topology, self.addresses, self.inside, traces=self._traces, rewind=rewind)
+        finally:
+            self._set_tcp(self._congestion_control, self.topology.slow_start)
 
     def record(self) -> dict[str, Any]:
         """What others may know of the testbed: ``portend testbed show`` shows it."""
@@ -287,9 +309,9 @@ class Namespaces(Emulation):
     # -- the kernel ----------------------------------------------------------------------------
 
     def _configure(self, tier: int) -> None:
-        """Inside a tier's namespace: its address and how its TCP behaves."""
+        """Inside a tier's namespace: its address, and what all packets have in common."""
         for name, value in _SYSCTLS.items():
-            path = Path("/proc/sys/net") / name
+            path = _SYSCTL / name
             if name.startswith("ipv6") and not path.exists():
                 continue  # a kernel without it
             path.write_text(value, encoding="ascii")
@@ -338,7 +360,18 @@ class Namespaces(Emulation):
                     state=_PERMANENT,
                 )
 
-    def _route(self, tier: int) -> None:
+    def _set_tcp(self, congestion_control: str, slow_start: SlowStart | None) -> None:
+        """Make the routes between all tiers, and what TCP connections that begin from now on do on them."""
+        windows = (
+            _OPEN_WINDOWS if slow_start is None else self._kernels_windows | {"ipv4/tcp_slow_start_after_idle": "1"}
+        )
+        for tier in range(len(self.names)):
+            with self.inside(tier):
+                for name, value in windows.items():
+                    (_SYSCTL / name).write_text(value, encoding="ascii")
+                self._route(tier, congestion_control, slow_start)
+
+    def _route(self, tier: int, congestion_control: str, slow_start: SlowStart | None) -> None:
         """Inside a tier's namespace: the routes to all others, over the neighbor on their side."""
         with _kernel() as kernel:
             for other, address in enumerate(self.addresses):
@@ -346,8 +379,12 @@ class Namespaces(Emulation):
                     continue
                 step, device = (1, "right") if other > tier else (-1, "left")
                 mtu = min(device_mtu(link) for link in self.topology.path(tier, other))
+                segment = mtu - IP_TCP_BYTES
+                sent = let_in = _WINDOW_PACKETS
+                if slow_start is not None:
+                    sent, let_in = slow_start.initial_window, max(slow_start.receive_window_bytes // segment, 1)
                 kernel.route(
-                    "add",
+                    "replace",
                     dst=f"{address}/32",
                     gateway=self.addresses[tier + step],
                     oif=_index(kernel, device),
@@ -355,10 +392,10 @@ class Namespaces(Emulation):
                     prefsrc=self.addresses[tier],
                     metrics={
                         "mtu": mtu,
-                        "advmss": mtu - (IP_TCP_BYTES - 12),
-                        "cc_algo": _CONGESTION_CONTROL,
-                        "initcwnd": _WINDOW_PACKETS,
-                        "initrwnd": _WINDOW_PACKETS,
+                        "advmss": segment + _TIMESTAMPS_BYTES,
+                        "cc_algo": congestion_control,
+                        "initcwnd": sent,
+                        "initrwnd": let_in,
                     },
                 )
 
