@@ -203,9 +203,9 @@ def test_without_headers_transmission_is_the_papers_formula() -> None:
 @pytest.mark.parametrize(
     ("size", "start", "milliseconds"),
     [
-        # A full packet there (1.2 + 0.03), an acknowledgment of 52 B back (0.0416 + 0.00104), 120 ms of delays: 121.27264.
-        # Ten packets keep the slow link busy for 12 ms, so it waits 109.27264 ms; then 20, 40 and 80: 97.27264,
-        # 73.27264, 25.27264; 160 take longer than a round trip.
+        # A full packet there (1.2 + 0.03), an acknowledgment of 52 B back (0.0416 + 0.00104), 120 ms of delays:
+        # 121.27264. Ten packets keep the slow link busy for 12 ms, so it waits 109.27264 ms; then 20, 40 and 80:
+        # 97.27264, 73.27264, 25.27264; 160 take longer than a round trip.
         (300, SlowStart(), 0.0),
         (14_480, SlowStart(), 0.0),  # ten full packets
         (14_481, SlowStart(), 109.27264),
@@ -252,7 +252,9 @@ def test_slow_start_agrees_with_a_simulation_of_packets_and_acknowledgments(seed
         name="chain",
         tiers=tuple(Tier(name=f"tier{i}", device="slow") for i in range(4)),
         links=links,
-        slow_start=SlowStart(initial_window=int(rng.integers(1, 20)), receive_window_bytes=int(rng.integers(2e3, 1e5))),
+        slow_start=SlowStart(
+            initial_window=int(rng.integers(1, 20)), receive_window_bytes=int(rng.integers(2_000, 100_000))
+        ),
     )
     for a, b in ((0, 1), (0, 3), (3, 1)):
         size = int(10 ** rng.uniform(2, 6))

@@ -458,7 +458,7 @@ def test_the_pairs_that_netem_works_on_carry_packets_hop_by_hop(monkeypatch: pyt
 
 @real
 def test_slow_start_is_the_topologys_choice() -> None:
-    """A round trip for each window of 10, 20 packets; the kernel's own, once the links are verified with open windows."""
+    """A round trip for each window of 10, 20 packets, on links that were verified with open windows."""
     topology = replace(chain(Link(bandwidth_bps=50e6, propagation_delay_s=0.02)), slow_start=SlowStart())
     size = 60_000  # 42 packets: 10, 20, 12
     cold, warm = (float(each.transmission_s(size)[0, 1]) for each in (topology, replace(topology, slow_start=None)))
@@ -482,7 +482,7 @@ def test_the_congestion_control_is_chosen_and_links_are_verified_without_it() ->
         assert made.checks
         assert made.label == "network namespaces, forwarder, reno"
         assert stream.near.getsockopt(socket.IPPROTO_TCP, 13, 16).rstrip(b"\0") == b"reno"  # TCP_CONGESTION
-    with pytest.raises(DeploymentError, match="congestion controls .*reno.*, but 'vegas2'"):
+    with pytest.raises(DeploymentError, match=r"congestion controls .*reno.*, but 'vegas2'"):
         Namespaces(chain(QUICK), congestion_control="vegas2").__enter__()
 
 

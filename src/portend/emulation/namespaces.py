@@ -14,7 +14,8 @@ link is made of either
 
 So that what is on the wire is what the model counts: no segmentation offload, packets of the path's smallest MTU, TCP
 timestamps, no IPv6; CUBIC, which does not pace after idling; no slow start, neither at first (`_WINDOW_PACKETS`) nor
-after idling, unless the topology says so (`Topology.slow_start`). Links are always verified with open windows. Needs root: CAP_NET_ADMIN and CAP_SYS_ADMIN.
+after idling, unless the topology says so (`Topology.slow_start`). Links are always verified with open windows. Needs
+root: CAP_NET_ADMIN and CAP_SYS_ADMIN.
 """
 
 from __future__ import annotations
@@ -194,8 +195,8 @@ class Namespaces(Emulation):
         known = (_SYSCTL / "ipv4/tcp_available_congestion_control").read_text(encoding="ascii").split()
         if self._congestion_control not in known:
             raise DeploymentError(
-                f"this kernel has the congestion controls {', '.join(known)}, but {self._congestion_control!r} is asked "
-                "for; choose one of these, or load its module"
+                f"this kernel has the congestion controls {', '.join(known)}, but {self._congestion_control!r} is "
+                "asked for; choose one of these, or load its module"
             )
         self._kernels_windows = {name: (_SYSCTL / name).read_text(encoding="ascii").strip() for name in _OPEN_WINDOWS}
         claim = Claim()
