@@ -310,6 +310,26 @@ def test_the_model_equals_the_reference(seed: int) -> None:
         assert model.estimate(got.plan).mean_s == got.mean_s
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_model_with_another_topology_is_the_one_made_for_it(seed: int) -> None:
+    case = random_case(seed, tiers=3)
+    places, model = case.topology, case.model()
+    for other in (
+        places.with_link(0, bandwidth_bps=3e5, propagation_delay_s=0.3),
+        replace(places, slow_start=SlowStart(initial_window=2)),
+        replace(places, source=(places.source + 1) % 3),
+        places.with_tier(1, slowdown=3.0),
+        replace(places, destination=(places.destination + 1) % 3),
+    ):
+        got, made = model.with_topology(other), PerformanceModel(case.profile, other, estimator=case.estimator)
+        assert got.topology == other
+        assert got.estimator == made.estimator
+        for table in ("hop_parts_s", "result_parts_s", "compute_s"):
+            assert np.array_equal(getattr(got.tables, table), getattr(made.tables, table), equal_nan=True), table
+    again = PerformanceModel(case.profile, places, estimator=case.estimator)
+    assert np.array_equal(model.tables.hop_parts_s, again.tables.hop_parts_s), "the model itself stays as it was"
+
+
 @pytest.mark.parametrize("estimator", ["sample", "marginal"])
 @pytest.mark.parametrize("seed", range(10))
 def test_a_batch_equals_its_plans_one_by_one(seed: int, estimator: str) -> None:

@@ -5,6 +5,7 @@ Axes: M tiers, N+1 cuts, K codecs, P latency parts (``PARTS``).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,11 +42,43 @@ class LatencyTables:
         slow = [tier.slowdown for tier in topology.tiers]
         self.compute_s: Floats = np.stack([_compute_s(d, s) for d, s in zip(devices, slow, strict=True)], axis=2)
         within = {name: np.nan_to_num(profile.loss(name), nan=np.inf) <= codec_tolerance for name in self.codecs}
+        self._message_bytes: Floats = np.stack(
+            [_message_bytes(name, devices, profile.num_blocks + 1) for name in self.codecs]
+        )
+        self._result_bytes: Floats = np.array([device.result.message_bytes for device in devices])
+        self._topology = topology
         self.hop_parts_s: Floats = np.stack(
-            [_hop_parts(name, devices, slow, topology, within[name]) for name in self.codecs]
+            [
+                _hop_parts(name, devices, slow, topology, within[name] & np.isfinite(size).T)
+                for name, size in zip(self.codecs, self._message_bytes, strict=True)
+            ]
         )
         self._ingest_by_message = topology.ingest == "message"
-        self.result_parts_s: Floats = _result_parts(devices, slow, topology)
+        self.result_parts_s: Floats = _result_parts(devices, slow, topology.destination)
+        self._charge_links(topology)
+
+    def with_links(self, topology: Topology) -> LatencyTables | None:
+        """Return the tables of a topology that differs in its links alone, or None: it differs in more."""
+        ours = self._topology
+        if (ours.tiers, ours.destination, ours.ingest) != (topology.tiers, topology.destination, topology.ingest):
+            return None
+        other = copy.copy(self)
+        other._topology = topology
+        other.hop_parts_s, other.result_parts_s = self.hop_parts_s.copy(), self.result_parts_s.copy()
+        other._charge_links(topology)
+        return other
+
+    def _charge_links(self, topology: Topology) -> None:
+        propagation, to = topology.propagation_s(), topology.destination
+        tiers = range(len(topology.tiers))
+        offered = np.isfinite(self.hop_parts_s[..., _ENCODE])
+        on_wire = topology.transmission_s(self._message_bytes)  # [K, N+1, M, M, M], of which the sender's own sizes
+        sent = np.stack([on_wire[:, :, tier, tier] for tier in tiers], axis=2)
+        self.hop_parts_s[..., _TRANSMISSION] = np.where(offered, sent, 0.0)
+        self.hop_parts_s[..., _PROPAGATION] = np.where(offered, propagation, 0.0)
+        result = topology.transmission_s(self._result_bytes)
+        self.result_parts_s[:, _TRANSMISSION] = [result[tier, tier, to] for tier in tiers]
+        self.result_parts_s[:, _PROPAGATION] = propagation[:, to]
 
     def hop_s(self, codecs: Sequence[str] | None = None, cost: Floats | None = None) -> tuple[Floats, NDArray[np.intp]]:
         """Seconds [N+1, M, M] of the cheapest admitted codec, and its index (-1 on the same tier).
@@ -87,32 +120,35 @@ def _compute_s(device: DeviceProfile, slowdown: float) -> Floats:
     return np.stack([np.maximum(full - saved, 0.0), full], axis=1)
 
 
-def _hop_parts(
-    name: str, devices: list[DeviceProfile], slow: list[float], topology: Topology, within: NDArray[np.bool_]
-) -> Floats:
-    """Parts [N+1, M, M, P] of a hop with one codec; sender's axis before the receiver's.
+def _message_bytes(name: str, devices: list[DeviceProfile], cuts: int) -> Floats:
+    """Bytes [N+1, M] that each tier sends with one codec; NaN where it cannot."""
+    codecs = [device.codecs.get(name) for device in devices]
+    never = np.full(cuts, np.nan)
+    return np.stack([never if codec is None else codec.message_bytes for codec in codecs], axis=1)
 
-    ``within`` [N+1]: the cuts at which it does not lose too much.
+
+def _hop_parts(
+    name: str, devices: list[DeviceProfile], slow: list[float], topology: Topology, offered: NDArray[np.bool_]
+) -> Floats:
+    """Parts [N+1, M, M, P] of a hop with one codec, without the links'; sender's axis before the receiver's.
+
+    ``offered`` [M, N+1]: the cuts at which each sender may use it.
     """
     tiers = len(devices)
-    never = np.full(within.size, np.nan)
+    never = np.full(offered.shape[1], np.nan)
     codecs = [device.codecs.get(name) for device in devices]
-    size = np.stack([never if codec is None else codec.message_bytes for codec in codecs], axis=1)
     speeds = list(zip(codecs, slow, strict=True))
     encode = np.stack([never if codec is None else codec.encode_s(factor) for codec, factor in speeds], axis=1)
     decode = np.stack([never if codec is None else codec.decode_s(factor) for codec, factor in speeds], axis=1)
     dispatch = np.stack([never if codec is None else codec.dispatch_s for codec in codecs], axis=1)
     same = np.eye(tiers, dtype=bool)
-    parts = np.zeros((within.size, tiers, tiers, len(PARTS)))
+    parts = np.zeros((offered.shape[1], tiers, tiers, len(PARTS)))
     parts[..., _ENCODE] = encode[:, :, None]
     parts[..., _DECODE] = decode[:, None, :]
     parts[..., _DISPATCH] = dispatch[:, None, :]
-    parts[..., _PROPAGATION] = topology.propagation_s()
-    for sender in range(tiers):
-        parts[:, sender, :, _TRANSMISSION] = topology.transmission_s(size[:, sender])[:, sender, :]
-    offered = np.isfinite(parts).all(axis=-1) & within[:, None, None]
-    parts[~offered] = 0.0
-    parts[~offered, _ENCODE] = np.inf
+    missing = ~(np.isfinite(parts).all(axis=-1) & offered.T[:, :, None])
+    parts[missing] = 0.0
+    parts[missing, _ENCODE] = np.inf
     parts[1:, same] = 0.0
     if topology.ingest == "in_process":
         parts[0, same] = 0.0
@@ -121,15 +157,12 @@ def _hop_parts(
     return parts
 
 
-def _result_parts(devices: list[DeviceProfile], slow: list[float], topology: Topology) -> Floats:
-    """Parts [M, P] of bringing a result from each tier to the destination; 0 from the destination."""
-    to = topology.destination
+def _result_parts(devices: list[DeviceProfile], slow: list[float], to: int) -> Floats:
+    """Parts [M, P] of bringing a result from each tier to the destination, without the links'; 0 from the latter."""
     parts = np.zeros((len(devices), len(PARTS)))
-    parts[:, _PROPAGATION] = topology.propagation_s()[:, to]
     for tier, device in enumerate(devices):
         parts[tier, _ENCODE] = device.result.encode_s(slow[tier])
         parts[tier, _DECODE] = devices[to].result.decode_s(slow[to])
         parts[tier, _DISPATCH] = devices[to].result.dispatch_s
-        parts[tier, _TRANSMISSION] = topology.transmission_s(device.result.message_bytes)[tier, to]
     parts[to] = 0.0
     return parts

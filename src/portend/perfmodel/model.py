@@ -5,6 +5,7 @@ Axes: C plans, L partitions, P latency parts.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, replace
 from typing import Any, Final, Literal
 
@@ -62,6 +63,17 @@ class PerformanceModel:
         self.estimator: Estimator = estimator or ("sample" if has_samples else "marginal")
         self.codec_tolerance = codec_tolerance
         self.tables = LatencyTables(profile, topology, codec_tolerance)
+
+    def with_topology(self, topology: Topology) -> PerformanceModel:
+        """Return the model of the same profile on another topology: at once where only links differ, else made anew."""
+        tables = self.tables.with_links(topology)
+        if tables is None:
+            return PerformanceModel(
+                self.profile, topology, estimator=self.estimator, codec_tolerance=self.codec_tolerance
+            )
+        other = copy.copy(self)
+        other.topology, other.tables = topology, tables
+        return other
 
     @property
     def samples(self) -> int:
