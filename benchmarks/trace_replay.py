@@ -120,6 +120,11 @@ class Replay:
         self.planning_s: list[tuple[float, float]] = []
         """Wall and processor seconds of each search, with making the model that it is asked on."""
 
+    @property
+    def keeps_raw(self) -> bool:
+        """Whether plans may not send raw input, which the last tier alone would need."""
+        return bool(self._space.block_tiers)
+
     def model(self, step: Step) -> pt.PerformanceModel:
         """The model at a step. Of a wait each of the two crossings gets half as delay."""
         key = (step.bandwidth_bps, step.wait_s)
@@ -206,7 +211,9 @@ def replay(one: Replay, trace: BandwidthTrace) -> dict[str, Any]:
         "edge alone": one.alone(mean, 0),
         "cloud alone": one.alone(mean, last),
     }
-    allowed = dict.fromkeys([*again, one.plan(harmonic), kept["at the mean"], kept["at first"], kept["edge alone"]])
+    allowed = dict.fromkeys([*again, one.plan(harmonic), *kept.values()])
+    if one.keeps_raw:
+        allowed.pop(kept["cloud alone"], None)
     kept["in hindsight"] = min(allowed, key=lambda plan: one.ride_s([plan] * len(steps), steps))
     courses = {name: [plan] * len(steps) for name, plan in kept.items()}
     courses |= {"again": again, "a step late": [again[0], *again[:-1]]}
@@ -219,7 +226,7 @@ def replay(one: Replay, trace: BandwidthTrace) -> dict[str, Any]:
         contenders[name] = {
             "mean_s": float(seconds @ means / seconds.sum()),
             "p95_s": float(quantile_s(weights, np.concatenate([latency_s for _, latency_s in pairs]), 0.95)),
-            "best": float(seconds @ (means <= at_best * _SAME) / seconds.sum()),
+            "best": float(seconds @ (means <= at_best * _SAME) / seconds.sum()) if plans[0] in allowed else None,
             "longer_than_step": float(seconds @ (means > seconds) / seconds.sum()),
             "switches": sum(a != b for a, b in pairwise(plans)),
             "plan": plans[0].describe([tier.name for tier in one.model(mean).topology.tiers]),
@@ -275,7 +282,7 @@ def spread_steps(trace: BandwidthTrace, count: int) -> list[Step]:
 
 
 def measure_steps(
-    one: Replay, trace: BandwidthTrace, network: Path, *, count: int, samples: int, turns: int
+    one: Replay, trace: BandwidthTrace, network: Path, data: str | None, *, count: int, samples: int, turns: int
 ) -> list[dict[str, Any]]:
     """Run the plan for the mean bandwidth and the best one, in turns, on links as they are at some steps."""
     from portend.models.data import draw as drawn
@@ -286,7 +293,7 @@ def measure_steps(
     from portend.runtime.coordinator import Deployment
 
     made = read_provenance(network)
-    dataset = load_dataset(made["dataset"])
+    dataset = load_dataset(data or made["dataset"])
     if "decoder" in made:
         dataset = replace(dataset, decoder=decoder_from_dict(json.loads(made["decoder"])))
     seed = int(made["split_seed"])
@@ -345,13 +352,13 @@ def _print_replays(found: Sequence[Mapping[str, Any]]) -> None:
         )
     print(f"\n| share of time best | {' | '.join(names)} |\n|---|{'--:|' * len(names)}")
     for one in found:
-        shares = " | ".join(f"{100 * one['contenders'][name]['best']:.0f} %" for name in names)
-        print(f"| {one['trace']} | {shares} |")
+        shares = [one["contenders"][name]["best"] for name in names]
+        print(f"| {one['trace']} | {' | '.join('' if s is None else f'{100 * s:.0f} %' for s in shares)} |")
     wall, cpu = (1e3 * np.array(times) for times in zip(*(t for one in found for t in one["planning_s"]), strict=True))
     steps = sum(len(one["times_s"]) for one in found)
     print(
-        f"\n{steps} steps, {wall.size} searches: processor time median {np.median(cpu):.0f} ms, largest {cpu.max():.0f} "
-        f"ms; wall clock median {np.median(wall):.0f} ms, largest {wall.max():.0f} ms"
+        f"\n{steps} steps, {wall.size} searches: processor time median {np.median(cpu):.0f} ms, largest "
+        f"{cpu.max():.0f} ms; wall clock median {np.median(wall):.0f} ms, largest {wall.max():.0f} ms"
     )
     longest = max(one["contenders"][name]["longer_than_step"] for one in found for name in names)
     print(f"latency longer than the step: at most {100 * longest:.1f} % of a trace's time")
@@ -392,7 +399,7 @@ def draw(one: Mapping[str, Any]) -> Figure:
     below.set_ylabel("mean latency of a sample, ms", color=INK, fontsize=9)
     below.set_xlabel("s", color=INK, fontsize=9)
     most = max(max(one["contenders"][name]["latency_s"]) for name in ("again", "edge alone"))
-    below.set_ylim(0, 2.2 * most)
+    below.set_ylim(0, 2.2e3 * most)
     below.legend(frameon=False, fontsize=8, ncols=4, loc="upper left")
     for axes in (above, below):
         axes.grid(color=GRID, linewidth=0.8)
@@ -416,6 +423,7 @@ def main(arguments: list[str] | None = None) -> None:
         one.add_argument("--json", type=Path, required=True)
         if name == "measure":
             one.add_argument("--network", type=Path, required=True)
+            one.add_argument("--data", help="as of `portend run`; default: what the network was trained on")
             one.add_argument("--steps", type=int, default=4)
             one.add_argument("--samples", type=int, default=60)
             one.add_argument("--turns", type=int, default=4)
@@ -437,7 +445,9 @@ def main(arguments: list[str] | None = None) -> None:
             _print_replays(found)
             return
         trace = load_trace(asked.trace)
-        rows = measure_steps(one, trace, asked.network, count=asked.steps, samples=asked.samples, turns=asked.turns)
+        rows = measure_steps(
+            one, trace, asked.network, asked.data, count=asked.steps, samples=asked.samples, turns=asked.turns
+        )
         write_json(about | {"trace": trace.name, "rows": rows}, asked.json)
         _print_measured(rows)
         return
