@@ -166,12 +166,14 @@ def _print_tables(rows: Sequence[dict[str, Any]]) -> None:
         print(f"| {one['control']} | {one['state']} | {one['n']} | {' | '.join(cells)} |")
     kinds = list(dict.fromkeys((row["control"], row["state"]) for row in rows))
     heads = " | ".join(f"{control}, {state}" for control, state in kinds)
-    print(f"\n| path | bytes | off | on | {heads} |\n|---|{'--:|' * (3 + len(kinds))}")
+    print(f"\n| path | bytes | off | on, open | on | {heads} |\n|---|{'--:|' * (4 + len(kinds))}")
     for path, size in dict.fromkeys((row["path"], row["bytes"]) for row in rows):
         here = {(r["control"], r["state"]): r for r in rows if (r["path"], r["bytes"]) == (path, size)}
-        one = next(iter(here.values()))
+        off = next(iter(here.values()))["off_s"]
+        on = {control == "open": row["on_s"] for (control, _), row in here.items()}
+        terms = [f"{1e3 * on[is_open]:.1f}" if is_open in on else "" for is_open in (True, False)]
         cells = [_spread(here[kind]["measured_s"]) if kind in here else "" for kind in kinds]
-        print(f"| {path} | {size:,} | {1e3 * one['off_s']:.1f} | {1e3 * one['on_s']:.1f} | {' | '.join(cells)} |")
+        print(f"| {path} | {size:,} | {1e3 * off:.1f} | {' | '.join([*terms, *cells])} |")
 
 
 def _spread(seconds: Sequence[float]) -> str:
