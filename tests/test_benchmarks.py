@@ -9,11 +9,18 @@ from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
+from portend.config import load_topology
 from portend.emulation.base import make_emulation
 from portend.measurement import SPAN_KINDS
+from portend.emulation.namespaces import unavailable
+from portend.emulation.traces import BandwidthTrace
+from portend.perfmodel.model import PerformanceModel
+from portend.plan import Plan
 from portend.planner.problem import SearchSpace
+from portend.storage import load_profile
 from portend.topology import Link, Tier, Topology
 
 
@@ -182,3 +189,100 @@ def test_rows_of_the_relays_of_the_runtime_benchmark() -> None:
     assert set(relays) == {"portend", "pickle", "pyzmq"}
     assert all(row["messages_per_s"] > 0 for row in relays.values())
     assert relays["portend"]["relay_compute_s"] > 0
+
+@pytest.mark.skipif(bool(unavailable()), reason=f"no testbed here: {unavailable()}")
+def test_rows_and_figure_of_the_tcp_benchmark(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    topology, found = tmp_path / "t.yaml", tmp_path / "tcp.json"
+    topology.write_text("tiers: [{name: a}, {name: b}]\nlinks: [{bandwidth: 50 Mbit/s, propagation_delay: 10 ms}]\n")
+    tcp = load("tcp")
+    words = ["--controls", "open,cubic", "--sizes", "300,60000", "--repeats", "2", "--idle", "0.1"]
+    tcp.main(["measure", str(topology), *words, "--json", str(found)])
+    rows = json.loads(found.read_text())["rows"]
+    assert [(row["control"], row["state"], row["bytes"]) for row in rows] == [
+        (control, state, size)
+        for control, states in (("open", ("new", "warm")), ("cubic", ("new", "warm", "idle")))
+        for size in (300, 60_000)
+        for state in states
+    ]
+    large = {(row["control"], row["state"]): min(row["measured_s"]) for row in rows if row["bytes"] == 60_000}
+    (cold,) = (row for row in rows if (row["control"], row["state"], row["bytes"]) == ("cubic", "new", 60_000))
+    assert cold["off_s"] + 0.02 < cold["on_s"] == pytest.approx(large["cubic", "new"], rel=0.1)
+    assert large["open", "warm"] == pytest.approx(cold["off_s"], rel=0.2)
+    tcp.main(["table", str(found)])
+    assert capsys.readouterr().out.count("| cubic | new | 2 |") == 1
+    for name in ("a.svg", "b.svg"):
+        tcp.main(["figure", str(found), str(tmp_path / name)])
+    assert (tmp_path / "a.svg").read_text() == (tmp_path / "b.svg").read_text()
+
+
+def test_steps_of_a_trace_by_hand() -> None:
+    replay = load("trace_replay")
+    trace = BandwidthTrace(name="t", times_s=(0, 1, 3, 4, 6), bandwidths_bps=(1e6, 0, 0, 2e6, 0), period_s=10)
+    # The outage of 1–4 s: who appears within 1–3 s, at 2 s in the mean, waits 2 s; within 3–4 s half a second. That of
+    # 6–10 s ends where the trace begins anew.
+    assert [(step.seconds, step.bandwidth_bps, step.wait_s) for step in replay.steps_of(trace)] == [
+        (1, 1e6, 0), (2, 2e6, 2), (1, 2e6, 0.5), (2, 2e6, 0), (4, 1e6, 2),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[PerformanceModel, SearchSpace]:
+    root = Path(__file__).resolve().parents[1]
+    topology = load_topology(root / "configs/topologies/commute.yaml")
+    return PerformanceModel(load_profile(root / "profiles/resnet20-digits.zip"), topology), SearchSpace(
+        block_tiers={1: (0,)}
+    )
+
+
+def test_a_plan_that_is_best_at_two_bandwidths_is_best_in_between(digits: tuple[PerformanceModel, SearchSpace]) -> None:
+    replay = load("trace_replay")
+    model, space = digits
+    steps = [replay.Step(0.0, 1.0, float(bps)) for bps in np.geomspace(5e4, 5e7, 60)]
+    known = replay.Replay(model, 0.96, space)
+    known.explore(steps)
+    assert len(known.planning_s) < len(steps) / 2
+    found = [known.plan(step) for step in steps]
+    assert len(set(found)) >= 3
+    for step, plan in zip(steps, found, strict=True):
+        alone = replay.Replay(model, 0.96, space)
+        assert known.mean_s(plan, step) == pytest.approx(alone.mean_s(alone.plan(step), step), rel=1e-12)
+
+
+def test_an_outage_delays_those_who_leave_the_edge_by_what_is_left_of_it(
+    digits: tuple[PerformanceModel, SearchSpace],
+) -> None:
+    replay = load("trace_replay")
+    model, space = digits
+    one = replay.Replay(model, 0.96, space)
+    plan = Plan(cuts=(4, 10), placement=(0, 1), thresholds=(0.3,))
+    calm, out = replay.Step(0.0, 1.0, 5e6), replay.Step(0.0, 1.0, 5e6, wait_s=3.0)
+    share, _ = one.outcomes(plan, calm)
+    assert 0.1 < share[1] < 0.9
+    assert one.mean_s(plan, out) == pytest.approx(one.mean_s(plan, calm) + 3.0 * share[1], rel=1e-12)
+    assert set(one.plan(out).placement) == {0}, "in a long outage nothing is sent"
+
+
+def test_contenders_of_the_trace_replay(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    trace, found = tmp_path / "ride.txt", tmp_path / "r.json"
+    trace.write_text("0 40\n2 0.3\n5 40\n6 0\n7 6\n9 0.3\n12 40\n")
+    words = [str(root / "profiles/resnet20-digits.zip"), str(trace), "--raw-stays"]
+    replay = load("trace_replay")
+    replay.main(["replay", *words, "--topology", str(root / "configs/topologies/commute.yaml"), "--json", str(found)])
+    (one,) = json.loads(found.read_text())["replays"]
+    of = one["contenders"]
+    assert one["outage"] == pytest.approx(1 / 15)
+    assert all(of["again"]["mean_s"] <= each["mean_s"] for name, each in of.items() if name != "cloud alone")
+    assert of["in hindsight"]["mean_s"] <= min(of[name]["mean_s"] for name in ("at first", "at the mean", "edge alone"))
+    assert of["again"]["mean_s"] < of["a step late"]["mean_s"], "a change that is learned late costs something"
+    assert (of["again"]["best"], of["cloud alone"]["best"], of["at first"]["switches"]) == (1.0, None, 0)
+    assert of["again"]["switches"] >= 4
+    steps = np.array([2, 3, 1, 1, 2, 3, 3])
+    for each in of.values():
+        assert each["mean_s"] == pytest.approx(float(steps @ each["latency_s"]) / 15)
+    assert "searches" in capsys.readouterr().out
+    for name in ("a.svg", "b.svg"):
+        replay.main(["figure", str(found), "ride", str(tmp_path / name)])
+    assert (tmp_path / "a.svg").read_text() == (tmp_path / "b.svg").read_text()
+    replay.main(["table", str(found)])
+    assert "| ride |" in capsys.readouterr().out
