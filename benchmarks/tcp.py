@@ -210,7 +210,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
             axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
             axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
             axes.set_yticks((20, 50, 100, 200, 500, 1000, 2000, 5000))
-            axes.set_title(f"{path}, {state}", fontsize=9, color=INK)
+            axes.set_title(f"{path}, {'after idling' if state == 'idle' else state}", fontsize=9, color=INK)
             axes.grid(color=GRID, linewidth=0.8)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
         for control in asked.controls.split(","):
             if control in {row["control"] for row in rows}:
                 continue
-            rows += measure(topology, control, sizes, asked.repeats, asked.idle)
+            rows.extend(measure(topology, control, sizes, asked.repeats, asked.idle))
             write_json({"topology": topology.name, "idle_s": asked.idle, "rows": rows}, asked.json)
         return
     rows = json.loads(asked.source.read_text(encoding="utf-8"))["rows"]

@@ -394,13 +394,18 @@ def draw(one: Mapping[str, Any]) -> Figure:
         of = one["contenders"][name]
         below.stairs(
             [1e3 * seconds for seconds in of["latency_s"]], times, color=color, linestyle=dash, linewidth=width,
-            baseline=None, label=f"{name}: {1e3 * of['mean_s']:.0f} ms",
+            baseline=None,
+            label=f"{name}{'' if of['best'] is not None else ' (sends raw input)'}: {1e3 * of['mean_s']:.0f} ms",
         )  # fmt: skip
     below.set_ylabel("mean latency of a sample, ms", color=INK, fontsize=9)
     below.set_xlabel("s", color=INK, fontsize=9)
-    most = max(max(one["contenders"][name]["latency_s"]) for name in ("again", "edge alone"))
-    below.set_ylim(0, 2.2e3 * most)
-    below.legend(frameon=False, fontsize=8, ncols=4, loc="upper left")
+    below.set_yscale("log")
+    low, high = (axis(below.get_ylim()) for axis in (min, max))
+    below.set_yticks([tick for power in (1, 10, 100, 1000) for tick in (power, 2 * power, 5 * power) if tick >= low])
+    below.set_ylim(low, high)
+    below.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    below.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    figure.legend(*below.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside lower center")
     for axes in (above, below):
         axes.grid(color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
@@ -413,20 +418,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("replay", "measure"):
-        one = commands.add_parser(name)
-        one.add_argument("profile")
-        one.add_argument("traces" if name == "replay" else "trace", nargs="+" if name == "replay" else None)
-        one.add_argument("--topology")
-        one.add_argument("--drop", type=float, default=0.01, help="accuracy given up, as a share (default 0.01)")
-        one.add_argument("--exits-per-tier", type=int, default=1)
-        one.add_argument("--raw-stays", action="store_true", help="raw input stays on the first tier")
-        one.add_argument("--json", type=Path, required=True)
+        command = commands.add_parser(name)
+        command.add_argument("profile")
+        command.add_argument("traces" if name == "replay" else "trace", nargs="+" if name == "replay" else None)
+        command.add_argument("--topology")
+        command.add_argument("--drop", type=float, default=0.01, help="accuracy given up, as a share (default 0.01)")
+        command.add_argument("--exits-per-tier", type=int, default=1)
+        command.add_argument("--raw-stays", action="store_true", help="raw input stays on the first tier")
+        command.add_argument("--json", type=Path, required=True)
         if name == "measure":
-            one.add_argument("--network", type=Path, required=True)
-            one.add_argument("--data", help="as of `portend run`; default: what the network was trained on")
-            one.add_argument("--steps", type=int, default=4)
-            one.add_argument("--samples", type=int, default=60)
-            one.add_argument("--turns", type=int, default=4)
+            command.add_argument("--network", type=Path, required=True)
+            command.add_argument("--data", help="as of `portend run`; default: what the network was trained on")
+            command.add_argument("--steps", type=int, default=4)
+            command.add_argument("--samples", type=int, default=60)
+            command.add_argument("--turns", type=int, default=4)
     for name in ("table", "measured"):
         commands.add_parser(name).add_argument("source", type=Path)
     drawing = commands.add_parser("figure", help="draw one trace; the same numbers give the same bytes")

@@ -40,6 +40,20 @@ def test_plan_prints_the_promised_json() -> None:
     assert answer["stats"]["plans"] > 1000
 
 
+def test_slow_start_is_charged_where_the_topology_asks_for_it_and_said(tmp_path: Path) -> None:
+    cold = tmp_path / "cold.yaml"
+    cold.write_text(Path(TOPOLOGY).read_text() + "slow_start: {initial_window: 1}\n")
+    asked = ["plan", PROFILE, "--min-accuracy", "0.9", "--topology"]
+    slow = portend(*asked, str(cold))
+    assert "every message is charged slow start (initial window: 1)" in slow.stdout, slow.stderr
+    assert "slow start" not in portend(*asked, TOPOLOGY).stdout
+    means = [
+        json.loads(portend(*asked, each, "--json").stdout)["baselines"]["cloud-only"]["estimate"]["latency_ms"]["mean"]
+        for each in (str(cold), TOPOLOGY)
+    ]
+    assert means[0] > means[1] + 100, "the raw input takes more than one window"
+
+
 def test_exits_are_shown_as_the_profile_has_them() -> None:
     done = portend("exits", PROFILE, "--thresholds", "0.2,0.4", "--json")
     assert done.returncode == 0, done.stderr

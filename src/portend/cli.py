@@ -940,6 +940,8 @@ def plan(
         write_json(answer, out)
     names = [tier.name for tier in places.tiers]
     click.echo(json.dumps(answer) if as_json else solution.describe(names))
+    if places.slow_start is not None and not as_json:
+        click.echo(f"  every message is charged slow start (initial window: {places.slow_start.initial_window})")
     if with_front and not as_json:
         click.echo("  Pareto front:")
         for point in solution.front:

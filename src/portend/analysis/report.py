@@ -261,6 +261,8 @@ def _topology(data: ReportData) -> str:
     pieces = [_tier(data, 0)]
     for index, link in enumerate(data.topology.links):
         facts = f"{format_bandwidth(link.bandwidth_bps)}<br>{format_time(link.propagation_delay_s)} one way"
+        if data.topology.slow_start is not None:
+            facts += f"<br>slow start from {data.topology.slow_start.initial_window} packets"
         pieces.append(f"<div class='link'><div class='wire'></div>{facts}</div>{_tier(data, index + 1)}")
     return f"<div class='topology'>{''.join(pieces)}</div>"
 
