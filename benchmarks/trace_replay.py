@@ -255,20 +255,25 @@ def _codecs(plan: pt.Plan) -> str:
     return ", ".join(codec for codec in plan.codecs if codec is not None) or "nothing sent"
 
 
-def _model(profile: str, topology: str | None, exits_per_tier: int, raw_stays: bool) -> tuple[Any, pt.SearchSpace]:
+def _model(
+    profile: str, topology: str | None, exits_per_tier: int, keep_input_on: str | None
+) -> tuple[pt.PerformanceModel, pt.SearchSpace]:
     """The model of a profile's file on a topology's file, or of the authors' folder; and the space of plans."""
-    hints: dict[str, Any] = {"exits_per_tier": exits_per_tier, "block_tiers": {1: (0,)} if raw_stays else {}}
     if not Path(profile).is_dir():
         places = pt.load_topology(topology or "")
-        return pt.PerformanceModel(pt.load_profile(profile), places), pt.SearchSpace(**hints)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "paper"))
-    from authors import read_profile, read_thresholds, read_topology
+        model = pt.PerformanceModel(pt.load_profile(profile), places)
+        space = pt.SearchSpace(exits_per_tier=exits_per_tier)
+    else:
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "paper"))
+        from authors import read_profile, read_thresholds, read_topology
 
-    folder = Path(profile)
-    places = read_topology(folder)
-    places = places.with_tier(0, slowdown=AUTHORS_SLOWER)
-    model = pt.PerformanceModel(read_profile(folder, "ResNet110", places), places, estimator="marginal")
-    return model, pt.SearchSpace(**hints, thresholds=read_thresholds(folder))
+        folder = Path(profile)
+        places = read_topology(folder).with_tier(0, slowdown=AUTHORS_SLOWER)
+        model = pt.PerformanceModel(read_profile(folder, "ResNet110", places), places, estimator="marginal")
+        space = pt.SearchSpace(exits_per_tier=exits_per_tier, thresholds=read_thresholds(folder))
+    if keep_input_on is not None:
+        space = replace(space, block_tiers={1: (places.tier_index(keep_input_on),)})
+    return model, space
 
 
 # -- measuring ---------------------------------------------------------------------------------------
@@ -424,7 +429,7 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--topology")
         command.add_argument("--drop", type=float, default=0.01, help="accuracy given up, as a share (default 0.01)")
         command.add_argument("--exits-per-tier", type=int, default=1)
-        command.add_argument("--raw-stays", action="store_true", help="raw input stays on the first tier")
+        command.add_argument("--keep-input-on", metavar="TIER", help="tier that raw input must not leave")
         command.add_argument("--json", type=Path, required=True)
         if name == "measure":
             command.add_argument("--network", type=Path, required=True)
@@ -440,13 +445,13 @@ def main(arguments: list[str] | None = None) -> None:
     drawing.add_argument("out", type=Path, help="SVG, PNG or PDF")
     asked = parser.parse_args(arguments)
     if asked.command in ("replay", "measure"):
-        model, space = _model(asked.profile, asked.topology, asked.exits_per_tier, asked.raw_stays)
+        model, space = _model(asked.profile, asked.topology, asked.exits_per_tier, asked.keep_input_on)
         bound = model.profile.full_accuracy - asked.drop
         about = {"network": model.profile.backbone.name, "topology": model.topology.name, "accuracy": bound}
         one = Replay(model, bound, space)
         if asked.command == "replay":
             found = [replay(one, load_trace(path)) for path in asked.traces]
-            write_json(about | {"raw_stays": asked.raw_stays, "replays": found}, asked.json)
+            write_json(about | {"keep_input_on": asked.keep_input_on, "replays": found}, asked.json)
             _print_replays(found)
             return
         trace = load_trace(asked.trace)

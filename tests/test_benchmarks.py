@@ -266,7 +266,7 @@ def test_contenders_of_the_trace_replay(capsys: pytest.CaptureFixture[str], tmp_
     root = Path(__file__).resolve().parents[1]
     trace, found = tmp_path / "ride.txt", tmp_path / "r.json"
     trace.write_text("0 40\n2 0.3\n5 40\n6 0\n7 6\n9 0.3\n12 40\n")
-    words = [str(root / "profiles/resnet20-digits.zip"), str(trace), "--raw-stays"]
+    words = [str(root / "profiles/resnet20-digits.zip"), str(trace), "--keep-input-on", "edge"]
     replay = load("trace_replay")
     replay.main(["replay", *words, "--topology", str(root / "configs/topologies/commute.yaml"), "--json", str(found)])
     (one,) = json.loads(found.read_text())["replays"]
