@@ -34,8 +34,8 @@ from matplotlib.figure import Figure
 from portend.analysis.compare import fit
 from portend.analysis.plots import CHOSEN, GRID, INK, PART_COLORS, QUIET
 from portend.config import load_topology
+from portend.emulation.arrivals import receive, stamp
 from portend.emulation.namespaces import Namespaces
-from portend.emulation.verify import SO_TIMESTAMPNS, receive
 from portend.storage import atomic_path, write_json
 from portend.topology import SlowStart, Topology
 
@@ -61,7 +61,7 @@ def connection(testbed: Namespaces, start: int, end: int) -> tuple[socket.socket
     with testbed.inside(end):
         listener = socket.create_server((testbed.addresses[end], 0))
     with listener:
-        listener.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        stamp(listener)
         with testbed.inside(start):
             near = socket.socket()
         near.settimeout(_PATIENCE_S)

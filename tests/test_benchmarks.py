@@ -14,9 +14,9 @@ import pytest
 
 from portend.config import load_topology
 from portend.emulation.base import make_emulation
-from portend.measurement import SPAN_KINDS
 from portend.emulation.namespaces import unavailable
 from portend.emulation.traces import BandwidthTrace
+from portend.measurement import SPAN_KINDS
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planner.problem import SearchSpace
@@ -189,6 +189,7 @@ def test_rows_of_the_relays_of_the_runtime_benchmark() -> None:
     assert set(relays) == {"portend", "pickle", "pyzmq"}
     assert all(row["messages_per_s"] > 0 for row in relays.values())
     assert relays["portend"]["relay_compute_s"] > 0
+
 
 @pytest.mark.skipif(bool(unavailable()), reason=f"no testbed here: {unavailable()}")
 def test_rows_and_figure_of_the_tcp_benchmark(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

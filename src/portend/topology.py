@@ -243,7 +243,7 @@ class Topology:
         pipelined across links: F-1 full packets at the pace of the slowest link, then the last one
         over every link (paper, L_{i→j}; with header 0 and a full last packet the two agree). A link with a
         transfer curve takes what was measured, less its propagation delay. With ``slow_start``, also the waits for
-        acknowledgments until the window fills the path.
+        acknowledgments until the window fills the path; of a transfer curve, what new connections took, if it has that.
         """
         size = np.asarray(message_bytes, dtype=np.float64)
         count = len(self.tiers)
@@ -251,10 +251,12 @@ class Topology:
         for low in range(count):
             for high in range(low + 1, count):
                 path = self.path(low, high)
-                law_of = _pipelined if all(link.transfer is None for link in path) else _measured
-                one_way = law_of(size, path)
-                if self.slow_start is not None:
-                    one_way = one_way + _window_waits(size, path, self.slow_start)
+                if any(link.transfer is not None for link in path):
+                    one_way = _measured(size, path, new=self.slow_start is not None)
+                else:
+                    one_way = _pipelined(size, path)
+                    if self.slow_start is not None:
+                        one_way = one_way + _window_waits(size, path, self.slow_start)
                 seconds[..., low, high] = seconds[..., high, low] = one_way
         return seconds
 
@@ -277,16 +279,16 @@ def _pipelined(size: NDArray[np.float64], path: Sequence[Link]) -> NDArray[np.fl
     return seconds
 
 
-def _measured(size: NDArray[np.float64], path: Sequence[Link]) -> NDArray[np.float64]:
+def _measured(size: NDArray[np.float64], path: Sequence[Link], *, new: bool) -> NDArray[np.float64]:
     """Seconds [...] over a path of which a link's times were measured: the slowest link, and a packet on each other."""
-    alone = np.stack([_alone(size, link) for link in path])
-    packet = np.stack([_alone(np.minimum(size, link.mtu_bytes - link.header_bytes), link) for link in path])
+    alone = np.stack([_alone(size, link, new=new) for link in path])
+    packet = np.stack([_alone(np.minimum(size, link.mtu_bytes - link.header_bytes), link, new=new) for link in path])
     slowest = alone.argmax(axis=0)[None]
     rest = packet.sum(axis=0) - np.take_along_axis(packet, slowest, axis=0)[0]
     return np.asarray(np.take_along_axis(alone, slowest, axis=0)[0] + rest)
 
 
-def _alone(size: NDArray[np.float64], link: Link) -> NDArray[np.float64]:
+def _alone(size: NDArray[np.float64], link: Link, *, new: bool) -> NDArray[np.float64]:
     """Seconds [...] of transmission over one link: measured, between the sizes on lines, else by the formula.
 
     Below the least size they are its own; beyond the largest they grow as the formula does.
@@ -296,7 +298,7 @@ def _alone(size: NDArray[np.float64], link: Link) -> NDArray[np.float64]:
         return formula
     largest = np.asarray(curve.sizes_bytes[-1])
     beyond = np.where(size > largest, formula - _pipelined(largest, (link,)), 0.0)
-    seconds = np.interp(size, curve.sizes_bytes, curve.warm_s) + beyond
+    seconds = np.interp(size, curve.sizes_bytes, curve.cold_s if new and curve.cold_s else curve.warm_s) + beyond
     return np.asarray(np.maximum(seconds - link.propagation_delay_s, 0.0))
 
 

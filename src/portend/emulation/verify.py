@@ -24,7 +24,7 @@ from portend.emulation.traces import BandwidthTrace
 from portend.errors import DeploymentError
 from portend.topology import Topology
 
-__all__ = ["SO_TIMESTAMPNS", "Check", "check_links", "receive"]
+__all__ = ["Check", "check_links"]
 
 _ROUND_TRIP_S: Final = 0.5e-3
 _ROUND_TRIP_SHARE: Final = 0.02
