@@ -28,7 +28,7 @@ from portend.emulation.namespaces import unavailable
 from portend.errors import ConfigError, DeploymentError, InvalidValue
 from portend.profiling.links import measured_link
 from portend.runtime.links import Budget, LinkMeasurement, Peer, measure
-from portend.topology import Link, Tier, Topology, TransferCurve
+from portend.topology import Link, SlowStart, Tier, Topology, TransferCurve
 
 real = pytest.mark.skipif(bool(unavailable()), reason=f"no testbed here: {unavailable()}")
 CURVE = TransferCurve(sizes_bytes=(1000.0, 3000.0), warm_s=(0.5, 0.9), cold_s=(0.6, 1.2))
@@ -63,6 +63,14 @@ def test_a_changed_link_is_not_the_one_that_was_measured() -> None:
     topology = chain(replace(SLOW, transfer=CURVE))
     assert topology.with_link(0, bandwidth_bps=160_000).transmission_s(1000)[0, 1] == pytest.approx(0.05)
     assert topology.with_link(0, transfer=CURVE) == topology
+
+
+def test_in_slow_start_a_curve_gives_what_new_connections_took() -> None:
+    topology = replace(chain(replace(SLOW, transfer=CURVE)), slow_start=SlowStart(initial_window=1))
+    assert topology.transmission_s([1000, 2000, 3000])[:, 0, 1] == pytest.approx([0.5, 0.8, 1.1])
+    warm = replace(CURVE, cold_s=())
+    without = replace(chain(replace(SLOW, transfer=warm)), slow_start=SlowStart(initial_window=1))
+    assert without.transmission_s([1000, 3000])[:, 0, 1] == pytest.approx([0.4, 0.8])
 
 
 @given(
@@ -104,7 +112,13 @@ def test_a_topology_is_written_as_it_is_read(tmp_path: Path) -> None:
     )  # fmt: skip
     link = Link(bandwidth_bps=12345678.9, propagation_delay_s=0.0201, mtu_bytes=9000, header_bytes=60, transfer=CURVE)
     topology = Topology(
-        name="all", tiers=(tier, Tier(name="b", device="x")), links=(link,), source=1, destination=1, ingest="message"
+        name="all",
+        tiers=(tier, Tier(name="b", device="x")),
+        links=(link,),
+        source=1,
+        destination=1,
+        ingest="message",
+        slow_start=SlowStart(initial_window=12, receive_window_bytes=4321),
     )
     for value in (tier, link, topology):
         for field in fields(value):
