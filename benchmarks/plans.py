@@ -70,8 +70,8 @@ class Running:
     """How plans are run.
 
     Attributes:
-        samples: of the test split, for plans with early exits; plain_samples: the first of them, for plans without, whose
-            samples all take the same way.
+        samples: of the test split, for plans with early exits; plain_samples: the first of them, for plans without,
+            whose samples all take the same way.
         turns, repeats, gap_s, seed: as in ``run_in_turns``. emulation: of the links.
     """
 
@@ -118,8 +118,8 @@ def compared(
     """Run the plans, and return as JSON values what was predicted and measured for each, latencies in ms.
 
     ``predicted`` is for the speed that the tiers had meanwhile (``profiling.turns``), ``planned`` by the profile alone.
-    ``test_accuracy`` is the plan's over the whole test split, replayed on ``scores`` [n, N] of its samples; ``as_replayed``
-    says of how many samples that ran exit and answer are those of the replay.
+    ``test_accuracy`` is the plan's over the whole test split, replayed on the ``scores`` [n, N] of its samples;
+    ``as_replayed`` says of how many samples that ran exit and answer are those of the replay.
     """
     turns = run_plans(network, topology, plans, running, tell)
     profile_then, topology_then = turns.then(network.profile)
@@ -167,7 +167,7 @@ def compared(
 
 
 def as_replayed(plan: Plan, measured: Measurement, scores: SampleExits, rows: NDArray[np.int64]) -> int:
-    """Count the samples that left where their scores say and were answered as rightly; ``rows``: theirs in ``scores``."""
+    """Count the samples that left where their scores say, and as right or wrong; ``rows``: theirs in ``scores``."""
     ends = np.array(plan.cuts) - 1
     leaves = np.ones((len(scores.correct), len(plan)), dtype=bool)
     for k, threshold in enumerate(plan.thresholds):
