@@ -10,7 +10,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import matplotlib as mpl
 import numpy as np
@@ -21,7 +21,7 @@ from portend.analysis.exits import exit_rows
 from portend.analysis.plots import GRID, INK, PART_COLORS, QUIET
 from portend.storage import atomic_path, load_profile
 
-__all__ = ["draw_estimators", "draw_exits", "main"]
+__all__ = ["draw_estimators", "draw_exits", "dress", "main", "write"]
 
 THRESHOLDS: Final = (0.1, 0.3, 0.5, 0.7)
 _SHADES: Final = ("#08306B", "#2171B5", "#6BAED6", "#BDD7E7")
@@ -42,11 +42,11 @@ def draw_exits(rows: Sequence[Mapping[str, Any]]) -> Figure:
         color=PART_COLORS["compute"], alpha=0.35, linewidth=0,
     )  # fmt: skip
     left.plot(exits, [100 * row["accuracy"] for row in rows], color=INK, marker="o", markersize=3, linewidth=1.2)
-    _dress(left, "accuracy of all samples at the exit, %")
+    dress(left, "accuracy of all samples at the exit, %")
     for threshold, shade in zip(rows[0]["leaves"], _SHADES, strict=True):
         shares = [100 * row["leaves"][threshold] for row in rows]
         right.plot(exits, shares, color=shade, linewidth=1.4, marker="o", markersize=3, label=f"η < {threshold}")
-    _dress(right, "samples that would leave there, %")
+    dress(right, "samples that would leave there, %")
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.set_xlabel("exit (after block)", color=INK)
@@ -67,12 +67,13 @@ def draw_estimators(cases: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes.scatter(measured, estimated, s=12, marker=marker, facecolors="none", edgecolors=color, label=name)
         axes.set_title(case.partition("=")[0], fontsize=10, color=INK)
         axes.set_xlabel("measured, ms", color=INK)
-        _dress(axes, "estimated, ms")
+        dress(axes, "estimated, ms")
     panels[0].legend(frameon=False, fontsize=8)
     return figure
 
 
-def _dress(axes: Axes, label: str) -> None:
+def dress(axes: Axes, label: str) -> None:
+    """Give axes the look of all figures, and the y axis its label."""
     axes.set_ylabel(label, color=INK, fontsize=9)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -92,17 +93,21 @@ def _estimators(path: Path) -> Figure:
 FIGURES: Final[Mapping[str, Callable[[Path], Figure]]] = {"exits": _exits, "estimators": _estimators}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, known: Mapping[str, Callable[[Path], Figure]] = FIGURES) -> None:
     """Draw one figure; the same numbers give the same bytes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figure", choices=FIGURES)
-    parser.add_argument("source", type=Path, help="a profile, or JSON of benchmarks/estimators.py")
+    parser.add_argument("figure", choices=known)
+    parser.add_argument("source", type=Path, help="a profile, or JSON of another benchmark")
     parser.add_argument("out", type=Path, help="SVG, PNG or PDF")
     chosen = parser.parse_args(arguments)
-    figure = FIGURES[chosen.figure](chosen.source)
-    with mpl.rc_context({"svg.hashsalt": "portend", "svg.fonttype": "none"}), atomic_path(chosen.out) as temporary:
-        kind = chosen.out.suffix.removeprefix(".")
-        figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else {}, dpi=150)
+    with atomic_path(chosen.out) as temporary:
+        write(known[chosen.figure](chosen.source), temporary, chosen.out.suffix.removeprefix("."))
+
+
+def write(figure: Figure, out: Path | IO[bytes], kind: str) -> None:
+    """Write a figure as svg, png or pdf; the same figure gives the same bytes."""
+    with mpl.rc_context({"svg.hashsalt": "portend", "svg.fonttype": "none"}):
+        figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else {}, dpi=150)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Accuracy within a latency, with and without fine-tuning for a plan (the paper's Fig. 8), from a ``portend refine`` run.
+"""Accuracy within a latency, with and without fine-tuning for a plan (the paper's Fig. 8), from ``portend refine``.
 
 Both sets of weights have their front: the most accurate plan within each mean latency, found on the profiling samples.
 Its accuracy is that of the test split, which neither trained nor planned. Latencies are predicted: fine-tuning changes

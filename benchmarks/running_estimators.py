@@ -2,8 +2,8 @@
 
 First layers, blocks and partitions are timed in turns in this process, by eager PyTorch: what layers and blocks add up
 to, as a share of the partition. Then different plans run on the testbed, by the same executor, and their partitions are
-timed again in between. A plan's compute time is predicted from these partitions, and from the shares of them that layers
-and blocks make up; exit rates are those that were measured, and what waking costs is the same for all three.
+timed again in between. A plan's compute time is predicted from these partitions, and from the shares of them that
+layers and blocks make up; exit rates are those that were measured, and what waking costs is the same for all three.
 
     python benchmarks/running_estimators.py profiles/resnet20-cifar10.zip --device torch \
         --network profiles/resnet20-cifar10.safetensors --topology configs/topologies/paper.yaml --json OUT
