@@ -1,13 +1,17 @@
-# `make demo` and `make test` do all the set-up on a fresh machine with Python 3.11+ and make.
+# `make demo`, `make paper` and `make test` do all the set-up on a fresh machine with Python 3.11+ and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint types layers check bench clean
+.PHONY: demo paper test test-slow lint types layers check bench clean
 
 demo: $(READY)
 	$(BIN)/portend demo --out runs/demo
+
+# The paper's evaluation on this machine, as runs/paper/report.html; LONG=1 measures more, in runs/paper-long.
+paper: $(READY)
+	$(BIN)/python benchmarks/paper.py $(if $(LONG),--long --out runs/paper-long,--out runs/paper)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal

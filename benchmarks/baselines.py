@@ -15,20 +15,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from plans import Network, Running, Tell, available, compared, open_network, scores_of, speedup
+from plans import Network, Running, Tell, available, compared, open_network, print_table, scores_of, speedup
 
 from portend.config import load_topology
 from portend.emulation import EMULATIONS
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.solve import solve
+from portend.profile import SampleExits
 from portend.profiling.environment import describe_machine
 from portend.progress import progress
 from portend.storage import load_profile, write_json
 from portend.topology import Topology
 from portend.units import format_bandwidth, parse
 
-__all__ = ["PLANNERS", "main", "measure", "table"]
+__all__ = ["PLANNERS", "main", "measure", "plans_table", "table"]
 
 PLANNERS: Final = (
     *("edge-only", "base-only", "cloud-only", "cloud-only encoded", "Neurosurgeon", "best truncated tier"),
@@ -36,30 +37,29 @@ PLANNERS: Final = (
 )
 """Baselines of ``planner/baselines.py``, and the planner itself."""
 
+_SPACE: Final = SearchSpace(exits_per_tier=2)
+"""Of Portend's plans; the thresholds are the paper's."""
+
 
 def measure(
     network: Network,
     topology: Topology,
     give_up: Iterable[float],
     running: Running,
-    keep: Path,
+    scores: SampleExits,
     tell: Tell,
-    space: SearchSpace | None = None,
 ) -> dict[str, Any]:
     """Plan for every target, run every plan once, and return targets and plans as JSON values.
 
     Args:
-        give_up: shares of accuracy below the whole network's; keep: file for the scores of the test split.
-        space: of Portend's plans; default: two exits per tier, the paper's thresholds.
+        give_up: shares of accuracy below the whole network's; scores: of the whole test split.
     """
     model = PerformanceModel(network.profile, topology)
     full = network.profile.full_accuracy
     names: dict[Any, str] = {}
     targets = []
     for drop in give_up:
-        problem = Problem(
-            minimize=latency, subject_to=(accuracy >= full - drop,), space=space or SearchSpace(exits_per_tier=2)
-        )
+        problem = Problem(minimize=latency, subject_to=(accuracy >= full - drop,), space=_SPACE)
         found = solve(problem, model)
         answers = {**found.baselines, "Portend": found}
         rows = {}
@@ -69,7 +69,6 @@ def measure(
                 name = names.setdefault(answer.plan, f"{planner}, −{100 * drop:g}" if names else planner)
                 rows[planner] = {"plan": name, "met": answer.status != "infeasible"}
         targets.append({"give_up": drop, "bound": full - drop, "planners": rows})
-    scores = scores_of(network, keep, tell)
     ran = compared(network, topology, {name: plan for plan, name in names.items()}, running, scores, tell)
     return {"machine": describe_machine(), "bandwidth_bps": topology.links[0].bandwidth_bps, "targets": targets, **ran}
 
@@ -107,6 +106,28 @@ def table(found: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def plans_table(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return head and rows: Portend's plan for every target, with its exit rates (the paper's Table III)."""
+    rows = [
+        ["given up, points", "tiers [blocks], thresholds", "exit rates, %: predicted", "measured", "all test samples"]
+    ]
+    for target in found["targets"]:
+        plan = found["plans"][target["planners"]["Portend"]["plan"]]
+        rates = plan["exit_rates"]
+        rows.append(
+            [
+                f"{100 * target['give_up']:g}",
+                plan["described"],
+                *(_rates(each) for each in (rates["predicted"], rates["measured"], plan["test_exit_rates"])),
+            ]
+        )
+    return rows
+
+
+def _rates(rates: Iterable[float]) -> str:
+    return " / ".join(f"{100 * rate:.1f}" for rate in rates)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print a Markdown table, and write everything as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,14 +153,13 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     keep = Path("runs") / f"scores-{network.profile.backbone.weights_sha256[:12]}.zip"
     with progress() as tell:
-        found = measure(network, topology, [points / 100 for points in chosen.give_up], running, keep, tell)
+        scores = scores_of(network, keep, tell)
+        found = measure(network, topology, [points / 100 for points in chosen.give_up], running, scores, tell)
     if chosen.json:
         write_json(found, chosen.json)
-    head, *rows = table(found)
-    print(f"\n{found['network']}, link 0 at {format_bandwidth(found['bandwidth_bps'])}, links {found['links']}")
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    print(f"{found['network']}, link 0 at {format_bandwidth(found['bandwidth_bps'])}, links {found['links']}")
+    print_table(table(found))
+    print_table(plans_table(found))
     agreeing = sum(plan["as_replayed"] for plan in found["plans"].values())
     ran = sum(plan["test_samples"] for plan in found["plans"].values())
     print(f"\n{agreeing} of {ran} answers are those of the replay; speed drift {100 * found['speed_drift']:+.1f} %")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from plans import Tell, open_network, scores_of
+from plans import Tell, open_network, print_table, scores_of
 
 from portend.config import load_topology
 from portend.perfmodel.model import PerformanceModel
@@ -141,10 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"round {number}: the first plan takes {at['mean_ms']:.1f} ms, "
             f"{100 * at['profiling']:.1f} % (profiling), {100 * at['test']:.1f} % (test)"
         )
-    head, *rows = table(found)
-    print(f"| {' | '.join(head)} |\n|{'--:|' * len(head)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    print_table(table(found))
 
 
 if __name__ == "__main__":

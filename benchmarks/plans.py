@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,17 @@ from portend.runtime.coordinator import Deployment
 from portend.storage import load_profile, save
 from portend.topology import Topology
 
-__all__ = ["Network", "Running", "available", "compared", "open_network", "run_plans", "scores_of", "speedup"]
+__all__ = [
+    "Network",
+    "Running",
+    "available",
+    "compared",
+    "open_network",
+    "print_table",
+    "run_plans",
+    "scores_of",
+    "speedup",
+]
 
 Tell = Callable[[str, int, int], None]
 
@@ -202,3 +212,11 @@ def speedup(base: Mapping[str, Any], plan: Mapping[str, Any]) -> tuple[float, fl
         return ratio, ratio, ratio
     spread = _Z * math.hypot(*((each["standard_error"] or 0.0) / each["mean"] for each in (one, two)))
     return ratio, ratio * (1 - spread), ratio * (1 + spread)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print head and rows as a Markdown table."""
+    head, *others = rows
+    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for row in others:
+        print(f"| {' | '.join(row)} |")

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from plans import Network, Running, Tell, available, open_network, run_plans
+from plans import Network, Running, Tell, available, open_network, print_table, run_plans
 
 from portend.analysis.compare import fit
 from portend.config import load_topology
@@ -158,8 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = measure(network, topology, chosen.plans, chosen.rounds, running, tell)
     if chosen.json:
         write_json(found, chosen.json)
-    for row in table(found):
-        print(f"| {' | '.join(row)} |")
+    print_table(table(found))
     if found["disturbed"]:
         print(f"warning: {found['disturbed']}")
 

@@ -11,13 +11,13 @@ best plan of all, at the same least accuracy. Where two of them are equally fast
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from plans import Network, Running, Tell, available, compared, open_network, scores_of
+from plans import Network, Running, Tell, available, compared, open_network, print_table, scores_of
 from scipy.optimize import brentq
 
 from portend.config import load_topology
@@ -26,7 +26,7 @@ from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.solve import solve
-from portend.profile import Profile
+from portend.profile import Profile, SampleExits
 from portend.profiling.environment import describe_machine
 from portend.progress import progress
 from portend.storage import load_profile, write_json
@@ -80,7 +80,7 @@ def measure(
     points: Iterable[float],
     give_up: float,
     running: Running,
-    keep: Path,
+    scores: SampleExits,
     tell: Tell,
 ) -> dict[str, Any]:
     """Return curves over ``values``, crossings of their neighbors, and what ran at ``points``, as JSON values."""
@@ -89,21 +89,25 @@ def measure(
     spaces = contenders(topology)
     values = list(values)
 
-    def mean_ms(name: str, value: float) -> float:
+    def mean_ms(name: str, value: float) -> float | None:
         found = best(profile, placed(scenario, topology, value), spaces[name], bound)
-        return float("nan") if found is None else 1e3 * found.estimate.mean_s
+        return None if found is None else 1e3 * found.estimate.mean_s
 
     curves = {}
     for number, name in enumerate(spaces):
         tell(f"predict {scenario}", number, len(spaces))
         curves[name] = [mean_ms(name, value) for value in values]
     tell(f"predict {scenario}", len(spaces), len(spaces))
-    crossings = [
-        {"contenders": [one, two], "value": root, "mean_ms": mean_ms(one, root)}
-        for one, two in combinations([name for name in spaces if name != BEST], 2)
-        for root in _roots(lambda value, a=one, b=two: mean_ms(a, value) - mean_ms(b, value), values, curves, one, two)
-    ]
-    scores = scores_of(network, keep, tell)
+    crossings = []
+    for one, two in combinations([name for name in spaces if name != BEST], 2):
+        difference = np.subtract(*(np.array(curves[name], dtype=float) for name in (one, two)))
+        for step in np.flatnonzero(difference[:-1] * difference[1:] < 0):
+
+            def gap(value: float, one: str = one, two: str = two) -> float:
+                return (mean_ms(one, value) or 0.0) - (mean_ms(two, value) or 0.0)
+
+            root = float(brentq(gap, values[step], values[step + 1], rtol=1e-9))
+            crossings.append({"contenders": [one, two], "value": root, "mean_ms": mean_ms(one, root)})
     ran = []
     for value in points:
         there = placed(scenario, topology, value)
@@ -120,15 +124,6 @@ def measure(
         "cloud": topology.tiers[1].slowdown / topology.tiers[-1].slowdown,
         "points": ran,
     }
-
-
-def _roots(
-    gap: Callable[[float], float], values: list[float], curves: Mapping[str, list[float]], one: str, two: str
-) -> list[float]:
-    """Values at which two contenders are equally fast, one in each step of ``values`` that changes the order."""
-    difference = np.array(curves[one]) - np.array(curves[two])
-    steps = np.flatnonzero(difference[:-1] * difference[1:] < 0)
-    return [float(brentq(gap, values[i], values[i + 1], rtol=1e-9)) for i in steps]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -153,15 +148,13 @@ def main(arguments: list[str] | None = None) -> None:
     values, points = ranges(chosen.scenario, topology)
     keep = Path("runs") / f"scores-{network.profile.backbone.weights_sha256[:12]}.zip"
     with progress() as tell:
-        found = measure(network, topology, chosen.scenario, values, points, chosen.give_up / 100, running, keep, tell)
+        scores = scores_of(network, keep, tell)
+        found = measure(network, topology, chosen.scenario, values, points, chosen.give_up / 100, running, scores, tell)
     if chosen.json:
         write_json(found, chosen.json)
     for crossing in found["crossings"]:
         print(f"{' = '.join(crossing['contenders'])} at {crossing['value']:.4g}: {crossing['mean_ms']:.1f} ms")
-    head, *rows = table(found)
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    print_table(table(found))
 
 
 def ranges(scenario: str, topology: Topology) -> tuple[list[float], list[float]]:

@@ -117,11 +117,14 @@ def render_report(data: ReportData) -> str:
     return html_page(data.title, body, STYLE)
 
 
-def html_page(title: str, body: str, style: str) -> str:
-    """Return a whole page of its own, with Plotly inside; it loads nothing else."""
+def html_page(title: str, body: str, style: str, *, scripts: bool = True) -> str:
+    """Return a whole page of its own, which loads nothing else; with Plotly inside, or without any script."""
+    if not scripts:
+        return _PAGE.format(title=escape(title), style=style, policy=_STILL, scripts="", body=body)
     from plotly.offline import get_plotlyjs
 
-    return _PAGE.format(title=escape(title), style=style, policy=_POLICY, plotly=get_plotlyjs(), body=body)
+    plotly = f"<script>{get_plotlyjs()}</script>"
+    return _PAGE.format(title=escape(title), style=style, policy=_POLICY, scripts=plotly, body=body)
 
 
 # --- headline ------------------------------------------------------------------------------
@@ -591,6 +594,7 @@ def html_section(title: str, body: str, note: str = "") -> str:
 _POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
+_STILL: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 STYLE: Final = """
 :root { color-scheme: light; --ink: #1f2933; --quiet: #5b6773; --line: #e1e6eb; --chosen: #c2500a; }
@@ -660,7 +664,7 @@ _PAGE: Final = """<!DOCTYPE html>
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{title}</title>
 <style>{style}</style>
-<script>{plotly}</script>
+{scripts}
 </head>
 <body><main>
 {body}
