@@ -192,7 +192,8 @@ def _measure_validation(case: Case, tell: Tell) -> dict[str, Any]:
         "marginal": {name: asdict(one) for name, one in _fits(found, "marginal").items()},
         "before": asdict(found.latency(lambda one: one.before)),
         "speed_drift": found.speed_drift,
-        "disturbed": len(found.disturbed),
+        "disturbed": next((each.disturbed for each in found.comparisons if each.disturbed), ""),
+        "disturbed_plans": len(found.disturbed),
         "plans": len(found.cases),
         "regrets": [asdict(one) | {"regret_s": one.regret_s, "regret": one.regret} for one in found.regrets()],
     }
@@ -257,12 +258,14 @@ def _show_validation(found: Mapping[str, Any]) -> str:
     for quantity, name in names.items():
         ours = [_beta(found["fits"][quantity]), _beta(found["marginal"][quantity])]
         rows.append([name, *ours, *("{:.2f} / {:.2f}".format(*pair) for pair in PAPER[quantity].values())])
-    fit = found["fits"]["latency"]
+    fits = found["fits"]
+    before = 100 * found["before"]["mape"]
     words = (
         f"{found['plans']} plans of every kind, {found['samples']} samples each. The mean latency is off by "
-        f"{100 * fit['mape']:.1f} % on average (by the profile alone {100 * found['before']['mape']:.1f} %: computing "
-        f"took {_change(found['speed_drift'])} than when it was profiled). The paper's estimator counts each branch "
-        "over all samples, so its accuracies are off."
+        f"{100 * fits['latency']['mape']:.1f} % on average, by the profile alone {before:.1f} %: computing took "
+        f"{_change(found['speed_drift'])} than when it was profiled. {found['disturbed_plans']} of the plans were "
+        f"disturbed. Accuracies are off by {_points(fits['accuracy'])} (RMSE), by the paper's estimator, which counts "
+        f"each branch over all samples, by {_points(found['marginal']['accuracy'])}."
     )
     return _words(words) + _image(paper_figures.draw_agreement(found), "predicted over measured") + _table(rows)
 
@@ -348,6 +351,10 @@ def _at(scenario: str, value: float) -> str:
 
 def _beta(fit: Mapping[str, Any]) -> str:
     return "–" if fit["beta"] is None or fit["r2"] is None else f"{fit['beta']:.3f} / {fit['r2']:.3f}"
+
+
+def _points(fit: Mapping[str, Any]) -> str:
+    return f"{100 * fit['rmse']:.2f} points"
 
 
 def _change(drift: float) -> str:
@@ -518,9 +525,7 @@ def page(case: Case, failed: Mapping[str, str], parts: Sequence[Part] = PARTS) -
             sections.append(report.html_section(part.title, f"<p class='bad'>{escape(why)}</p>"))
             continue
         found = there[part.name]["found"]
-        disturbed = found.get("disturbed")
-        warning = f"<p class='bad'>{escape(disturbed)}</p>" if isinstance(disturbed, str) and disturbed else ""
-        sections.append(report.html_section(part.title, part.show(found) + warning))
+        sections.append(report.html_section(part.title, part.show(found) + _warning(found.get("disturbed", ""))))
         sections += [report.html_section(title, show(found)) for title, show in FURTHER.get(part.name, ())]
     took = {name: f"{kept['seconds']:.0f} s, {kept['finished']}" for name, kept in there.items()}
     facts = {**case.network.profile.provenance, **describe_machine(), **took}
@@ -536,6 +541,10 @@ img.narrow { max-width: 760px; }
 td:first-of-type { color: inherit; }
 td { white-space: normal; }
 """
+
+
+def _warning(disturbed: str) -> str:
+    return f"<p class='bad'>{escape(disturbed[0].upper() + disturbed[1:])}.</p>" if disturbed else ""
 
 
 def _headline(case: Case, there: Mapping[str, Mapping[str, Any]]) -> str:
@@ -577,9 +586,15 @@ def _headline(case: Case, there: Mapping[str, Mapping[str, Any]]) -> str:
         f"{100 * profile.full_accuracy:.1f} % as a whole. Tiers of this machine: {tiers}; links: {links}. "
         f"The {'long' if case.long else 'short'} version."
     )
+    disturbed = [name for name, kept in there.items() if kept["found"].get("disturbed")]
+    warning = _warning(
+        f"other work disturbed the machine during {', '.join(disturbed)}: measure again when it is quiet"
+        if disturbed
+        else ""
+    )
     return (
         f"<header><h1>{_TITLE}</h1><p class='problem'>{escape(words)}</p></header>"
-        f"<section class='headline'><div class='cards'>{''.join(cards)}</div></section>"
+        f"<section class='headline'><div class='cards'>{''.join(cards)}</div>{warning}</section>"
     )
 
 

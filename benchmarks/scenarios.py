@@ -122,6 +122,7 @@ def measure(
         "curves": curves,
         "crossings": crossings,
         "cloud": topology.tiers[1].slowdown / topology.tiers[-1].slowdown,
+        "disturbed": next((point["disturbed"] for point in ran if point["disturbed"]), ""),
         "points": ran,
     }
 
