@@ -64,7 +64,7 @@ from portend.topology import Topology
 from portend.units import format_bandwidth, format_time
 from portend.validate import Campaign, validate
 
-__all__ = ["PARTS", "Case", "Part", "known", "main", "measure_part", "page"]
+__all__ = ["PARTS", "Case", "Part", "go_on", "known", "main", "measure_part", "page"]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 _RECORDED: Final = (ROOT / "profiles/resnet20-cifar10.zip", ROOT / "profiles/resnet20-cifar10.safetensors")
@@ -472,21 +472,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--emulation", choices=EMULATIONS, default="namespaces")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="default: all")
     chosen = parser.parse_args(arguments)
-    failed: dict[str, str] = {}
     try:
         with progress() as tell:
             topology = load_topology(chosen.topology)
             case = prepare(chosen.out, topology, available(chosen.emulation), chosen.long, tell)
-        for part in PARTS:
-            if chosen.parts and part.name not in chosen.parts:
-                continue
-            if known(case, part) is None:
-                try:
-                    measure_part(case, part)
-                except (PortendError, OSError) as error:
-                    failed[part.name] = str(error)
-                    print(f"{part.name}: {error}", file=sys.stderr)
-            write_text(page(case, failed), case.folder / "report.html")
+        failed = go_on(case, [part for part in PARTS if not chosen.parts or part.name in chosen.parts])
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on with the parts that are left, in {chosen.out}", file=sys.stderr)
         return 130
@@ -495,6 +485,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(f"open {chosen.out / 'report.html'}")
     return 1 if failed else 0
+
+
+def go_on(case: Case, parts: Sequence[Part]) -> dict[str, str]:
+    """Measure the parts that are left, write the page after each, and return why parts failed, by name."""
+    failed: dict[str, str] = {}
+    for part in parts:
+        if known(case, part) is None:
+            try:
+                measure_part(case, part)
+            except (PortendError, OSError) as error:
+                failed[part.name] = str(error)
+                print(f"{part.name}: {error}", file=sys.stderr)
+        write_text(page(case, failed), case.folder / "report.html")
+    return failed
 
 
 def measure_part(case: Case, part: Part) -> None:

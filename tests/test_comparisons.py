@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from portend.config import load_topology
-from portend.errors import MismatchError
+from portend.errors import DeploymentError, MismatchError
 from portend.models.checkpoint import load_checkpoint
 from portend.models.data import load_dataset, make_splits
 from portend.models.evaluators import TorchEvaluator
@@ -173,6 +173,7 @@ def exits_of(network: Network) -> SampleExits:
 def quiet(*_: object) -> None: ...
 
 
+@pytest.mark.slow
 def test_points_of_a_scenario_run_at_their_bandwidth(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     out = folder / "scenario.json"
@@ -187,6 +188,7 @@ def test_points_of_a_scenario_run_at_their_bandwidth(folder: Path, monkeypatch: 
     assert "bandwidth of the first link" in svg.read_text()
 
 
+@pytest.mark.slow
 def test_layers_and_blocks_make_up_less_than_the_partitions_that_run(folder: Path) -> None:
     out = folder / "running.json"
     running_estimators.main(words(folder, "--plans", 4, "--rounds", 3, "--samples", 4, "--json", out))
@@ -238,7 +240,7 @@ def case_of(network: Network, folder: Path, out: Path) -> paper.Case:
 
 def test_the_page_shows_what_there_is_and_says_what_is_left(network: Network, folder: Path, tmp_path: Path) -> None:
     case = case_of(network, folder, tmp_path)
-    part = paper.Part(name="running", title="Numbers <of> a part", measure=lambda *_: {"n": 7}, show=lambda f: f"{f}")
+    part = paper.Part(name="one", title="Numbers <of> a part", measure=lambda *_: {"n": 7}, show=lambda f: f"{f}")
     left = replace(part, name="left", title="Another part")
     paper.measure_part(case, part)
     page = paper.page(case, {}, (part, left))
@@ -251,3 +253,30 @@ def test_the_page_shows_what_there_is_and_says_what_is_left(network: Network, fo
     assert paper.known(case, part) is not None
     assert paper.known(other, part) is None, "what another version measured is not shown"
     assert "no luck" in paper.page(case, {"left": "no luck"}, (part, left))
+
+
+def test_parts_go_on_where_an_interruption_or_a_failure_left_them(
+    network: Network, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = case_of(network, folder, tmp_path)
+    measured: list[str] = []
+    trouble: dict[str, type[BaseException]] = {"b": DeploymentError, "c": KeyboardInterrupt}
+
+    def part(name: str) -> paper.Part:
+        def measure(*_: object) -> dict[str, Any]:
+            if name in trouble:
+                raise trouble[name]("a link fell")
+            measured.append(name)
+            return {}
+
+        return paper.Part(name=name, title=name, measure=measure, show=str)
+
+    parts = [part(name) for name in "abc"]
+    with pytest.raises(KeyboardInterrupt):
+        paper.go_on(case, parts)
+    assert measured == ["a"]
+    assert "b: a link fell" in capsys.readouterr().err
+    trouble.clear()
+    assert paper.go_on(case, parts) == {}
+    assert measured == ["a", "b", "c"], "what was measured is not measured again"
+    assert (tmp_path / "report.html").exists()
