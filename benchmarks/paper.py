@@ -586,7 +586,7 @@ def _headline(case: Case, there: Mapping[str, Mapping[str, Any]]) -> str:
     )
     tiers = ", ".join(f"{tier.name} ({tier.slowdown:g} times slower)" for tier in case.topology.tiers)
     words = (
-        f"{profile.backbone.name} with {profile.num_blocks} exits on {profile.provenance['data']}, "
+        f"{profile.backbone.name} with {profile.num_blocks} exits on {case.network.dataset.name}, "
         f"{100 * profile.full_accuracy:.1f} % as a whole. Tiers of this machine: {tiers}; links: {links}. "
         f"The {'long' if case.long else 'short'} version."
     )

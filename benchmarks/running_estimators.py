@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,13 +123,19 @@ def _table(pairs: NDArray[np.int64], values: Floats) -> Floats:
 
 
 def _by_share(profile: Profile, share: Floats) -> Profile:
-    """The profile whose devices compute every partition in so much of its time, and take as much more after idling."""
+    """The profile whose devices compute every partition in so much of its time; first runs take as much more as before.
+
+    Args:
+        share: [N+1, N+1], by start and end.
+    """
 
     def changed(device: DeviceProfile) -> DeviceProfile:
         less = device.compute_s * (share - 1)
-        return replace(
-            device, compute_repeats_s=device.compute_repeats_s * share, idle_repeats_s=device.idle_repeats_s + less
-        )
+        tables = {item.name: getattr(device, item.name) for item in fields(device)}
+        of_partitions = {
+            name: table + less for name, table in tables.items() if isinstance(table, np.ndarray) and table.ndim > 2
+        }
+        return replace(device, **of_partitions)
 
     return replace(profile, devices={name: changed(device) for name, device in profile.devices.items()})
 
