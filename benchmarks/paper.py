@@ -66,6 +66,9 @@ from portend.validate import Campaign, validate
 
 __all__ = ["PARTS", "Case", "Part", "go_on", "known", "main", "measure_part", "page"]
 
+_FORMAT: Final = 1
+"""Of the parts' values: another number where one of them changes, so that older files are measured anew."""
+
 ROOT: Final = Path(__file__).resolve().parents[1]
 _RECORDED: Final = (ROOT / "profiles/resnet20-cifar10.zip", ROOT / "profiles/resnet20-cifar10.safetensors")
 _CODECS: Final = ("float32", "encoded", "float16", "int8")
@@ -98,6 +101,7 @@ class Case:
             "weights": self.network.profile.backbone.weights_sha256,
             "topology": self.topology.name,
             "long": self.long,
+            "format": _FORMAT,
         }
 
 

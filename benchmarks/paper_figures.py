@@ -237,7 +237,8 @@ def draw_scenario(found: Mapping[str, Any]) -> Figure:
             "as fast as the cloud", (found["cloud"], 0.98), xycoords=("data", "axes fraction"), xytext=(-4, 0),
             textcoords="offset points", rotation=90, ha="right", va="top", fontsize=7.5, color=QUIET,
         )  # fmt: skip
-    axes.errorbar([], [], fmt="o", color=INK, markerfacecolor="white", markersize=5, label="measured")
+    if found["points"]:
+        axes.errorbar([], [], fmt="o", color=INK, markerfacecolor="white", markersize=5, label="measured")
     axes.scatter([], [], marker="x", s=36, color=INK, label="equally fast")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -136,6 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--topology", type=Path, required=True)
     parser.add_argument("--scenario", choices=("bandwidth", "compute"), default="bandwidth")
     parser.add_argument("--give-up", type=float, default=1, metavar="POINTS")
+    parser.add_argument("--points", type=int, choices=range(4), default=3, help="so many of them are measured")
     parser.add_argument("--samples", type=int, default=60)
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--emulation", choices=EMULATIONS, default="namespaces")
@@ -150,7 +151,10 @@ def main(arguments: list[str] | None = None) -> None:
     keep = Path("runs") / f"scores-{network.profile.backbone.weights_sha256[:12]}.zip"
     with progress() as tell:
         scores = scores_of(network, keep, tell)
-        found = measure(network, topology, chosen.scenario, values, points, chosen.give_up / 100, running, scores, tell)
+        found = measure(
+            network, topology, chosen.scenario, values, points[: chosen.points], chosen.give_up / 100, running, scores,
+            tell,
+        )  # fmt: skip
     if chosen.json:
         write_json(found, chosen.json)
     for crossing in found["crossings"]:
