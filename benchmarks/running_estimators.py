@@ -132,7 +132,7 @@ def _by_share(profile: Profile, share: Floats) -> Profile:
     def changed(device: DeviceProfile) -> DeviceProfile:
         less = device.compute_s * (share - 1)
         tables = {item.name: getattr(device, item.name) for item in fields(device)}
-        of_partitions = {
+        of_partitions: dict[str, Any] = {
             name: table + less for name, table in tables.items() if isinstance(table, np.ndarray) and table.ndim > 2
         }
         return replace(device, **of_partitions)

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import baselines  # noqa: E402
+import figures  # noqa: E402
 import fine_tuning  # noqa: E402
 import paper  # noqa: E402
 import paper_figures  # noqa: E402
@@ -184,7 +185,7 @@ def test_points_of_a_scenario_run_at_their_bandwidth(folder: Path, monkeypatch: 
     raw = [point["plans"]["cloud-only"]["latency_ms"]["measured"]["mean"] for point in (slow, fast)]
     assert raw[0] > raw[1], "the raw input takes longer where there is less bandwidth"
     svg = folder / "scenario.svg"
-    paper_figures.main(["scenario", str(out), str(svg)], known=paper_figures.FIGURES)
+    figures.main(["scenario", str(out), str(svg)], known=paper_figures.FIGURES)
     assert "bandwidth of the first link" in svg.read_text()
 
 
