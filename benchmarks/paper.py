@@ -186,7 +186,7 @@ def _measure_validation(case: Case, tell: Tell) -> dict[str, Any]:
     )  # fmt: skip
     network = case.network
     found = validate(
-        network.profile, network.file, case.topology, network.dataset, network.test, case.folder / "validation",
+        network.profile, network.file, case.topology, network.dataset, network.test, case.folder / f"validation-{case.running.emulation}",
         campaign, tell=tell,
     )  # fmt: skip
     return {
