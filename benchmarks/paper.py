@@ -184,9 +184,9 @@ def _measure_validation(case: Case, tell: Tell) -> dict[str, Any]:
         plans=case.choose(12, 60), samples=case.choose(48, 300), turns=case.choose(2, 4), repeats=case.choose(2, 3),
         emulation=case.running.emulation,
     )  # fmt: skip
-    network = case.network
+    network, folder = case.network, case.folder / f"validation-{case.running.emulation}"
     found = validate(
-        network.profile, network.file, case.topology, network.dataset, network.test, case.folder / f"validation-{case.running.emulation}",
+        network.profile, network.file, case.topology, network.dataset, network.test, folder,
         campaign, tell=tell,
     )  # fmt: skip
     return {
