@@ -22,8 +22,8 @@ from portend.plan import Plan
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.profile import BackboneSpec, SampleExits
-from portend.runtime.agent import _Deployed
 from portend.runtime.codecs import FLOAT32
+from portend.runtime.deployed import Deployed
 from portend.runtime.torch_executor import TorchExecutor
 from portend.storage import load_profile
 from problems import Case, random_case
@@ -136,9 +136,9 @@ def test_a_plan_that_asks_an_exit_without_a_branch_is_refused() -> None:
 def test_an_agent_refuses_such_a_plan_and_runs_the_others() -> None:
     executor = TorchExecutor(three_blocks())
 
-    def deployed(*cuts: int, threshold: float) -> _Deployed:
+    def deployed(*cuts: int, threshold: float) -> Deployed:
         plan = Plan(cuts=cuts, placement=(0, 0), thresholds=(threshold,), codecs=("float32", None))
-        return _Deployed(plan.to_dict(), 0, executor, lambda _name, _cut: FLOAT32)
+        return Deployed(plan.to_dict(), 0, executor, lambda _name, _cut: FLOAT32)
 
     outcome = deployed(1, 3, threshold=0.0).partitions[0](np.ones((1, 8, 8), dtype=np.float32))
     assert np.isnan(outcome.score)

@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, Final
 
 import click
@@ -26,14 +25,14 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from portend.errors import DeploymentError, InvalidValue, MessageError, PortendError
+from portend.errors import DeploymentError, MessageError, PortendError
 from portend.execution import Execution
 from portend.measurement import SPAN_KINDS
 from portend.models.decoding import decoder_from_dict
-from portend.plan import takes_exit
 from portend.profile import ValueRange
 from portend.runtime.codecs import FLOAT32, Codec, Sample, make_codec
-from portend.runtime.executors import Executor, Partition, make_executor
+from portend.runtime.deployed import Deployed
+from portend.runtime.executors import Partition, make_executor
 from portend.runtime.messages import (
     Header,
     pack_control,
@@ -92,40 +91,6 @@ def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_
     return (now - began) // done
 
 
-class _Deployed:
-    """A plan as one tier sees it."""
-
-    def __init__(
-        self, plan: dict[str, Any], tier: int, executor: Executor, codecs: Callable[[str, int], Codec]
-    ) -> None:
-        self.cuts: list[int] = [0, *plan["cuts"]]
-        self.placement: list[int] = plan["placement"]
-        self.thresholds: list[float] = plan["thresholds"]
-        self.length = len(self.placement)
-        self.codecs: list[Codec | None] = [
-            None if name is None else codecs(name, cut) for name, cut in zip(plan["codecs"], self.cuts, strict=False)
-        ]
-        exits = executor.spec.exit_cuts
-        missing = [c for step, c in enumerate(self.cuts[1:]) if self.asks(step) and c <= exits[-1] and c not in exits]
-        if missing:
-            raise InvalidValue(
-                f"the plan asks exits at the cuts {missing}, but {executor.spec.name} has exit branches at "
-                f"{', '.join(map(str, exits))}; end with one of them, and set the threshold at other cuts to 0"
-            )
-        self.partitions: dict[int, Partition] = {
-            step: executor.partition(start, end, branch=self.asks(step))
-            for step, (start, end) in enumerate(pairwise(self.cuts))
-            if self.placement[step] == tier
-        }
-
-    def asks(self, step: int) -> bool:
-        """Whether the branch of a partition is run: an exit with threshold 0 is not."""
-        return step == self.length - 1 or self.thresholds[step] > 0
-
-    def leaves(self, step: int, score: float) -> bool:
-        return step == self.length - 1 or bool(takes_exit(score, self.thresholds[step]))
-
-
 class Agent:
     """The agent of one tier.
 
@@ -153,7 +118,7 @@ class Agent:
         self._timed: dict[tuple[int, int, bool], Partition] = {}
         self._probe: tuple[int, Codec] = (0, FLOAT32)
         self._packed = pack_header(Header("result", 0, 0, 0, time.monotonic_ns()))
-        self._plan: _Deployed | None = None
+        self._plan: Deployed | None = None
         self.dropped = 0
         self._alone, self._threads = True, 1
         self._slowdown = 1.0
@@ -254,7 +219,7 @@ class Agent:
         self._tell("ready")
 
     def _on_deploy(self, values: dict[str, Any], _: list[bytes]) -> None:
-        self._plan = _Deployed(values["plan"], self.tier, self._executor, self._codec)
+        self._plan = Deployed(values["plan"], self.tier, self._executor, self._codec)
         zeros = {step: np.zeros(self._shapes[self._plan.cuts[step]], np.float32) for step in self._plan.partitions}
         for step, partition in self._plan.partitions.items():
             partition(zeros[step])
@@ -533,7 +498,7 @@ class Agent:
         self._span(request, _DECODE, 0, encoded, self._slowed(encoded, partial(codec.decode, payload, self._shapes[0])))
         return tensor
 
-    def _deployed(self) -> _Deployed:
+    def _deployed(self) -> Deployed:
         if self._plan is None:
             raise MessageError("no plan is deployed here yet")
         return self._plan
