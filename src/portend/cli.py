@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from portend import cli_observe
+from portend.cli_service import COMMANDS
 from portend.emulation import EMULATIONS
 from portend.errors import ConfigError, DeploymentError, ExportError, InvalidValue, MismatchError, PortendError
 from portend.execution import EXECUTORS, PRECISIONS, Execution
@@ -142,6 +143,13 @@ def cli() -> None:
     portend whatif    the best plan as fields vary, and where it flips
     portend top       running agents, live
     portend trace     what a run recorded, for Perfetto and OpenTelemetry
+
+    \b
+    portend keys      for agents on real machines, and who may talk to them
+    portend agent     one tier, on its own host, until it is stopped
+    portend deploy    a plan and its fallbacks to the agents
+    portend feed      samples to the service, answers to a journal
+    portend status    of the agents
     """
 
 
@@ -1693,7 +1701,7 @@ def _show_sweep(found: Any, flips: Any) -> None:
     console.print(sweep_table(found, flips or ()), *([] if flips is None else [crossover_table(found, flips)]))
 
 
-for _command in (cli_observe.links, cli_observe.top, cli_observe.trace):
+for _command in (cli_observe.links, cli_observe.top, cli_observe.trace, *COMMANDS):
     cli.add_command(_command)
 
 

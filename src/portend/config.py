@@ -149,6 +149,7 @@ def _tier(section: Section) -> Tier:
         "device": section.get("device", str, "local"),
         "slowdown": section.get("slowdown", float, 1.0),
         "host": section.get("host", str, "127.0.0.1"),
+        "port": section.get("port", int, 7100),
     }
     if section.has("memory"):
         values["memory_bytes"] = section.quantity("memory", "size")

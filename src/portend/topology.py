@@ -30,7 +30,7 @@ class Tier:
         device: key of the device profile that holds its measurements.
         slowdown: how many times slower than the profiled device (``portend.profile.slowed``); emulated where
             the tier runs as a process, which needs at least 1.
-        host: address of the machine that runs the tier's agent.
+        host, port: address of the machine that runs the tier's agent, and where the agent of a service listens there.
         memory_bytes: what the tier has for weights and activations; no plan that needs more is feasible.
         power_w, price_usd_per_hour: optional facts for metrics and constraints.
         cores: numbers of the processor cores that the tier's process may use where it runs; empty: all.
@@ -41,6 +41,7 @@ class Tier:
     device: str
     slowdown: float = 1.0
     host: str = "127.0.0.1"
+    port: int = 7100
     memory_bytes: float | None = None
     power_w: float | None = None
     price_usd_per_hour: float | None = None
@@ -53,6 +54,7 @@ class Tier:
             math.isfinite(self.slowdown) and self.slowdown > 0,
             f"a tier's slowdown is a positive factor, but tier {self.name!r} has {self.slowdown}",
         )
+        law(1 <= self.port <= 65535, f"a tier's port is 1–65535, but tier {self.name!r} has {self.port}")
         law(
             self.memory_bytes is None or self.memory_bytes >= 0,
             f"a tier's memory is not negative, but tier {self.name!r} has {self.memory_bytes} B",

@@ -1,0 +1,797 @@
+"""The agent of one tier as a service on its host: one process that stays, and takes up where it was.
+
+One thread runs an event loop that moves messages; another runs partitions, one at a time; a third loads networks. So an
+agent goes on telling others that it lives while a partition runs. On the source it also keeps the book of accepted
+samples (``intake``).
+
+What comes from the network is trusted as far as its key goes: tiers' keys may send data and beats, the operator's key
+orders and samples; in each message sizes and fields are checked before they are used, and what is wrong is counted,
+logged and dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import platform
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any, Final, cast
+
+import msgpack
+import zmq
+import zmq.asyncio
+
+from portend.errors import ConfigError, DataError, DeploymentError, MessageError, PortendError
+from portend.runtime.executors import make_executor
+from portend.runtime.messages import (
+    PROTOCOL_VERSION,
+    Header,
+    pack_control,
+    pack_header,
+    unpack_control,
+    unpack_header,
+)
+from portend.service.intake import Answer, Intake
+from portend.service.keys import OPERATOR, Keys, Who, authenticate, is_loopback
+from portend.service.metrics import Metrics
+from portend.service.partitions import Loaded, Outcome, Shared, host_memory_bytes
+from portend.service.peers import Beat, Peer, read_beat
+from portend.service.release import MOST_PLANS, Limits, NetworkFile, Release, read_release
+from portend.service.store import Store
+from portend.storage import from_plain
+
+__all__ = ["SAMPLE_ID", "ServiceAgent", "parse_endpoint", "read_message"]
+
+_LOG: Final = logging.getLogger("portend.service")
+_TICK_S: Final = 0.05
+_LARGEST_FRAME: Final = 64 << 20
+_MOST_FRAMES: Final = 2
+_MOST_JOBS: Final = 1024  # partitions that wait for the processor; the source's window is far below
+_SEEN: Final = 8192  # messages that are remembered, so that none is run twice
+_MOST_ORDERS: Final = 64
+_STOP_S: Final = 5.0
+_COMPLAINTS_PER_S: Final = 10
+
+SAMPLE_ID: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+"""What may name a sample."""
+
+_FAILURES: Final = ("sample", "error")
+
+
+def parse_endpoint(text: str) -> tuple[str, int]:
+    """Return host and port of ``tcp://HOST:PORT`` or ``HOST:PORT``; ConfigError if it is neither."""
+    host, _, port = text.removeprefix("tcp://").rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"an address is host:port such as 0.0.0.0:7100, but got {text!r}")
+    return host, int(port)
+
+
+def read_message(frames: Sequence[Any]) -> tuple[Header | dict[str, Any], Any]:
+    """Return what a message says and its payload (None if it has none).
+
+    Args:
+        frames: bytes or memory; a header or a control message, and at most one payload.
+
+    Raises:
+        MessageError: too many frames, too large, malformed, or of another version.
+    """
+    if not 1 <= len(frames) <= _MOST_FRAMES:
+        raise MessageError(f"a message has one or two frames, but got {len(frames)}")
+    if any(len(frame) > _LARGEST_FRAME for frame in frames):
+        raise MessageError(f"a frame has at most {_LARGEST_FRAME} bytes, but got {max(map(len, frames))}")
+    head, payload = bytes(frames[0]), frames[1] if len(frames) > 1 else None
+    if head[:1] and 0x90 <= head[0] <= 0x9F:
+        return unpack_header(head), payload
+    return unpack_control(head), payload
+
+
+class ServiceAgent:
+    """The agent ``name``.
+
+    Args:
+        listen: host:port for other agents and operators. keys: None for plain text, only on loopback.
+        state: folder that survives a restart. http: host:port of the local HTTP interface; None for none.
+        allow_code: ``module:object`` that a checkpoint may name; no message adds to it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        listen: str,
+        *,
+        keys: Keys | None,
+        state: str | Path,
+        http: str | None = None,
+        allow_code: Collection[str] = (),
+    ) -> None:
+        self.name, self._keys, self._allow_code = name, keys, allow_code
+        self._host, self._port = parse_endpoint(listen)
+        if keys is None and not is_loopback(self._host):
+            raise ConfigError(f"plain text stays on this machine, but --listen is {listen}; give --keys, or 127.0.0.1")
+        self._http = None if http is None else parse_endpoint(http)
+        if self._http and not is_loopback(self._http[0]):
+            raise ConfigError(
+                f"the HTTP interface asks nobody who they are, so it stays on this machine, but got {http}; use "
+                "127.0.0.1 and put a proxy that does before it"
+            )
+        self.store = Store(state)
+        self.metrics = Metrics()
+        self.incarnation = secrets.randbits(62) + 1
+        self.releases: dict[int, Loaded] = {}
+        self.active = 0
+        self.intake = Intake(Limits(), time.time_ns())
+        self._shared: dict[Hashable, Shared] = {}
+        self._peers: dict[str, Peer] = {}
+        self._ways: dict[int, Hashable] = {}
+        self._seen: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._compute = ThreadPoolExecutor(1, "compute")
+        self._loader = ThreadPoolExecutor(1, "load")
+        self._jobs = 0
+        self.bodies = 0
+        """Samples that come in by HTTP just now."""
+        self._orders: set[asyncio.Task[None]] = set()
+        self._loading = asyncio.Lock()
+        self._told = self._beaten = self._ticked = time.monotonic()
+        self._complaints = 0
+        self._source_oldest = 0
+        self.stopping = asyncio.Event()
+        self.stopped = False
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until ``stopping`` is set; then fail or finish what is under way, and end.
+
+        Raises:
+            DeploymentError: an address is in use.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._context = zmq.asyncio.Context()
+        self._plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(self._context.underlying)
+        who: Who | None = None
+        with contextlib.ExitStack() as ends:
+            ends.callback(self.store.close)
+            ends.callback(self._context.destroy, linger=0)
+            ends.callback(self._compute.shutdown, wait=True, cancel_futures=True)
+            ends.callback(self._loader.shutdown, wait=False, cancel_futures=True)
+            ends.callback(self._hang_up)
+            if self._keys is not None:
+                who = authenticate(self._context, self._keys)
+                ends.callback(who.stop)
+            self._inbox = self._bind()
+            await self._restore()
+            async with contextlib.AsyncExitStack() as web:
+                if self._http:
+                    from portend.service.http import serve_http
+
+                    await web.enter_async_context(serve_http(self, *self._http))
+                tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._tick(who))]
+                _LOG.info("listening on %s:%d", self._host, self._port)
+                ready()
+                stop = asyncio.create_task(self.stopping.wait())
+                await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+                await self._finish()
+                for task in (*tasks, stop, *self._orders):
+                    task.cancel()
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+                for result in results:
+                    if isinstance(result, Exception):
+                        raise result
+
+    def _bind(self) -> zmq.asyncio.Socket:
+        inbox: zmq.asyncio.Socket = self._context.socket(zmq.ROUTER)
+        inbox.setsockopt(zmq.LINGER, 0)
+        inbox.setsockopt(zmq.MAXMSGSIZE, 4 * _LARGEST_FRAME)
+        inbox.setsockopt(zmq.RCVHWM, 1000)
+        inbox.setsockopt(zmq.SNDHWM, 1000)
+        inbox.setsockopt(zmq.HANDSHAKE_IVL, 3000)
+        inbox.setsockopt(zmq.IPV6, int(":" in self._host))
+        if self._keys is not None:
+            self._keys.serve(inbox)
+        try:
+            inbox.bind(f"tcp://{self._host}:{self._port}")
+        except zmq.ZMQError as error:
+            raise DeploymentError(
+                f"{self._host}:{self._port} cannot be used ({error}); choose another --listen"
+            ) from None
+        return inbox
+
+    async def _restore(self) -> None:
+        """Load what ran before this process began."""
+        try:
+            releases, active = self.store.restore()
+        except PortendError as error:
+            _LOG.error("%s", error)
+            return
+        for release in releases:
+            try:
+                self._take(await self._loop.run_in_executor(self._loader, self._load, release))
+            except (PortendError, RuntimeError) as error:
+                _LOG.error("release %d cannot be restored: %s", release.version, error)
+        if active in self.releases:
+            self._activate(active)
+
+    async def _finish(self) -> None:
+        """Let in no more; give what is under way a moment, then fail it."""
+        self.stopped = True
+        deadline = time.monotonic() + _STOP_S
+        while self.intake.under_way and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        for answer in self.intake.stop(time.monotonic()):
+            self._closed(answer)
+        await asyncio.sleep(0)
+
+    def _hang_up(self) -> None:
+        for peer in self._peers.values():
+            peer.close()
+        self._peers.clear()
+
+    # -- messages ------------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        while True:
+            frames = await self._inbox.recv_multipart(copy=False)
+            received_ns = time.monotonic_ns()
+            self.metrics.received_bytes.inc(sum(len(frame) for frame in frames))
+            try:
+                self._read(frames, received_ns)
+            except PortendError as error:
+                self.drop("malformed", error)
+            except Exception:  # whatever a message does, the agent lives on
+                self.metrics.dropped.labels("error").inc()
+                _LOG.exception("a message could not be handled")
+
+    def _read(self, frames: Sequence[zmq.Frame], received_ns: int) -> None:
+        routing = frames[0].bytes
+        who = self._who(frames[0] if len(frames) < 2 else frames[1], routing)
+        try:
+            message, payload = read_message([frame.buffer for frame in frames[1:]])
+        except MessageError as error:
+            if who == OPERATOR:
+                self._reply(routing, "error", message=str(error))
+            raise
+        if isinstance(message, Header):
+            if who not in self._peers:
+                self.drop("not_allowed", f"{who!r} is no tier of a release and may not send data")
+                return
+            self._data(message, payload, self._peers[who], received_ns)
+        elif message["command"] == "beat":
+            if who in self._peers:
+                self._heard(self._peers[who], read_beat(message), received_ns)
+        elif who != OPERATOR:
+            self.drop("not_allowed", f"{who!r} may not give orders")
+        elif len(self._orders) >= _MOST_ORDERS:
+            self._reply(routing, "error", message="too many orders at once; wait for the answers")
+        else:
+            task = asyncio.create_task(self._obey(routing, message, payload))
+            self._orders.add(task)
+            task.add_done_callback(self._orders.discard)
+
+    def _who(self, frame: zmq.Frame, routing: bytes) -> str:
+        """Name of the key that sent it; in plain text the name that the sender gives itself."""
+        if self._keys is None:
+            return routing.partition(b"/")[0].decode(errors="replace")
+        try:
+            return str(frame.get("User-Id"))
+        except zmq.ZMQError:
+            return ""
+
+    def drop(self, why: str, error: object) -> None:
+        """Count a message that is not used, and log it, but not more than a few a second."""
+        self.metrics.dropped.labels(why).inc()
+        now = time.monotonic()
+        if now - self._told > 1:
+            self._told, self._complaints = now, 0
+        self._complaints += 1
+        if self._complaints <= _COMPLAINTS_PER_S:
+            _LOG.warning("dropped a message (%s): %s", why, error)
+
+    def _reply(self, routing: bytes, command: str, **values: Any) -> None:
+        # to who is gone already it goes nowhere
+        sent = self._inbox.send_multipart([routing, pack_control(command, **values)], zmq.NOBLOCK)
+        cast("asyncio.Future[Any]", sent).add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    # -- samples -------------------------------------------------------------------------------
+
+    def offer(self, sample_id: str, encoded: bytes, to: Hashable, deliver: Callable[[Answer], None]) -> str:
+        """Take a sample in: ``accepted``, ``known``, or refused: ``full``.
+
+        Raises:
+            DeploymentError: this agent is no source, or ends. InvalidValue, DataError: such a sample cannot be taken.
+        """
+        self.check_source()
+        if not SAMPLE_ID.fullmatch(sample_id):
+            raise DataError(f"a sample's id has 1–128 letters, digits or any of . _ : / -, but got {sample_id!r:.80}")
+        most = self.intake.limits.sample_bytes
+        if not 0 < len(encoded) <= most:
+            raise DataError(f"a sample has 1–{most} bytes, but got {len(encoded)}")
+        found = self.intake.offer(sample_id, encoded, time.monotonic(), to, deliver)
+        if found == "full":
+            self.metrics.refused.inc()
+        self._pump()
+        return found
+
+    def check_source(self) -> None:
+        """Raise DeploymentError unless samples can be taken here."""
+        if self.stopped:
+            raise DeploymentError(f"agent {self.name} is being stopped; try again later")
+        if not self.is_source:
+            raise DeploymentError(f"agent {self.name} is no source: no release that takes samples here is active")
+
+    @property
+    def is_source(self) -> bool:
+        """Whether samples enter here."""
+        loaded = self.releases.get(self.active)
+        return loaded is not None and loaded.tier == loaded.release.source
+
+    def _pump(self) -> None:
+        """Source: send samples as long as there are credits."""
+        if not self.is_source:
+            return
+        loaded = self.releases[self.active]
+        while (entry := self.intake.next()) is not None:
+            index = self._usable(loaded.release)
+            if index is None:
+                return
+            number = loaded.release.number(index)
+            again = entry.attempts > 0
+            ticket = self.intake.sent(entry, number, self._ways[number], time.monotonic())
+            if again:
+                self.metrics.sent_again.inc()
+            work = partial(loaded.begin, index, entry.encoded)
+            self._run(work, partial(self._moved, loaded, index, ticket))
+
+    def _usable(self, release: Release) -> int | None:
+        """Place of the first plan all of whose tiers are there and reach each other."""
+        return next((i for i in range(len(release.plans)) if self._ways.get(release.number(i)) is not None), None)
+
+    def _run(self, work: Callable[[], Outcome], then: Callable[[Future[Outcome]], None]) -> None:
+        """Let the compute thread do it, and go on here with what came of it."""
+        self._jobs += 1
+
+        def done(future: Future[Outcome]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(finish, future)
+
+        def finish(future: Future[Outcome]) -> None:
+            self._jobs -= 1
+            if not future.cancelled():
+                then(future)
+
+        self._compute.submit(work).add_done_callback(done)
+
+    def _moved(self, loaded: Loaded, index: int, ticket: int, future: Future[Outcome]) -> None:
+        """A sample was run here: pass it on, or on its way back."""
+        error = future.exception()
+        if isinstance(error, MessageError):
+            self.drop("malformed", error)
+        elif error is not None:
+            why = "sample" if isinstance(error, DataError) else "error"
+            _LOG.warning("a sample failed on tier %s: %s: %s", self.name, type(error).__name__, error)
+            self._finished(loaded, index, ticket, -1, -1, float("nan"), f"{why}:{error}"[:400])
+        else:
+            outcome = future.result()
+            for term, seconds in outcome.terms:
+                self.metrics.terms.labels(term).observe(seconds)
+            if outcome.payload is None:
+                self._finished(loaded, index, ticket, outcome.step, outcome.label, outcome.score, "")
+            else:
+                to = loaded.release.plans[index].placement[outcome.step]
+                header = Header("tensor", loaded.release.number(index), ticket, outcome.step, time.monotonic_ns())
+                self._post(loaded.release.tiers[to], header, outcome.payload)
+
+    def _finished(
+        self, loaded: Loaded, index: int, ticket: int, step: int, label: int, score: float, failure: str
+    ) -> None:
+        """The sample left here: tell the destination; it tells the source."""
+        release = loaded.release
+        if loaded.tier == release.destination:
+            self._answered(release, index, ticket, step, label, score, failure)
+            return
+        header = Header(
+            "result", release.number(index), ticket, len(release.plans[index]), time.monotonic_ns(),
+            exit_index=step, label=label, score=score,
+        )  # fmt: skip
+        self._post(release.tiers[release.destination], header, failure.encode() or None)
+
+    def _answered(
+        self, release: Release, index: int, ticket: int, step: int, label: int, score: float, failure: str
+    ) -> None:
+        """Destination: the answer is here; the source's book is closed by it."""
+        if self.name == release.tiers[release.source]:
+            self._close(ticket, step, label, score, failure)
+            return
+        header = Header(
+            "credit", release.number(index), ticket, 0, time.monotonic_ns(), exit_index=step, label=label, score=score
+        )
+        self._post(release.tiers[release.source], header, failure.encode() or None)
+
+    def _close(self, ticket: int, step: int, label: int, score: float, failure: str) -> None:
+        """Source: the answer of a sample is here."""
+        failed, _, reason = failure.partition(":")
+        answer = self.intake.answered(
+            ticket, time.monotonic(), label=label, exit_index=step, score=score, failed=failed, reason=reason
+        )
+        if answer is None:
+            self.metrics.late.inc()
+        else:
+            self._closed(answer)
+        self._pump()
+
+    def _closed(self, answer: Answer) -> None:
+        if answer.failed:
+            self.metrics.failed.labels(answer.failed).inc()
+            _LOG.warning("sample %s failed (%s): %s", answer.id, answer.failed, answer.reason)
+        else:
+            self.metrics.answers.labels(str(answer.exit_index)).inc()
+            self.metrics.latency.observe(answer.latency_s)
+
+    def _post(self, to: str, header: Header, payload: Any) -> None:
+        peer, frames = self._peers.get(to), [pack_header(header)] + ([] if payload is None else [payload])
+        if peer is None or not peer.post(frames):
+            self.drop("unsent", f"{to} is not connected, or takes nothing; the source sends the sample again")
+            if peer is not None and peer.watch():
+                self._beat(time.monotonic())
+                self._judge(time.monotonic())
+        else:
+            self.metrics.sent_bytes.labels(to).inc(sum(map(len, frames)))
+
+    def _data(self, header: Header, payload: Any, peer: Peer, received_ns: int) -> None:
+        version, index = divmod(header.run, MOST_PLANS)
+        loaded = self.releases.get(version)
+        if loaded is None or index >= len(loaded.plans):
+            self.drop("unknown_plan", f"plan {index} of release {version} is not loaded here")
+            return
+        plan, release = loaded.release.plans[index], loaded.release
+        seconds = peer.transfer_s(header.sent_ns, received_ns)
+        if seconds is not None and seconds >= 0:
+            self.metrics.terms.labels("transfer").observe(seconds)
+        if header.kind == "tensor":
+            if payload is None or not 0 <= header.step < len(plan) or plan.placement[header.step] != loaded.tier:
+                raise MessageError(f"tier {self.name} runs no partition {header.step} of this plan, or got no tensor")
+            if self._is_replayed(header):
+                return
+            if self._jobs >= _MOST_JOBS:
+                self.drop("queue_full", f"{self._jobs} partitions wait already")
+                return
+            work = partial(loaded.carry_on, index, header.step, payload)
+            self._run(work, partial(self._moved, loaded, index, header.request))
+            return
+        failure = self._checked_answer(header, payload, len(plan), loaded.spec.num_classes)
+        answer = (header.request, header.exit_index, header.label, header.score, failure)
+        if header.kind == "result" and loaded.tier == release.destination:
+            self._answered(release, index, *answer)
+        elif header.kind == "credit" and loaded.tier == release.source:
+            self._close(*answer)
+        else:
+            raise MessageError(f"tier {self.name} is neither where results go nor where credits do")
+
+    def _is_replayed(self, header: Header) -> bool:
+        """Whether the same message came before; each sending of a sample has a ticket of its own."""
+        key = (header.request, header.step)
+        if key in self._seen:
+            self.drop("replayed", f"partition {header.step} ran already for ticket {header.request}")
+            return True
+        self._seen[key] = None
+        if len(self._seen) > _SEEN:
+            self._seen.popitem(last=False)
+        return False
+
+    def _checked_answer(self, header: Header, payload: Any, length: int, classes: int) -> str:
+        """Return why the sample failed, as ``kind:reason``; empty if it did not."""
+        if payload is None:
+            if not (0 <= header.exit_index < length and 0 <= header.label < classes):
+                raise MessageError(f"there is no exit {header.exit_index} with a label {header.label}")
+            return ""
+        failure = bytes(payload[:2000]).decode(errors="replace")
+        if failure.partition(":")[0] not in _FAILURES:
+            raise MessageError("an answer says why a sample failed, but this one says something else")
+        return failure
+
+    # -- who lives -----------------------------------------------------------------------------
+
+    async def _tick(self, who: Who | None) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            try:
+                self._watch(who, time.monotonic())
+            except Exception:
+                _LOG.exception("the watch over the others stumbled")
+
+    def _watch(self, who: Who | None, now: float) -> None:
+        if now - self._ticked > self.intake.limits.silence_s / 2:  # we were frozen: let the others speak first
+            for peer in self._peers.values():
+                peer.heard_s = max(peer.heard_s, now) if peer.heard_s > 0 else peer.heard_s
+        self._ticked = now
+        broke = [peer.watch() for peer in self._peers.values()]
+        if any(broke) or now - self._beaten >= self.intake.limits.beat_s:
+            self._beaten = now
+            self._beat(now)
+        self._judge(now)
+        self._gauge(who, now)
+
+    def _beat(self, now: float) -> None:
+        silence = self.intake.limits.silence_s
+        hears = tuple(name for name, peer in self._peers.items() if peer.alive(now, silence))
+        for peer in self._peers.values():
+            beat = Beat(
+                incarnation=self.incarnation,
+                versions=tuple(self.releases),
+                sent_ns=time.monotonic_ns(),
+                echo_ns=peer.echo_ns,
+                hears=hears,
+                reaches=tuple(name for name, other in self._peers.items() if other.connected),
+                active=self.active if self.is_source else 0,
+                oldest=self._oldest() if self.is_source else 0,
+            )
+            peer.post([beat.packed()])
+
+    def _oldest(self) -> int:
+        return min([self.active, *(number // MOST_PLANS for number in self.intake.plans_in_use())])
+
+    def _heard(self, peer: Peer, beat: Beat, now_ns: int) -> None:
+        if peer.hear(beat, now_ns):
+            _LOG.info("%s was started again", peer.name)
+        if beat.active in self.releases:
+            self._source_oldest, was_source = beat.oldest, self.is_source
+            if beat.active != self.active:
+                self.active, self.intake.limits = beat.active, self.releases[beat.active].release.limits
+            if was_source and not self.is_source:
+                for answer in self.intake.stop(time.monotonic()):
+                    self._closed(answer)
+        self._judge(1e-9 * now_ns)
+
+    def _judge(self, now: float) -> None:
+        """Which plans can be used now; the source sends again what went by one that cannot."""
+        self._unload(self._oldest() if self.is_source else self._source_oldest)
+        if not self.is_source:
+            return
+        before = self._ways
+        self._ways = {}
+        for loaded in self.releases.values():
+            release = loaded.release
+            for index in range(len(release.plans)):
+                self._ways[release.number(index)] = self._way(release, index, now)
+        if self._ways != before:
+            used = self._usable(self.releases[self.active].release)
+            _LOG.info("plans that can be used: %s", "none" if used is None else f"from number {used} on")
+        for answer in self.intake.broken(lambda entry: entry.way != self._ways.get(entry.plan), now):
+            self._closed(answer)
+        for answer in self.intake.expire(now, self._why_not(now)):
+            self._closed(answer)
+        self._pump()
+
+    def _way(self, release: Release, index: int, now: float) -> Hashable:
+        """The lives of the tiers that a plan needs; None if one is away or does not reach the next."""
+        lives, silence = [], self.intake.limits.silence_s
+        for tier in sorted(release.tiers_of(index)):
+            name = release.tiers[tier]
+            if name == self.name:
+                continue
+            peer = self._peers[name]
+            if peer.beat is None or not peer.alive(now, silence) or release.version not in peer.beat.versions:
+                return None
+            lives.append(peer.beat.incarnation)
+        names = release.tiers
+        if not all(self._joined(names[a], names[b]) for a, b in release.hops_of(index)):
+            return None
+        return (tuple(lives),)
+
+    def _joined(self, sender: str, receiver: str) -> bool:
+        """Whether messages of one agent reach another, as both say."""
+        if sender == self.name:
+            reached = self._peers[receiver].connected
+        else:
+            said = self._peers[sender].beat
+            reached = said is not None and receiver in said.reaches
+        if receiver == self.name:
+            return reached  # what it says came here
+        heard = self._peers[receiver].beat
+        return reached and heard is not None and sender in heard.hears
+
+    def _why_not(self, now: float) -> str:
+        if self._usable(self.releases[self.active].release) is not None:
+            return ""
+        silent = [n for n, peer in self._peers.items() if not peer.alive(now, self.intake.limits.silence_s)]
+        return f"no plan can be used: {', '.join(silent) or 'a link'} is away"
+
+    def _gauge(self, who: Who | None, now: float) -> None:
+        metrics, limits = self.metrics, self.intake.limits
+        metrics.waiting.set(self.intake.waiting)
+        metrics.under_way.set(self.intake.under_way)
+        metrics.credits.set(limits.window - self.intake.under_way if self.is_source else 0)
+        metrics.jobs.set(self._jobs)
+        metrics.version.set(self.active)
+        if who is not None and who.refused:
+            metrics.strangers.inc(who.refused)
+            _LOG.warning("refused %d connections with unknown keys", who.refused)
+            who.refused = 0
+        for name, peer in self._peers.items():
+            metrics.peer_up.labels(name).set(peer.alive(now, limits.silence_s))
+            if peer.round_trip_s is not None:
+                metrics.round_trip.labels(name).set(peer.round_trip_s)
+
+    # -- releases ------------------------------------------------------------------------------
+
+    def _load(self, release: Release) -> Loaded:
+        """Load a release's partitions; in the loader's thread.
+
+        Raises:
+            PortendError: it does not fit this agent, or its network is not here.
+        """
+        if self.name not in release.tiers:
+            raise DeploymentError(f"agent {self.name} is none of the tiers {', '.join(release.tiers)}")
+        tier = release.tiers.index(self.name)
+        execution = release.executions[tier]
+        path = self.store.verified(release.networks[tier])
+        key = (release.networks[tier].sha256, execution, release.criterion)
+        shared = self._shared.get(key)
+        if shared is None:
+            made = make_executor(path, execution, criterion=release.criterion, allow_code=self._allow_code)
+            shared = self._shared[key] = Shared(made)
+        return Loaded(release, tier, shared)
+
+    def _take(self, loaded: Loaded) -> None:
+        """Run a release from now on, beside those that run."""
+        release = loaded.release
+        self.releases[release.version] = loaded
+        identity = f"{self.name}/{self.incarnation:x}"
+        for name, endpoint in zip(release.tiers, release.endpoints, strict=True):
+            known = self._peers.get(name)
+            if name == self.name or (known is not None and known.endpoint == endpoint):
+                continue
+            peer = Peer(self._plain, name, endpoint, self._keys, identity)
+            if known is not None:
+                known.close()
+            self._peers[name] = peer
+        if not self.active:
+            self.intake.limits = release.limits  # beats and silence count before it is active
+
+    def _activate(self, version: int) -> None:
+        loaded = self.releases.get(version)
+        if loaded is None:
+            raise DeploymentError(f"release {version} is not loaded on {self.name}; load it first")
+        if version < self.active:
+            raise DeploymentError(f"release {self.active} is active on {self.name}, which is newer than {version}")
+        self.active, self.intake.limits = version, loaded.release.limits
+        _LOG.info("release %d is active", version)
+        self._judge(time.monotonic())
+
+    def _unload(self, oldest: int) -> None:
+        """Let releases go that nobody uses any more."""
+        gone = [version for version in self.releases if version < oldest]
+        if not gone:
+            return
+        for version in gone:
+            del self.releases[version]
+        kept = [loaded.release for loaded in self.releases.values()]
+        used = {(r.networks[t].sha256, r.executions[t], r.criterion) for r in kept for t in [r.tiers.index(self.name)]}
+        for key in self._shared.keys() - used:
+            del self._shared[key]
+        for name in self._peers.keys() - {name for release in kept for name in release.tiers}:
+            self._peers.pop(name).close()
+        self.store.save(kept, self.active)
+        _LOG.info("unloaded release %s", ", ".join(map(str, gone)))
+
+    # -- orders --------------------------------------------------------------------------------
+
+    async def _obey(self, routing: bytes, values: dict[str, Any], payload: Any) -> None:
+        handler = getattr(self, f"_on_{values['command']}", None)
+        number = values.get("number")
+        try:
+            if handler is None or type(number) is not int:
+                raise MessageError(f"an agent does not know the order {values['command']!r:.40}")
+            told = await handler(routing, values, payload)
+            if told is not None:
+                self._reply(routing, values["command"], number=number, **told)
+        except PortendError as error:
+            self._reply(routing, "error", number=number, message=str(error))
+        except (LookupError, TypeError, ValueError, OverflowError, RuntimeError, OSError) as error:
+            _LOG.exception("an order failed")
+            self._reply(routing, "error", number=number, message=f"{type(error).__name__}: {error}")
+
+    async def _on_hello(self, _: bytes, __: dict[str, Any], ___: Any) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "incarnation": self.incarnation,
+            "package": package_version("portend"),
+            "protocol": PROTOCOL_VERSION,
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+            "memory_bytes": host_memory_bytes(),
+            "time_ns": time.time_ns(),
+            "versions": list(self.releases),
+            "active": self.active,
+        }
+
+    async def _on_network(self, _: bytes, values: dict[str, Any], __: Any) -> dict[str, Any]:
+        return {"held": self.store.held(_network(values))}
+
+    async def _on_chunk(self, _: bytes, values: dict[str, Any], payload: Any) -> dict[str, Any]:
+        if payload is None:
+            raise MessageError("a chunk has bytes, but got none")
+        append = partial(self.store.append, _network(values), int(values["offset"]), bytes(payload))
+        return {"held": await self._loop.run_in_executor(self._loader, append)}
+
+    async def _on_load(self, _: bytes, values: dict[str, Any], __: Any) -> dict[str, Any]:
+        release = read_release(values.get("release"))
+        async with self._loading:
+            newest = max([*self.releases, self.active], default=0)
+            if release.version <= newest:
+                raise DeploymentError(f"release {newest} is here already; give the next one a higher version")
+            loaded = await self._loop.run_in_executor(self._loader, self._load, release)
+            self._take(loaded)
+            self._save()
+        return {"network": loaded.spec.name, "weights_sha256": loaded.spec.weights_sha256}
+
+    async def _on_activate(self, _: bytes, values: dict[str, Any], __: Any) -> dict[str, Any]:
+        self._activate(int(values["release"]))
+        self._save()
+        return {}
+
+    def _save(self) -> None:
+        self.store.save([loaded.release for loaded in self.releases.values()], self.active)
+
+    async def _on_status(self, _: bytes, __: dict[str, Any], ___: Any) -> dict[str, Any]:
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """Return how this agent does, as JSON values."""
+        now, silence = time.monotonic(), self.intake.limits.silence_s
+        usable = self._usable(self.releases[self.active].release) if self.is_source else None
+        return {
+            "name": self.name,
+            "incarnation": self.incarnation,
+            "active": self.active,
+            "versions": list(self.releases),
+            "source": self.is_source,
+            "plan": usable,
+            "in_use": sorted({number // MOST_PLANS for number in self.intake.plans_in_use()}),
+            "waiting": self.intake.waiting,
+            "under_way": self.intake.under_way,
+            "window": self.intake.limits.window,
+            "full": self.intake.full,
+            "peers": {
+                name: {"up": peer.alive(now, silence), "round_trip_s": peer.round_trip_s}
+                for name, peer in self._peers.items()
+            },
+        }
+
+    async def _on_submit(self, routing: bytes, values: dict[str, Any], payload: Any) -> dict[str, Any]:
+        sample = str(values["sample"])
+        if payload is None:
+            raise MessageError("a sample has bytes, but got none")
+        if len(payload) > self.intake.limits.sample_bytes:
+            raise DataError(f"a sample has at most {self.intake.limits.sample_bytes} bytes, but got {len(payload)}")
+        if self.stopped:
+            return {"sample": sample, "found": "full"}
+        found = self.offer(sample, bytes(payload), routing, partial(self._deliver, routing))
+        return {"sample": sample, "found": found}
+
+    async def _on_known(self, routing: bytes, values: dict[str, Any], _: Any) -> dict[str, Any]:
+        """Which samples are not known here; the answers of the others go to who asks."""
+        samples = values["samples"]
+        if not isinstance(samples, list) or len(samples) > 1 << 16:
+            raise MessageError("a list of samples' ids is needed")
+        deliver = partial(self._deliver, routing)
+        return {"unknown": [s for s in samples if not (isinstance(s, str) and self.intake.wants(s, routing, deliver))]}
+
+    def _deliver(self, routing: bytes, answer: Answer) -> None:
+        self._reply(routing, "answer", answer=asdict(answer))
+
+
+def _network(values: dict[str, Any]) -> NetworkFile:
+    try:
+        return from_plain(NetworkFile, values.get("network"))
+    except (PortendError, TypeError, ValueError, LookupError, msgpack.UnpackException) as error:
+        raise MessageError(f"this names no network ({error})") from None

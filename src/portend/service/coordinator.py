@@ -1,0 +1,361 @@
+"""Gives agents on their hosts a release to run, and samples to the source; they go on without it."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Final
+
+import zmq
+
+from portend.errors import ConfigError, DeploymentError, MessageError
+from portend.execution import Execution
+from portend.models.decoding import InputDecoder
+from portend.plan import Plan
+from portend.runtime.messages import PROTOCOL_VERSION, pack_control, unpack_control
+from portend.service.intake import Answer
+from portend.service.keys import OPERATOR, Keys, is_loopback
+from portend.service.peers import call
+from portend.service.release import Limits, NetworkFile, Release
+from portend.service.store import CHUNK, file_sha256
+from portend.storage import from_plain, to_plain
+from portend.topology import Topology
+
+__all__ = ["Agents", "Found", "Submitter"]
+
+_PATIENCE_S: Final = 10.0
+_LOAD_S: Final = 600.0
+_ASK_S: Final = 0.5  # how often a submitter asks whether its samples are known
+_POLL_MS: Final = 20
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What an agent says of itself: how its clock differs from ours (give or take ``within_s``), and the rest."""
+
+    name: str
+    package: str
+    machine: str
+    memory_bytes: float | None
+    offset_s: float
+    within_s: float
+    versions: tuple[int, ...]
+    active: int
+
+
+class Agents:
+    """A connection to the agents of a topology, by its tiers' hosts and ports; a context manager.
+
+    Args:
+        keys: the operator's; None for plain text, only on loopback.
+
+    Raises:
+        ConfigError: plain text was asked for, but a tier is on another host; or a public key is missing.
+    """
+
+    def __init__(self, topology: Topology, keys: Keys | None, *, patience_s: float = _PATIENCE_S) -> None:
+        self.topology = topology
+        self._patience_s = patience_s
+        if keys is not None and keys.name != OPERATOR:
+            raise ConfigError(f"orders are signed by the key {OPERATOR!r}, but got the one of {keys.name!r}")
+        far = sorted({tier.host for tier in topology.tiers if not is_loopback(tier.host)})
+        if keys is None and far:
+            raise ConfigError(f"plain text stays on this machine, but tiers are on {', '.join(far)}; give --keys")
+        self._number = 0
+        with contextlib.ExitStack() as made:
+            self._context = zmq.Context()
+            made.callback(self._context.destroy, linger=0)
+            self.sockets = [
+                call(self._context, tier.name, f"{tier.host}:{tier.port}", keys, _identity()) for tier in topology.tiers
+            ]
+            self._cleanup = made.pop_all()
+
+    def __enter__(self) -> Agents:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    def ask(
+        self, tier: int, command: str, payload: bytes | None = None, patience_s: float | None = None, **values: Any
+    ) -> dict[str, Any]:
+        """Give one agent an order and return what it answers.
+
+        Raises:
+            DeploymentError: it cannot be reached, does not answer in time, or reports an error.
+        """
+        self._number += 1
+        socket, name = self.sockets[tier], self._name(tier)
+        frames = [pack_control(command, number=self._number, **values)] + ([] if payload is None else [payload])
+        deadline = time.monotonic() + (patience_s or self._patience_s)
+        post(socket, frames, deadline, name)
+        while (left := deadline - time.monotonic()) > 0:
+            if not socket.poll(max(1, int(1e3 * left))):
+                break
+            told = unpack_control(socket.recv_multipart()[0])
+            if told.get("number", self._number) != self._number:
+                continue
+            if told["command"] == "error":
+                raise DeploymentError(f"the agent of {name} reports: {told.get('message')}")
+            if told["command"] == command:
+                return told
+        raise DeploymentError(f"the agent of {name} did not answer ({command} was asked); see its log")
+
+    def _name(self, tier: int) -> str:
+        place = self.topology.tiers[tier]
+        return f"tier {place.name!r} at {place.host}:{place.port}"
+
+    def hello(self) -> list[Found]:
+        """Meet all agents, by tier.
+
+        Raises:
+            DeploymentError: one does not answer, has another name than its tier, or another version of Portend.
+        """
+        return [self._meet(tier) for tier in range(len(self.topology.tiers))]
+
+    def _meet(self, tier: int) -> Found:
+        name, best = self.topology.tiers[tier].name, float("inf")
+        for _ in range(5):
+            before = time.time_ns()
+            told = self.ask(tier, "hello")
+            after = time.time_ns()
+            if (within := 0.5e-9 * (after - before)) < best:
+                best, offset = within, 1e-9 * (int(told["time_ns"]) - (before + after) / 2)
+        if told["name"] != name:
+            raise DeploymentError(
+                f"the agent of {self._name(tier)} is called {told['name']!r}; start it with --name {name}, or correct "
+                "host and port in the topology"
+            )
+        ours = package_version("portend")
+        if (told["protocol"], told["package"]) != (PROTOCOL_VERSION, ours):
+            raise DeploymentError(
+                f"the agent of {self._name(tier)} is Portend {told['package']} with protocol {told['protocol']}, but "
+                f"this is {ours} with protocol {PROTOCOL_VERSION}; install one version everywhere"
+            )
+        return Found(
+            name=name,
+            package=told["package"],
+            machine=str(told["machine"]),
+            memory_bytes=told["memory_bytes"],
+            offset_s=offset,
+            within_s=best,
+            versions=tuple(told["versions"]),
+            active=int(told["active"]),
+        )
+
+    def push(self, tier: int, network: NetworkFile, path: Path, on_progress: Progress = lambda *_: None) -> None:
+        """Give an agent the bytes of a network that it does not have yet.
+
+        Raises:
+            DeploymentError: it has no room, or the connection is gone for too long; then the next push goes on there.
+        """
+        what = to_plain(network)
+        held = int(self.ask(tier, "network", network=what)["held"])
+        with path.open("rb") as file:
+            while held < network.size:
+                file.seek(held)
+                told = self.ask(
+                    tier, "chunk", file.read(CHUNK), patience_s=60 + self._patience_s, network=what, offset=held
+                )
+                held = int(told["held"])
+                on_progress(f"network to {self.topology.tiers[tier].name}", held, network.size)
+
+    def deploy(
+        self,
+        plans: Sequence[Plan],
+        files: Sequence[Path],
+        decoder: InputDecoder,
+        *,
+        executions: Sequence[Execution],
+        ranges: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+        limits: Limits | None = None,
+        on_progress: Progress = lambda *_: None,
+    ) -> Release:
+        """Load plans beside those that run, and let the source take new samples by them; return the release.
+
+        Samples under way finish by their old plans; agents let go of these by themselves when none is left.
+
+        Args:
+            plans: complete, the wanted one first. files: of the network, by tier. executions: by tier.
+            ranges: of values at cuts, as JSON values by cut.
+
+        Raises:
+            InvalidValue: a plan does not fit the topology. DeploymentError: an agent cannot run it; then all go on as
+                before.
+        """
+        found = self.hello()
+        made: dict[Path, NetworkFile] = {
+            path: NetworkFile(sha256=file_sha256(path), size=path.stat().st_size, suffix=path.suffix)
+            for path in set(files)
+        }
+        places = self.topology
+        release = Release(
+            version=1 + max(version for agent in found for version in (*agent.versions, agent.active, 0)),
+            plans=tuple(plans),
+            tiers=tuple(tier.name for tier in places.tiers),
+            endpoints=tuple(f"{tier.host}:{tier.port}" for tier in places.tiers),
+            networks=tuple(made[path] for path in files),
+            executions=tuple(executions),
+            memory_bytes=tuple(tier.memory_bytes for tier in places.tiers),
+            source=places.source,
+            destination=places.destination,
+            ingest=places.ingest,
+            decoder=decoder.to_dict(),
+            criterion=next((plan.criterion for plan in plans if plan.asks), plans[0].criterion),
+            ranges=dict(ranges),
+            limits=limits or Limits(),
+        )
+        for tier, path in enumerate(files):
+            self.push(tier, made[path], path, on_progress)
+        for tier in range(len(files)):
+            on_progress("loading", tier, len(files))
+            self.ask(tier, "load", patience_s=_LOAD_S, release=release.to_dict())
+        on_progress("loading", len(files), len(files))
+        self.ask(places.source, "activate", release=release.version)
+        return release
+
+    def settled(self, version: int, patience_s: float = 60.0) -> bool:
+        """Wait until no agent runs anything older than the release; whether that came to be."""
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            if all(min(self.ask(tier, "status")["versions"]) >= version for tier in range(len(self.sockets))):
+                return True
+            time.sleep(0.05)
+        return False
+
+    def submitter(self, most: int = 64) -> Submitter:
+        """Return what gives samples to the source; at most ``most`` of them without an answer at once."""
+        return Submitter(self.sockets[self.topology.source], self._name(self.topology.source), most)
+
+
+class Submitter:
+    """Gives samples to the source and collects the answers, one for each, whatever happens to the source meanwhile.
+
+    It keeps each sample until its answer is here. Twice a second it asks which of them the source knows, and gives it
+    those again that it does not, by the same id.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], source: str, most: int) -> None:
+        self._socket, self._source, self._most = socket, source, most
+        self._pending: dict[str, bytes] = {}
+        self._to_send: dict[str, None] = {}
+        self._held_back_s = self._asked_s = 0.0
+        self._number = 0
+        self.given_again = self.refused = 0
+
+    def answers(self, samples: Iterable[tuple[str, bytes] | None], patience_s: float = 60.0) -> Iterator[Answer]:
+        """Yield the answer of each sample (id, bytes), as they come; None among the samples: no more for now.
+
+        Raises:
+            DeploymentError: nothing was heard of the source for ``patience_s`` while answers were due.
+        """
+        coming, done, heard = iter(samples), False, time.monotonic()
+        while not done or self._pending:
+            while not done and len(self._pending) < self._most:
+                try:
+                    sample = next(coming)
+                except StopIteration:
+                    done = True
+                    break
+                if sample is None:
+                    break
+                self._pending[sample[0]] = sample[1]
+                self._to_send[sample[0]] = None
+            self._send()
+            self._ask()
+            if self._socket.poll(_POLL_MS):
+                heard = time.monotonic()
+                yield from self._read()
+            if not self._pending:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > patience_s:
+                raise DeploymentError(
+                    f"the source, {self._source}, was not heard for {patience_s:g} s while {len(self._pending)} "
+                    "samples wait for their answers; start it, and run this again: it goes on"
+                )
+
+    def _order(self, command: str, payload: bytes | None = None, **values: Any) -> bool:
+        self._number += 1
+        frames = [pack_control(command, number=self._number, **values)] + ([] if payload is None else [payload])
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def _send(self) -> None:
+        if time.monotonic() < self._held_back_s:
+            return
+        for sample in list(self._to_send):
+            if not self._order("submit", self._pending[sample], sample=sample):
+                return
+            del self._to_send[sample]
+
+    def _ask(self) -> None:
+        now = time.monotonic()
+        sent = [sample for sample in self._pending if sample not in self._to_send]
+        if sent and now - self._asked_s > _ASK_S and self._order("known", samples=sent):
+            self._asked_s = now
+
+    def _read(self) -> Iterator[Answer]:
+        while self._socket.poll(0):
+            told = unpack_control(self._socket.recv_multipart()[0])
+            command = told["command"]
+            if command == "submit" and told["found"] == "full" and told["sample"] in self._pending:
+                self.refused += 1
+                self._to_send[told["sample"]] = None
+                self._held_back_s = time.monotonic() + 0.02
+            elif command == "known":
+                for sample in told["unknown"]:
+                    if sample in self._pending and sample not in self._to_send:
+                        self.given_again += 1
+                        self._to_send[sample] = None
+            elif command == "error":
+                raise DeploymentError(f"the source, {self._source}, reports: {told.get('message')}")
+            elif command == "answer":
+                answer = _answer(told)
+                if answer.failed == "stopped":
+                    self._to_send.update({answer.id: None} if answer.id in self._pending else {})
+                elif self._pending.pop(answer.id, None) is not None:
+                    self._to_send.pop(answer.id, None)
+                    yield answer
+
+
+def _answer(told: dict[str, Any]) -> Answer:
+    try:
+        return from_plain(Answer, told["answer"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise MessageError(f"the source sent an answer that is none ({error})") from None
+
+
+def post(socket: zmq.Socket[bytes], frames: list[bytes], deadline: float, name: str) -> None:
+    """Send to an agent as soon as it is connected.
+
+    Raises:
+        DeploymentError: it is not, until the deadline.
+    """
+    while True:
+        try:
+            socket.send_multipart(frames, zmq.NOBLOCK)
+            return
+        except zmq.Again:
+            if time.monotonic() > deadline:
+                raise DeploymentError(
+                    f"the agent of {name} cannot be reached; start it there (`portend agent`), and check that both "
+                    "sides have each other's public keys"
+                ) from None
+            time.sleep(0.02)
+
+
+def _identity() -> str:
+    return f"{OPERATOR}/{secrets.token_hex(8)}"

@@ -1,0 +1,231 @@
+"""The local HTTP interface of an agent: samples in and answers out (on the source), health and metrics (on all).
+
+It asks nobody who they are, so it is on the loopback interface only, and refuses what a web page of another origin
+could make a browser send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.metadata import version as package_version
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+
+from portend.errors import DataError, DeploymentError
+from portend.service.intake import Answer
+from portend.service.keys import is_loopback
+
+if TYPE_CHECKING:
+    from portend.service.agent import ServiceAgent
+
+__all__ = ["answer_json", "openapi", "serve_http"]
+
+_READ_S: Final = 30.0
+_ORIGIN: Final = "Origin"
+_STATUS: Final = {"sample": 422, "deadline": 504, "timeout": 504, "stopped": 503, "error": 500}
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """Return an answer as people read it: ``confidence`` is 1 minus the score; ``exit`` counts partitions from 1."""
+    common = {"id": answer.id, "latency_ms": round(1e3 * answer.latency_s, 3), "attempts": answer.attempts}
+    if answer.failed:
+        return common | {"failed": answer.failed, "reason": answer.reason}
+    return common | {
+        "label": answer.label,
+        "confidence": round(1 - answer.score, 6),
+        "exit": answer.exit_index + 1,
+        "plan": answer.plan & 0xFF,
+    }
+
+
+def openapi() -> dict[str, Any]:
+    """Return the description of the interface (OpenAPI 3.1)."""
+    error = {"type": "object", "properties": {"error": {"type": "string"}}}
+
+    def told(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+        return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+    number, text, whole = {"type": "number"}, {"type": "string"}, {"type": "integer"}
+    answer = {
+        "type": "object",
+        "required": ["id", "label", "confidence", "exit", "latency_ms"],
+        "properties": {
+            "id": text,
+            "label": whole | {"description": "Number of the class."},
+            "confidence": number | {"description": "1 minus the score of the exit that answered; 1 is sure."},
+            "exit": whole | {"description": "Partition at which the sample left, from 1 on."},
+            "latency_ms": number | {"description": "From acceptance to answer."},
+            "attempts": whole | {"description": "How often the sample was sent."},
+            "plan": whole | {"description": "Place of the plan in its release; 0 is the wanted one."},
+        },
+    }
+    failed = {"type": "object", "properties": {"id": text, "failed": text, "reason": text}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Portend agent", "version": package_version("portend")},
+        "paths": {
+            "/v1/samples": {
+                "post": {
+                    "summary": "Classify one sample.",
+                    "parameters": [
+                        {
+                            "name": "id",
+                            "in": "query",
+                            "schema": text,
+                            "description": "Names the sample; the same id again gives the same answer.",
+                        }
+                    ],
+                    "requestBody": {
+                        "required": True,
+                        "content": {
+                            kind: {"schema": {"type": "string", "format": "binary"}}
+                            for kind in ("image/*", "audio/*", "application/octet-stream")
+                        },
+                    },
+                    "responses": {
+                        "200": told("The answer.", answer),
+                        "400": told("There is no such id, or no bytes.", error),
+                        "413": told("The sample is too large.", error),
+                        "422": told("The bytes are no sample that the network takes.", failed),
+                        "500": told("A tier could not run it.", failed),
+                        "503": told("All places are taken (Retry-After says when to try again), or no source.", error),
+                        "504": told("It was not answered in time.", failed),
+                    },
+                }
+            },
+            "/health": {
+                "get": {
+                    "summary": "How this agent does.",
+                    "responses": {
+                        "200": told("It can do its part.", {"type": "object"}),
+                        "503": told("It runs nothing, or has no plan whose tiers are all there.", {"type": "object"}),
+                    },
+                }
+            },
+            "/metrics": {
+                "get": {
+                    "summary": "Metrics for Prometheus.",
+                    "responses": {"200": {"description": "Text format.", "content": {"text/plain": {}}}},
+                }
+            },
+            "/openapi.json": {
+                "get": {"summary": "This document.", "responses": {"200": told("OpenAPI 3.1.", {"type": "object"})}}
+            },
+        },
+    }
+
+
+@contextlib.asynccontextmanager
+async def serve_http(agent: ServiceAgent, host: str, port: int) -> AsyncIterator[None]:
+    """Serve the interface on a loopback address within the context.
+
+    Raises:
+        DeploymentError: the address is in use.
+    """
+    app = web.Application(middlewares=[_local_only])
+    app.add_routes(
+        [
+            web.post("/v1/samples", lambda request: _sample(agent, request)),
+            web.get("/health", lambda request: _health(agent, request)),
+            web.get("/metrics", lambda request: _metrics(agent, request)),
+            web.get("/openapi.json", _openapi),
+        ]
+    )
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise DeploymentError(f"{host}:{port} cannot be used ({error}); choose another --http") from None
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@web.middleware
+async def _local_only(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Refuse what a page of another site could make a browser send here."""
+    host = request.host.rpartition(":")[0] if request.host.rpartition(":")[2].isdecimal() else request.host
+    if _ORIGIN in request.headers or not is_loopback(host):
+        return _error(403, "only programs of this machine are served; call it by 127.0.0.1, without an Origin")
+    return await handler(request)
+
+
+def _error(status: int, message: str, **headers: str) -> web.Response:
+    return web.json_response({"error": message}, status=status, headers=headers)
+
+
+async def _sample(agent: ServiceAgent, request: web.Request) -> web.Response:
+    try:
+        agent.check_source()
+    except DeploymentError as error:
+        return _error(503, str(error))
+    most = agent.intake.limits.sample_bytes
+    if request.content_length is not None and request.content_length > most:
+        return _error(413, f"a sample has at most {most} bytes, but this one has {request.content_length}")
+    if agent.intake.full or agent.bodies >= agent.intake.limits.waiting + 1:
+        agent.metrics.refused.inc()
+        return _error(503, "all places are taken; try again", **{"Retry-After": "1"})
+    agent.bodies += 1
+    try:
+        try:
+            async with asyncio.timeout(_READ_S):
+                body = await _body(request, most)
+        except TimeoutError:
+            return _error(408, f"the sample did not come within {_READ_S:g} s")
+        except ValueError as error:
+            return _error(413, str(error))
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def deliver(answer: Answer) -> None:
+            if not answered.done():
+                answered.set_result(answer)
+
+        sample = request.query.get("id") or uuid.uuid4().hex
+        try:
+            found = agent.offer(sample, body, answered, deliver)
+        except DataError as error:
+            return _error(400, str(error))
+        except DeploymentError as error:
+            return _error(503, str(error))
+    finally:
+        agent.bodies -= 1
+    if found == "full":
+        return _error(503, "all places are taken; try again", **{"Retry-After": "1"})
+    try:
+        answer = await answered
+    finally:
+        agent.intake.forget(sample, answered)
+    return web.json_response(answer_json(answer), status=_STATUS[answer.failed] if answer.failed else 200)
+
+
+async def _body(request: web.Request, most: int) -> bytes:
+    """The body, of which no more than ``most`` bytes are ever held; ValueError if it is longer."""
+    parts = bytearray()
+    async for part in request.content.iter_chunked(1 << 16):
+        parts += part
+        if len(parts) > most:
+            raise ValueError(f"a sample has at most {most} bytes, but this one has more")
+    return bytes(parts)
+
+
+async def _health(agent: ServiceAgent, _: web.Request) -> web.Response:
+    status = agent.status()
+    fine = status["plan"] is not None if status["source"] else bool(status["versions"])
+    return web.json_response(status, status=200 if fine and not agent.stopped else 503)
+
+
+async def _metrics(agent: ServiceAgent, _: web.Request) -> web.Response:
+    return web.Response(body=agent.metrics.page(), content_type="text/plain", charset="utf-8")
+
+
+async def _openapi(_: web.Request) -> web.Response:
+    return web.Response(text=json.dumps(openapi()), content_type="application/json")

@@ -1,0 +1,213 @@
+"""The source's book of samples: each one that was accepted is answered once, or reported failed with its reason.
+
+It holds every accepted sample until then, and sends it again when the way it went is broken or silent. Answers find
+their sample by ticket, a number that each sending has of its own. Nothing here touches sockets or clocks; the caller
+says what time it is. There are no acknowledgments from hop to hop: only the answer itself says that a sample arrived
+(Saltzer, Reed, Clark 1984, "End-to-end arguments in system design").
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from portend.service.release import Limits
+
+__all__ = ["Answer", "Entry", "Intake"]
+
+_REMEMBERED: Final = 10_000
+
+Deliver = Callable[["Answer"], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What became of one sample.
+
+    Attributes:
+        label, score, exit_index: what the network said, by which score, at which partition; -1 and NaN if it failed.
+        plan: place of the plan in its release, the last one tried. attempts: how often it was sent.
+        latency_s: since it was accepted.
+        failed: why there is no answer: ``sample`` (it cannot be used), ``timeout`` (tried too often), ``deadline`` (no
+            time left), ``error`` (a tier could not run it) or ``stopped``; empty if there is one.
+        reason: the same in a sentence.
+    """
+
+    id: str
+    label: int = -1
+    exit_index: int = -1
+    score: float = float("nan")
+    plan: int = -1
+    attempts: int = 0
+    latency_s: float = 0.0
+    failed: str = ""
+    reason: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """An accepted sample that has no answer yet."""
+
+    id: str
+    encoded: bytes
+    accepted_s: float
+    deliver: dict[Hashable, Deliver]
+    attempts: int = 0
+    tickets: list[int] = field(default_factory=list)
+    plan: int = -1
+    sent_s: float = 0.0
+    way: Hashable = None
+    """By which plan it is under way, and through which lives of its tiers."""
+
+
+class Intake:
+    """Samples that wait, and samples under way.
+
+    Args:
+        first_ticket: larger than any that was given out before, even before a restart.
+    """
+
+    def __init__(self, limits: Limits, first_ticket: int) -> None:
+        self.limits = limits
+        self._ticket = first_ticket
+        self._entries: dict[str, Entry] = {}
+        self._waiting: deque[Entry] = deque()
+        self._tickets: dict[int, Entry] = {}
+        self._under_way: dict[str, Entry] = {}
+        self._answered: OrderedDict[str, Answer] = OrderedDict()
+        self.sent_again = self.late = self.refused = 0
+        """Samples sent again; answers to samples that had one already; samples refused because all places are taken."""
+
+    @property
+    def waiting(self) -> int:
+        """Samples that wait for their turn."""
+        return len(self._waiting)
+
+    @property
+    def under_way(self) -> int:
+        """Samples that were sent and have no answer."""
+        return len(self._under_way)
+
+    @property
+    def full(self) -> bool:
+        """Whether a new sample would be refused."""
+        return len(self._entries) >= self.limits.window + self.limits.waiting
+
+    def plans_in_use(self) -> set[int]:
+        """Return the numbers of the plans under which samples are under way."""
+        return {entry.plan for entry in self._under_way.values()}
+
+    def offer(
+        self, sample_id: str, encoded: bytes, now: float, to: Hashable, deliver: Deliver
+    ) -> Literal["accepted", "known", "full"]:
+        """Take a sample in, or remember who else wants its answer if it is known already.
+
+        An answer that was given before is delivered again, at once.
+        """
+        if self.wants(sample_id, to, deliver):
+            return "known"
+        if self.full:
+            self.refused += 1
+            return "full"
+        entry = self._entries[sample_id] = Entry(sample_id, encoded, now, {to: deliver})
+        self._waiting.append(entry)
+        return "accepted"
+
+    def wants(self, sample_id: str, to: Hashable, deliver: Deliver) -> bool:
+        """Whether the sample is known; then its answer, or the one it got, goes to ``to`` too."""
+        if (entry := self._entries.get(sample_id)) is not None:
+            entry.deliver[to] = deliver
+            return True
+        if (answer := self._answered.get(sample_id)) is not None:
+            deliver(answer)
+            return True
+        return False
+
+    def forget(self, sample_id: str, to: Hashable) -> None:
+        """Nobody waits at ``to`` any more."""
+        if (entry := self._entries.get(sample_id)) is not None:
+            entry.deliver.pop(to, None)
+
+    def next(self) -> Entry | None:
+        """Return the sample whose turn it is, if a credit is left; ``sent`` has to follow, or ``put_back``."""
+        if not self._waiting or len(self._under_way) >= self.limits.window:
+            return None
+        return self._waiting[0]
+
+    def sent(self, entry: Entry, plan: int, way: Hashable, now: float) -> int:
+        """Spend a credit on the first sample that waits; return the ticket under which it goes."""
+        self._waiting.remove(entry)
+        ticket, self._ticket = self._ticket, self._ticket + 1
+        entry.attempts += 1
+        entry.plan, entry.way, entry.sent_s = plan, way, now
+        entry.tickets.append(ticket)
+        self._tickets[ticket] = self._under_way[entry.id] = entry
+        return ticket
+
+    def broken(self, is_broken: Callable[[Entry], bool], now: float) -> list[Answer]:
+        """Send again, before all others, the samples whose way leads nowhere; return those that fail for good."""
+        failed = [self._again(entry, now) for entry in list(self._under_way.values()) if is_broken(entry)]
+        return [answer for answer in failed if answer]
+
+    def _again(self, entry: Entry, now: float) -> Answer | None:
+        """Put a sample before all others that wait; or fail it, if it was tried too often."""
+        del self._under_way[entry.id]
+        self._waiting.appendleft(entry)
+        if entry.attempts >= self.limits.attempts:
+            reason = f"sent {entry.attempts} times, and no answer came within {self.limits.retry_s:g} s of the last"
+            return self._close(entry, now, failed="timeout", reason=reason)
+        self.sent_again += 1
+        return None
+
+    def answered(
+        self, ticket: int, now: float, *, label: int, exit_index: int, score: float, failed: str = "", reason: str = ""
+    ) -> Answer | None:
+        """Give a sample its answer; None if it had one, or there never was such a ticket."""
+        entry = self._tickets.get(ticket)
+        if entry is None:
+            self.late += 1
+            return None
+        values = {"label": label, "exit_index": exit_index, "score": score}
+        return self._close(entry, now, failed=failed, reason=reason, **({} if failed else values))
+
+    def _close(self, entry: Entry, now: float, *, failed: str = "", reason: str = "", **values: float) -> Answer:
+        del self._entries[entry.id]
+        if self._under_way.pop(entry.id, None) is None:
+            self._waiting.remove(entry)
+        for ticket in entry.tickets:
+            del self._tickets[ticket]
+        answer = Answer(
+            id=entry.id,
+            plan=entry.plan,
+            attempts=entry.attempts,
+            latency_s=now - entry.accepted_s,
+            failed=failed,
+            reason=reason,
+            **values,  # type: ignore[arg-type]
+        )
+        self._answered[entry.id] = answer
+        if len(self._answered) > _REMEMBERED:
+            self._answered.popitem(last=False)
+        for deliver in list(entry.deliver.values()):
+            deliver(answer)
+        return answer
+
+    def expire(self, now: float, why_waiting: str) -> list[Answer]:
+        """Send again what is not answered for too long; return what failed: tried too often, or no time left."""
+        limits, failed = self.limits, []
+        for entry in list(self._entries.values()):
+            under_way = entry.id in self._under_way
+            if now - entry.accepted_s >= limits.deadline_s:
+                what = "it is under way still" if under_way else why_waiting or "its turn did not come"
+                reason = f"not answered within {limits.deadline_s:g} s, sent {entry.attempts} times; {what}"
+                failed.append(self._close(entry, now, failed="deadline", reason=reason))
+            elif under_way and now - entry.sent_s >= limits.retry_s and (answer := self._again(entry, now)):
+                failed.append(answer)
+        return failed
+
+    def stop(self, now: float) -> list[Answer]:
+        """Fail everything that has no answer: the source ends."""
+        reason = "the source was stopped; send it again"
+        return [self._close(entry, now, failed="stopped", reason=reason) for entry in list(self._entries.values())]
