@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
+from portend.execution import Execution
+from portend.models.data import load_dataset
+from portend.models.decoding import InputDecoder
+from portend.models.exporting import export
+from portend.models.zoo import build
+from portend.plan import Plan, takes_exit
+from portend.runtime.executors import make_executor
+from portend.service.coordinator import Agents
+from portend.service.release import Limits, Release
 from portend.topology import Link, Tier, Topology
 
 NAMES = ("edge", "base", "cloud")
@@ -99,6 +113,68 @@ class Hosts:
         return (self.folder / f"{name}.log").read_text()
 
 
+@dataclass(frozen=True)
+class Workload:
+    """A small network of ten classes whose samples leave at all exits, samples for it, and plans over three tiers.
+
+    Attributes:
+        plans: over all three tiers, then without the cloud, without the base, and on the edge alone.
+    """
+
+    network: Path
+    decoder: InputDecoder
+    samples: tuple[bytes, ...]
+    plans: tuple[Plan, ...]
+
+    def release(self, agents: Agents, plans: Sequence[Plan] | None = None, **limits: Any) -> Release:
+        execution = Execution(executor="onnxruntime")
+        count = len(agents.topology.tiers)
+        return agents.deploy(
+            self.plans if plans is None else plans, [self.network] * count, self.decoder,
+            executions=[execution] * count, limits=Limits(**limits),
+        )  # fmt: skip
+
+    def expected(self, plan: Plan, index: int) -> tuple[int, int]:
+        """Label and exit of a sample, by running the network from its start to each exit."""
+        executor = make_executor(self.network, Execution(executor="onnxruntime"))
+        tensor = self.decoder.decode(self.samples[index])
+        for place, cut in enumerate(plan.cuts):
+            found = executor.partition(0, cut, branch=True)(tensor)
+            if place == len(plan.thresholds) or takes_exit(found.score, plan.thresholds[place]):
+                return found.label, place
+        raise AssertionError("the last exit takes every sample")
+
+
+def make_workload(folder: Path, samples: int = 40) -> Workload:
+    """Write the network's file to a folder; return it with what it needs."""
+    dataset = load_dataset("digits:size=16")
+    backbone = build("resnet8", in_channels=1, num_classes=10, input_size=16)
+    with torch.no_grad():
+        for branch in backbone.branches:
+            for parameter in branch.parameters():
+                parameter.mul_(10)  # untrained scores lie close to 1; spread them, so that some samples leave early
+    path = folder / "net.onnx"
+    export(backbone, provenance={"decoder": json.dumps(dataset.decoder.to_dict())}).save(path)
+    score = statistics.median(
+        make_executor(path, Execution(executor="onnxruntime"))
+        .partition(0, 1, branch=True)(dataset.decoder.decode(encoded))
+        .score
+        for encoded in dataset.encoded[:samples]
+    )  # half of the samples leave at the first exit
+    last = backbone.spec().num_blocks
+    return Workload(
+        network=path,
+        decoder=dataset.decoder,
+        samples=tuple(dataset.encoded[:samples]),
+        plans=(
+            Plan(cuts=(1, 2, last), placement=(0, 1, 2), thresholds=(score, 0.3), codecs=(None, "float32", "float32")),
+            Plan(cuts=(1, last), placement=(0, 1), thresholds=(score,), codecs=(None, "float32")),
+            Plan(cuts=(1, last), placement=(0, 2), thresholds=(score,), codecs=(None, "float32")),
+            Plan(cuts=(last,), placement=(0,), codecs=(None,)),
+        ),
+    )
+
+
 class Cable:
     """A TCP forwarder before a port that can be cut: bytes then stop, connections stay, until it is mended."""
 
@@ -149,7 +225,7 @@ class Cable:
                 one.close()
 
 
-def until(condition: Any, within_s: float = 30.0) -> float:
+def until(condition: Callable[[], object], within_s: float = 30.0) -> float:
     """Wait until it holds; return after how many seconds."""
     began = time.monotonic()
     while time.monotonic() - began < within_s:

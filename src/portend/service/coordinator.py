@@ -62,7 +62,7 @@ class Agents:
     """
 
     def __init__(self, topology: Topology, keys: Keys | None, *, patience_s: float = _PATIENCE_S) -> None:
-        self.topology = topology
+        self.topology, self.keys = topology, keys
         self._patience_s = patience_s
         if keys is not None and keys.name != OPERATOR:
             raise ConfigError(f"orders are signed by the key {OPERATOR!r}, but got the one of {keys.name!r}")

@@ -1,0 +1,534 @@
+"""Agents as processes of their own that talk encrypted: releases, answers, and what they refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from portend.errors import ConfigError, DeploymentError, MessageError, StorageError
+from portend.execution import Execution
+from portend.plan import Plan
+from portend.runtime.messages import Header, pack_control, pack_header
+from portend.service.agent import ServiceAgent, read_message
+from portend.service.coordinator import Agents
+from portend.service.http import openapi
+from portend.service.keys import OPERATOR, load_keys, make_keys
+from portend.service.peers import Beat, call, read_beat
+from portend.service.release import NetworkFile, Release, read_release
+from portend.service.store import Store
+from service_hosts import NAMES, Hosts, Workload, make_workload, until
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    return make_workload(tmp_path_factory.mktemp("net"))
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    make_keys(folder, [*NAMES, OPERATOR])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[Hosts]:
+    with Hosts(tmp_path_factory.mktemp("hosts"), keys=keys) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def agents(hosts: Hosts, keys: Path, work: Workload) -> Iterator[Agents]:
+    with Agents(hosts.topology, load_keys(keys, OPERATOR), patience_s=30) as connected:
+        work.release(connected)
+        until(lambda: connected.ask(0, "status")["plan"] == 0)
+        yield connected
+
+
+def http(hosts: Hosts, path: str, body: bytes | None = None, name: str = "edge", **headers: str) -> tuple[int, Any]:
+    request = urllib.request.Request(f"http://127.0.0.1:{hosts.http[name]}{path}", data=body, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            status, text = response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            status, text = error.code, error.read()
+    return status, text.decode() if path == "/metrics" else json.loads(text)
+
+
+def counter(hosts: Hosts, name: str, line: str) -> float:
+    text = str(http(hosts, "/metrics", name=name)[1])
+    return sum(float(each.split()[-1]) for each in text.splitlines() if each.startswith(line))
+
+
+def reached(hosts: Hosts, line: str, due: float) -> bool:
+    return counter(hosts, "edge", line) >= due
+
+
+# -- releases and answers --------------------------------------------------------------------------
+
+
+def test_every_sample_is_answered_as_the_network_says(agents: Agents, work: Workload) -> None:
+    named = [(f"as-{i}", sample) for i, sample in enumerate(work.samples)]
+    answers = {answer.id: answer for answer in agents.submitter(16).answers(named)}
+    assert len(answers) == len(work.samples)
+    found = [(answers[name].label, answers[name].exit_index) for name, _ in named]
+    assert found == [work.expected(work.plans[0], i) for i in range(len(work.samples))]
+    assert {exit_index for _, exit_index in found} >= {0, 2}
+    assert {answer.attempts for answer in answers.values()} == {1}
+
+
+def test_a_new_release_takes_over_without_a_pause_and_the_old_one_is_let_go(agents: Agents, work: Workload) -> None:
+    before = agents.ask(0, "status")["active"]
+    plans = [Plan(cuts=(2, work.plans[0].cuts[-1]), placement=(1, 2), thresholds=(0.5,), codecs=("encoded", "float32"))]
+    with ThreadPoolExecutor(1) as pool, Agents(agents.topology, agents.keys) as second:
+        submitter = second.submitter(4)
+        stop: list[bool] = []
+
+        def endless() -> Iterator[tuple[str, bytes]]:
+            number = 0
+            while not stop:
+                yield f"switch-{number}", work.samples[number % len(work.samples)]
+                number += 1
+
+        answers = pool.submit(lambda: list(submitter.answers(endless())))
+        time.sleep(0.3)
+        release = work.release(agents, plans)
+        assert agents.settled(release.version)
+        time.sleep(0.3)
+        stop.append(True)
+        got = answers.result(60)
+    assert release.version > before
+    assert len({answer.id for answer in got}) == len(got) > 20
+    assert not [answer.reason for answer in got if answer.failed]
+    assert {answer.plan // 256 for answer in got} == {before, release.version}
+    assert all(agents.ask(tier, "status")["versions"] == [release.version] for tier in range(3))
+    assert release.version == work.release(agents).version - 1  # back to the first plans, for the other tests
+    until(lambda: agents.ask(0, "status")["plan"] == 0)
+
+
+def test_a_release_that_does_not_fit_is_refused_and_all_go_on(agents: Agents, work: Workload) -> None:
+    before = agents.ask(0, "status")["active"]
+    deep = Plan(cuts=(99,), placement=(1,), codecs=("encoded",))
+    with pytest.raises(DeploymentError, match="has cuts 1–"):
+        work.release(agents, [deep])
+    small = replace(agents.topology, tiers=tuple(replace(t, memory_bytes=1000.0) for t in agents.topology.tiers))
+    with Agents(small, agents.keys) as same, pytest.raises(DeploymentError, match="of memory"):
+        work.release(same)
+    assert agents.ask(0, "status")["active"] == before
+    assert len(list(agents.submitter().answers([("still", work.samples[0])]))) == 1
+
+
+def test_an_agent_says_which_version_it_is_and_how_its_clock_differs(agents: Agents) -> None:
+    found = agents.hello()
+    assert [agent.name for agent in found] == list(NAMES)
+    assert all(abs(agent.offset_s) <= agent.within_s + 0.001 for agent in found)  # it is the same clock
+    swapped = replace(agents.topology, tiers=agents.topology.tiers[::-1])
+    renamed = replace(
+        swapped, tiers=tuple(replace(t, name=n) for t, n in zip(swapped.tiers, NAMES, strict=True))
+    )  # an agent proves its key, so a wrong address fails before it could say its name
+    with Agents(renamed, agents.keys, patience_s=2) as wrong, pytest.raises(DeploymentError, match="public keys"):
+        wrong.hello()
+
+
+# -- HTTP ------------------------------------------------------------------------------------------
+
+
+def test_a_picture_sent_by_http_comes_back_with_label_and_confidence(
+    hosts: Hosts, agents: Agents, work: Workload
+) -> None:
+    status, answer = http(hosts, "/v1/samples?id=one", work.samples[3])
+    label, exit_index = work.expected(work.plans[0], 3)
+    assert (status, answer["label"], answer["exit"], answer["id"]) == (200, label, exit_index + 1, "one")
+    assert 0 <= answer["confidence"] <= 1
+    assert answer["latency_ms"] > 0
+    assert http(hosts, "/v1/samples?id=one", work.samples[3])[1] == answer  # the same id: the same answer
+
+
+def test_http_refuses_what_is_no_sample(hosts: Hosts, agents: Agents, work: Workload) -> None:
+    status, told = http(hosts, "/v1/samples", b"no picture")
+    assert (status, told["failed"]) == (422, "sample")
+    assert http(hosts, "/v1/samples", b"")[0] == 400
+    assert http(hosts, "/v1/samples?id=a%20b", work.samples[0])[0] == 400
+    assert http(hosts, "/v1/samples", work.samples[0], name="base")[0] == 503
+    assert http(hosts, "/v1/samples", work.samples[0], Origin="https://example.org")[0] == 403
+    assert http(hosts, "/v1/samples", work.samples[0], Host="example.org")[0] == 403
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(hosts: Hosts, agents: Agents) -> None:
+    with socket.create_connection(("127.0.0.1", hosts.http["edge"])) as connection:
+        connection.sendall(b"POST /v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n")
+        assert b" 413 " in connection.recv(200)
+    with socket.create_connection(("127.0.0.1", hosts.http["edge"])) as connection:  # one that does not say how long
+        connection.sendall(b"POST /v1/samples HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        got = b""
+        for _ in range(200):
+            try:
+                connection.sendall(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+            except OSError:
+                break
+        connection.settimeout(10)
+        got = connection.recv(200)
+        assert b" 413 " in got
+
+
+def test_the_interface_is_described_and_says_how_the_agent_does(hosts: Hosts, agents: Agents) -> None:
+    status, described = http(hosts, "/openapi.json")
+    assert (status, described) == (200, openapi())
+    assert set(described["paths"]) == {"/v1/samples", "/health", "/metrics", "/openapi.json"}
+    assert http(hosts, "/health", name="cloud")[0] == 200
+    status, health = http(hosts, "/health")
+    assert (status, health["plan"], health["peers"]["base"]["up"]) == (200, 0, True)
+
+
+def test_metrics_count_exits_bytes_terms_and_credits(hosts: Hosts, agents: Agents, work: Workload) -> None:
+    before = counter(hosts, "edge", 'portend_answers_total{exit="0"}')
+    sent = counter(hosts, "edge", 'portend_sent_bytes_total{to="base"}')
+    leaving = next(i for i in range(len(work.samples)) if work.expected(work.plans[0], i)[1] == 0)
+    staying = next(i for i in range(len(work.samples)) if work.expected(work.plans[0], i)[1] > 0)
+    assert http(hosts, "/v1/samples", work.samples[leaving])[0] == 200
+    assert http(hosts, "/v1/samples", work.samples[staying])[0] == 200
+    assert counter(hosts, "edge", 'portend_answers_total{exit="0"}') == before + 1
+    assert counter(hosts, "edge", 'portend_sent_bytes_total{to="base"}') > sent
+    assert counter(hosts, "base", 'portend_term_seconds_count{term="compute"}') > 0
+    assert counter(hosts, "base", 'portend_term_seconds_count{term="transfer"}') > 0
+    assert counter(hosts, "edge", "portend_credits") == 8
+    assert counter(hosts, "edge", "portend_peer_up") == 2
+
+
+def test_what_comes_beyond_window_and_queue_is_refused_and_comes_again(
+    tmp_path: Path, work: Workload, keys: Path
+) -> None:
+    with Hosts(tmp_path, ["edge"]) as hosts, Agents(hosts.topology, None, patience_s=30) as agents:
+        work.release(agents, [work.plans[-1]], window=1, waiting=1)
+        hosts.send("edge", signal.SIGSTOP)  # so that all are there at once
+        with ThreadPoolExecutor(12) as pool:
+            posts = [pool.submit(http, hosts, "/v1/samples", sample) for sample in work.samples[:12]]
+            time.sleep(0.5)
+            hosts.send("edge", signal.SIGCONT)
+            told = [post.result()[0] for post in posts]
+        assert set(told) <= {200, 503}
+        assert 503 in told
+        submitter = agents.submitter(20)
+        answers = list(submitter.answers((f"{i}", sample) for i, sample in enumerate(work.samples[:20])))
+        assert len(answers) == 20
+        assert submitter.refused > 0
+
+
+# -- who may do what -------------------------------------------------------------------------------
+
+
+def test_an_unknown_key_is_refused_and_counted(hosts: Hosts, agents: Agents, keys: Path, tmp_path: Path) -> None:
+    make_keys(tmp_path, [OPERATOR])
+    for name in NAMES:
+        (tmp_path / f"{name}.key").write_bytes((keys / f"{name}.key").read_bytes())
+    before = counter(hosts, "edge", "portend_refused_connections_total")
+    with (
+        Agents(hosts.topology, load_keys(tmp_path, OPERATOR), patience_s=1) as stranger,
+        pytest.raises(DeploymentError, match="public keys"),
+    ):
+        stranger.hello()
+    until(lambda: counter(hosts, "edge", "portend_refused_connections_total") > before)
+    with (
+        Agents(hosts.topology, None, patience_s=1) as plain,
+        pytest.raises(DeploymentError, match="cannot be reached"),
+    ):
+        plain.hello()
+
+
+def test_an_agent_with_a_stolen_address_but_another_key_is_not_talked_to(
+    hosts: Hosts, agents: Agents, keys: Path, tmp_path: Path
+) -> None:
+    make_keys(tmp_path, ["edge"])
+    for name in (OPERATOR, "base", "cloud"):
+        (tmp_path / f"{name}.key").write_bytes((keys / f"{name}.key").read_bytes())
+    (tmp_path / f"{OPERATOR}.key_secret").write_bytes((keys / f"{OPERATOR}.key_secret").read_bytes())
+    (tmp_path / f"{OPERATOR}.key_secret").chmod(0o600)
+    with (
+        Agents(hosts.topology, load_keys(tmp_path, OPERATOR), patience_s=1) as misled,
+        pytest.raises(DeploymentError, match="cannot be reached"),
+    ):
+        misled.ask(0, "hello")
+
+
+def test_a_tier_s_key_gives_no_orders(hosts: Hosts, agents: Agents, keys: Path) -> None:
+    before = counter(hosts, "edge", 'portend_dropped_messages_total{why="not_allowed"}')
+    with connected(hosts, keys, "base") as wire:
+        send(wire, [pack_control("activate", number=1, release=1)])
+        until(lambda: counter(hosts, "edge", 'portend_dropped_messages_total{why="not_allowed"}') > before)
+        assert not wire.poll(200)
+
+
+def test_plain_text_and_open_http_stay_on_this_machine(tmp_path: Path, keys: Path, hosts: Hosts) -> None:
+    with pytest.raises(ConfigError, match="plain text stays on this machine"):
+        ServiceAgent("edge", "tcp://0.0.0.0:7100", keys=None, state=tmp_path)
+    with pytest.raises(ConfigError, match="asks nobody"):
+        ServiceAgent("edge", "127.0.0.1:7100", keys=None, state=tmp_path, http="0.0.0.0:8080")
+    far = replace(hosts.topology, tiers=(replace(hosts.topology.tiers[0], host="192.0.2.1"),), links=())
+    with pytest.raises(ConfigError, match="plain text stays on this machine"):
+        Agents(far, None)
+    with pytest.raises(ConfigError, match="signed by the key"):
+        Agents(hosts.topology, load_keys(keys, "edge"))
+
+
+# -- what comes from the network -------------------------------------------------------------------
+
+
+class connected:  # noqa: N801  (used as a function)
+    """A socket with somebody's key to the edge."""
+
+    def __init__(self, hosts: Hosts, keys: Path, name: str) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        endpoint = f"127.0.0.1:{hosts.listen['edge']}"
+        self.socket = call(self.context, "edge", endpoint, load_keys(keys, name), f"{name}/test")
+
+    def __enter__(self) -> zmq.Socket[bytes]:
+        return self.socket
+
+    def __exit__(self, *_: object) -> None:
+        self.context.destroy(linger=500)
+
+
+def send(socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
+    until(lambda: socket.poll(0, zmq.POLLOUT))
+    socket.send_multipart(frames)
+
+
+def test_hostile_messages_of_a_trusted_key_are_counted_and_dropped(
+    hosts: Hosts, agents: Agents, keys: Path, work: Workload
+) -> None:
+    version = agents.ask(0, "status")["active"]
+    now = time.monotonic_ns()
+    tensor = pack_header(Header("tensor", version * 256, 5, 1, now))
+    wrong_version = msgpack.unpackb(tensor)
+    wrong_version[0] = 99
+    hostile = {
+        "malformed": [
+            [b""],
+            [b"\xff" * 100],
+            [tensor[:-3]],
+            [msgpack.packb(wrong_version), b"x"],
+            [tensor],
+            [tensor, b"short"],
+            [tensor, b"a", b"b", b"c"],
+            [bytes(300)],
+            [pack_control("beat", incarnation="x")],
+            [pack_header(Header("credit", version * 256, 5, 0, now, exit_index=9, label=1))],
+            [pack_header(Header("credit", version * 256, 5, 0, now)), b"because"],
+            [tensor, bytes(65 << 20)],
+        ],
+        "unknown_plan": [[pack_header(Header("tensor", 999 * 256, 5, 1, now)), b"x"]],
+    }
+    with connected(hosts, keys, "base") as wire:
+        for why, messages in hostile.items():
+            line = f'portend_dropped_messages_total{{why="{why}"}}'
+            due = counter(hosts, "edge", line) + len(messages)
+            for frames in messages:
+                send(wire, frames)
+            until(partial(reached, hosts, line, due))
+    late = counter(hosts, "edge", "portend_late_answers_total")
+    with connected(hosts, keys, "base") as wire:  # an answer to what was never asked
+        send(wire, [pack_header(Header("credit", version * 256, 5, 0, now, exit_index=1, label=1, score=0.5))])
+        until(lambda: counter(hosts, "edge", "portend_late_answers_total") == late + 1)
+    assert len(list(agents.submitter().answers([("alive", work.samples[0])]))) == 1
+
+
+def test_a_replayed_tensor_is_run_once(tmp_path: Path, work: Workload) -> None:
+    with Hosts(tmp_path, ["edge", "base"]) as hosts, Agents(hosts.topology, None, patience_s=30) as agents:
+        shape = work.decoder.shape
+        release = work.release(agents, [Plan(cuts=(work.plans[0].cuts[-1],), placement=(1,), codecs=("float32",))])
+        frames = [pack_header(Header("tensor", release.number(0), 5, 0, time.monotonic_ns())), bytes(4 * shape[1] ** 2)]
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            socket = call(context, "base", f"127.0.0.1:{hosts.listen['base']}", None, "edge/test")
+            for _ in range(3):
+                send(socket, frames)
+            line = 'portend_dropped_messages_total{why="replayed"}'
+            until(lambda: counter(hosts, "base", line) == 2)
+            assert counter(hosts, "base", 'portend_term_seconds_count{term="compute"}') == 1
+        finally:
+            context.destroy(linger=0)
+
+
+_FRAMES = st.one_of(
+    st.binary(max_size=400),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
+        lambda inner: st.lists(inner, max_size=12) | st.dictionaries(st.text(max_size=12), inner, max_size=6),
+        max_leaves=16,
+    ).map(msgpack.packb),
+    st.builds(  # almost right: every field of a header wrong at times
+        lambda values: msgpack.packb(list(values)),
+        st.tuples(
+            st.sampled_from([1, 1, 1, 2, -1]), st.integers(-2, 5), *[st.integers(-2, 2**64 - 1)] * 6,
+            st.floats() | st.integers(0, 3),
+        ),
+    ),
+    st.builds(
+        lambda command, values: msgpack.packb({"version": 1, "command": command, **values}),
+        st.sampled_from(["beat", "load", "chunk", "submit", "known", "activate"]),
+        st.dictionaries(st.sampled_from(["incarnation", "versions", "release", "hears", "echo_ns"]), st.integers()),
+    ),
+)  # fmt: skip
+
+
+def read_all(frames: list[bytes]) -> None:
+    """Read frames as an agent does; anything but a MessageError is a fault."""
+    try:
+        message, _ = read_message(frames)
+        if not isinstance(message, Header):
+            read_beat(message)
+            read_release(message.get("release"))
+    except MessageError:
+        return
+
+
+@given(st.lists(_FRAMES, max_size=3))
+def test_no_bytes_break_the_decoder(frames: list[bytes]) -> None:
+    read_all(frames)
+
+
+@pytest.mark.slow
+def test_no_bytes_out_of_a_million_break_the_decoder() -> None:
+    tried = 0
+
+    @settings(max_examples=1_000_000, deadline=None, database=None)
+    @given(st.lists(_FRAMES, max_size=3))
+    def read(frames: list[bytes]) -> None:
+        nonlocal tried
+        tried += 1
+        read_all(frames)
+
+    read()
+    assert tried >= 1_000_000
+
+
+@given(st.data())
+def test_a_release_with_any_field_changed_is_read_or_refused(data: st.DataObject) -> None:
+    values = _RELEASE.to_dict()
+    key = data.draw(st.sampled_from(sorted(values)))
+    junk = st.none() | st.integers() | st.floats() | st.text() | st.lists(st.integers() | st.none()) | st.just({"a": 1})
+    values[key] = data.draw(junk)
+    try:
+        assert isinstance(read_release(values), Release)
+    except MessageError:
+        return
+
+
+def test_a_beat_survives_the_wire() -> None:
+    beat = Beat(
+        incarnation=5, versions=(1, 2), sent_ns=7, echo_ns=(3, 4), hears=("a",), reaches=("b",), active=1, oldest=1
+    )
+    message, payload = read_message([beat.packed()])
+    assert isinstance(message, dict)
+    assert (read_beat(message), payload) == (beat, None)
+
+
+# -- what an agent keeps ---------------------------------------------------------------------------
+
+
+def _network(data: bytes) -> NetworkFile:
+    return NetworkFile(sha256=hashlib.sha256(data).hexdigest(), size=len(data), suffix=".onnx")
+
+
+_RELEASE = Release(
+    version=3, plans=(Plan(cuts=(2, 4), placement=(0, 1), thresholds=(0.5,), codecs=(None, "float32")),),
+    tiers=("a", "b"), endpoints=("127.0.0.1:1", "127.0.0.1:2"), networks=(_network(b"net"),) * 2,
+    executions=(Execution(),) * 2, memory_bytes=(None, 1e9),
+    source=0, destination=0, ingest="in_process", decoder={"kind": "tensor", "shape": [1, 4, 4]}, criterion="entropy",
+)  # fmt: skip
+
+
+def test_a_network_is_stored_in_pieces_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 10
+    network, store = _network(data), Store(tmp_path)
+    assert store.append(network, 0, data[:1000]) == 1000
+    store.close()
+    store = Store(tmp_path)  # the agent was started again
+    assert store.held(network) == 1000
+    with pytest.raises(MessageError, match="from byte 0 on"):
+        store.append(network, 0, data)
+    assert store.append(network, 1000, data[1000:]) == len(data)
+    assert store.verified(network).read_bytes() == data
+    store.close()
+
+
+def test_a_network_with_another_digest_is_never_used(tmp_path: Path) -> None:
+    network, store = _network(b"right"), Store(tmp_path)
+    with pytest.raises(MessageError, match="another digest"):
+        store.append(network, 0, b"wrong")
+    assert store.held(network) == 0
+    store.append(network, 0, b"right")
+    store.path(network).write_bytes(b"later")
+    with pytest.raises(StorageError, match="digest differs"):
+        store.verified(network)
+    with pytest.raises(StorageError, match="push it first"):
+        store.verified(network)
+    store.close()
+
+
+def test_releases_are_restored_or_the_damage_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.restore() == ([], 0)
+    store.save([_RELEASE], 3)
+    assert store.restore() == ([_RELEASE], 3)
+    (tmp_path / "releases.json").write_text('{"active": 3, "releases": [{}]}')
+    with pytest.raises(StorageError, match="damaged"):
+        store.restore()
+    with pytest.raises(DeploymentError, match="another agent uses"):
+        Store(tmp_path)
+    store.close()
+
+
+def test_an_agent_ends_with_the_code_that_says_why(tmp_path: Path, hosts: Hosts, keys: Path) -> None:
+    command = [sys.executable, "-m", "portend.cli", "agent", "--name", "edge", "--state", str(tmp_path / "s")]
+    for more, code, word in (
+        (["--keys", str(tmp_path)], 1, "portend keys"),
+        (["--plain", "--listen", "0.0.0.0:7100"], 1, "plain text"),
+        (["--plain", "--listen", "nonsense"], 1, "host:port"),
+        ([], 2, "--keys"),
+        (["--plain", "--listen", f"127.0.0.1:{hosts.listen['edge']}"], 1, "cannot be used"),
+    ):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == code, done.stderr
+        assert word in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_agent_that_is_told_to_stop_ends_cleanly(tmp_path: Path, number: int) -> None:
+    with Hosts(tmp_path, ["edge"]) as hosts:
+        until(lambda: "listening" in hosts.log("edge"))
+        assert hosts.kill("edge", number) == 0
+        assert "Traceback" not in hosts.log("edge")
+
+
+def test_a_log_for_machines_is_json(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, ["edge"])
+    hosts.start("edge", "--log", "json")
+    try:
+        until(lambda: "listening" in hosts.log("edge"))
+        first = json.loads(hosts.log("edge").splitlines()[0])
+        assert first["level"] == "info"
+        assert first["message"].startswith("listening on 127.0.0.1")
+    finally:
+        assert hosts.kill("edge", signal.SIGTERM) == 0
