@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -17,14 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
+import numpy as np
+import onnx
 
 from portend.execution import Execution
-from portend.models.data import load_dataset
-from portend.models.decoding import InputDecoder
-from portend.models.exporting import export
-from portend.models.zoo import build
-from portend.plan import Plan, takes_exit
+from portend.models.decoding import ImageDecoder, InputDecoder
+from portend.models.encodings import png
+from portend.models.onnxfile import OnnxNetwork
+from portend.plan import CRITERIA, Plan, takes_exit
+from portend.profile import BackboneSpec
 from portend.runtime.executors import make_executor
 from portend.service.coordinator import Agents
 from portend.service.release import Limits, Release
@@ -145,34 +145,82 @@ class Workload:
         raise AssertionError("the last exit takes every sample")
 
 
+CLASSES, CHANNELS, SIDE, BLOCKS = 10, 8, 16, 4
+
+
 def make_workload(folder: Path, samples: int = 40) -> Workload:
     """Write the network's file to a folder; return it with what it needs."""
-    dataset = load_dataset("digits:size=16")
-    backbone = build("resnet8", in_channels=1, num_classes=10, input_size=16)
-    with torch.no_grad():
-        for branch in backbone.branches:
-            for parameter in branch.parameters():
-                parameter.mul_(10)  # untrained scores lie close to 1; spread them, so that some samples leave early
+    decoder = ImageDecoder(channels=1, size=SIDE, mean=(0.5,), std=(0.5,))
     path = folder / "net.onnx"
-    export(backbone, provenance={"decoder": json.dumps(dataset.decoder.to_dict())}).save(path)
-    score = statistics.median(
-        make_executor(path, Execution(executor="onnxruntime"))
-        .partition(0, 1, branch=True)(dataset.decoder.decode(encoded))
-        .score
-        for encoded in dataset.encoded[:samples]
-    )  # half of the samples leave at the first exit
-    last = backbone.spec().num_blocks
+    rng = np.random.default_rng(7)
+    _network(rng, {"decoder": json.dumps(decoder.to_dict())}).save(path)
+    pictures = tuple(_picture(rng) for _ in range(samples))
+    executor = make_executor(path, Execution(executor="onnxruntime"))
+
+    def threshold(cut: int) -> float:
+        """About half of the samples leave there."""
+        partition = executor.partition(0, cut, branch=True)
+        return float(np.median([partition(decoder.decode(picture)).score for picture in pictures]))
+
+    first, second = threshold(1), threshold(2)
     return Workload(
         network=path,
-        decoder=dataset.decoder,
-        samples=tuple(dataset.encoded[:samples]),
+        decoder=decoder,
+        samples=pictures,
         plans=(
-            Plan(cuts=(1, 2, last), placement=(0, 1, 2), thresholds=(score, 0.3), codecs=(None, "float32", "float32")),
-            Plan(cuts=(1, last), placement=(0, 1), thresholds=(score,), codecs=(None, "float32")),
-            Plan(cuts=(1, last), placement=(0, 2), thresholds=(score,), codecs=(None, "float32")),
-            Plan(cuts=(last,), placement=(0,), codecs=(None,)),
+            Plan(cuts=(1, 2, 4), placement=(0, 1, 2), thresholds=(first, second), codecs=(None, "float32", "float32")),
+            Plan(cuts=(1, 4), placement=(0, 1), thresholds=(first,), codecs=(None, "float32")),
+            Plan(cuts=(1, 4), placement=(0, 2), thresholds=(first,), codecs=(None, "float32")),
+            Plan(cuts=(4,), placement=(0,), codecs=(None,)),
         ),
     )
+
+
+def _picture(rng: np.random.Generator) -> bytes:
+    waves = np.outer(*(np.sin(rng.uniform(0.1, 2) * np.arange(SIDE) + rng.uniform(0, 6)) for _ in range(2)))
+    return png(np.uint8(127 + 120 * waves))
+
+
+def _network(rng: np.random.Generator, provenance: dict[str, str]) -> OnnxNetwork:
+    """Convolutions with an exit branch after each, with random weights: made in milliseconds, without PyTorch."""
+    nodes, outputs, weights = [], [], {}
+    for cut in range(1, BLOCKS + 1):
+        inputs = 1 if cut == 1 else CHANNELS
+        weights[f"w{cut}"] = rng.normal(0, 1 / np.sqrt(9 * inputs), (CHANNELS, inputs, 3, 3))
+        weights[f"b{cut}"] = rng.normal(0, 0.2, CHANNELS)
+        weights[f"h{cut}"] = rng.normal(0, 6, (CHANNELS, CLASSES))
+        nodes.append(f"""
+            c{cut} = Conv<pads = [1, 1, 1, 1]>(cut_{cut - 1}, w{cut}, b{cut})
+            cut_{cut} = Tanh(c{cut})
+            g{cut} = GlobalAveragePool(cut_{cut})
+            f{cut} = Flatten(g{cut})
+            l{cut} = MatMul(f{cut}, h{cut})
+            p{cut} = Softmax(l{cut})
+            label_{cut} = ArgMax<axis = 1, keepdims = 0>(p{cut})
+            q{cut} = Log(p{cut})
+            e{cut} = Mul(p{cut}, q{cut})
+            s{cut} = ReduceSum<keepdims = 0>(e{cut}, axis)
+            entropy_{cut} = Mul(s{cut}, per_class)
+            m{cut} = ReduceMax<keepdims = 0>(p{cut}, axis)
+            max_probability_{cut} = Sub(one, m{cut})
+            margin_{cut} = Sub(one, m{cut})""")
+        outputs.append(f"float[batch, {CHANNELS}, {SIDE}, {SIDE}] cut_{cut}, int64[batch] label_{cut}")
+        outputs += [f"float[batch] {criterion}_{cut}" for criterion in CRITERIA]
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 20]> net (float[batch, 1, {SIDE}, {SIDE}] cut_0) => '
+        f"({', '.join(outputs)}) {{ {''.join(nodes)} }}"
+    )
+    weights |= {"per_class": np.array(-1 / np.log(CLASSES)), "one": np.array(1.0)}
+    tensors = {name: values.astype(np.float32) for name, values in weights.items()}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(values, name) for name, values in tensors.items())
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1], np.int64), "axis"))
+    shape = (CHANNELS, SIDE, SIDE)
+    spec = BackboneSpec(
+        name="convolutions", block_names=tuple(f"conv{cut}" for cut in range(1, BLOCKS + 1)), num_classes=CLASSES,
+        cut_shapes=((1, SIDE, SIDE), *(shape,) * BLOCKS), weights_sha256="0" * 64,
+        block_bytes=(4.0 * 9 * CHANNELS**2,) * BLOCKS, branch_bytes=(4.0 * CHANNELS * CLASSES,) * BLOCKS,
+    )  # fmt: skip
+    return OnnxNetwork(model, spec, provenance)
 
 
 class Cable:
