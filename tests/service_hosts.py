@@ -227,7 +227,7 @@ class Cable:
     """A TCP forwarder before a port that can be cut: bytes then stop, connections stay, until it is mended."""
 
     def __init__(self, to: int) -> None:
-        self._to = to
+        self.to = to
         self._whole = threading.Event()
         self._whole.set()
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -251,7 +251,7 @@ class Cable:
             try:
                 near, _ = self._server.accept()
                 self._whole.wait()
-                far = socket.create_connection(("127.0.0.1", self._to))
+                far = socket.create_connection(("127.0.0.1", self.to))
             except ConnectionRefusedError:
                 near.close()
                 continue

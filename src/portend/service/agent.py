@@ -58,8 +58,10 @@ _LARGEST_FRAME: Final = 64 << 20
 _MOST_FRAMES: Final = 2
 _MOST_JOBS: Final = 1024  # partitions that wait for the processor; the source's window is far below
 _SEEN: Final = 8192  # messages that are remembered, so that none is run twice
-_MOST_ORDERS: Final = 64
+_QUICK: Final = ("hello", "status", "submit", "known")  # orders that wait for nothing
+_MOST_ORDERS: Final = 16  # of the others at once
 _STOP_S: Final = 5.0
+_SETTLE_S: Final = 2.0  # how long an activation waits for the others' word that they run the release
 _COMPLAINTS_PER_S: Final = 10
 
 SAMPLE_ID: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
@@ -244,14 +246,14 @@ class ServiceAgent:
             received_ns = time.monotonic_ns()
             self.metrics.received_bytes.inc(sum(len(frame) for frame in frames))
             try:
-                self._read(frames, received_ns)
+                await self._read(frames, received_ns)
             except PortendError as error:
                 self.drop("malformed", error)
             except Exception:  # whatever a message does, the agent lives on
                 self.metrics.dropped.labels("error").inc()
                 _LOG.exception("a message could not be handled")
 
-    def _read(self, frames: Sequence[zmq.Frame], received_ns: int) -> None:
+    async def _read(self, frames: Sequence[zmq.Frame], received_ns: int) -> None:
         routing = frames[0].bytes
         who = self._who(frames[0] if len(frames) < 2 else frames[1], routing)
         try:
@@ -270,6 +272,8 @@ class ServiceAgent:
                 self._heard(self._peers[who], read_beat(message), received_ns)
         elif who != OPERATOR:
             self.drop("not_allowed", f"{who!r} may not give orders")
+        elif message["command"] in _QUICK:
+            await self._obey(routing, message, payload)
         elif len(self._orders) >= _MOST_ORDERS:
             self._reply(routing, "error", message="too many orders at once; wait for the answers")
         else:
@@ -554,14 +558,16 @@ class ServiceAgent:
     def _judge(self, now: float) -> None:
         """Which plans can be used now; the source sends again what went by one that cannot."""
         self._unload(self._oldest() if self.is_source else self._source_oldest)
-        if not self.is_source:
+        loaded = self.releases.values()
+        if not any(each.tier == each.release.source for each in loaded):
             return
         before = self._ways
         self._ways = {}
-        for loaded in self.releases.values():
-            release = loaded.release
+        for release in (each.release for each in loaded):
             for index in range(len(release.plans)):
                 self._ways[release.number(index)] = self._way(release, index, now)
+        if not self.is_source:
+            return
         if self._ways != before:
             used = self._usable(self.releases[self.active].release)
             _LOG.info("plans that can be used: %s", "none" if used is None else f"from number {used} on")
@@ -732,10 +738,16 @@ class ServiceAgent:
             loaded = await self._loop.run_in_executor(self._loader, self._load, release)
             self._take(loaded)
             self._save()
+            self._beat(time.monotonic())
         return {"network": loaded.spec.name, "weights_sha256": loaded.spec.weights_sha256}
 
     async def _on_activate(self, _: bytes, values: dict[str, Any], __: Any) -> dict[str, Any]:
-        self._activate(int(values["release"]))
+        version, deadline = int(values["release"]), time.monotonic() + _SETTLE_S
+        while version in self.releases and time.monotonic() < deadline:
+            if self._usable(self.releases[version].release) is not None:
+                break  # all have said that they run it, so new samples need not wait
+            await asyncio.sleep(0.005)
+        self._activate(version)
         self._save()
         return {}
 

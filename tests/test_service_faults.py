@@ -1,0 +1,270 @@
+"""Nothing is lost or doubled while samples flow and processes are killed, frozen and started again, and cables cut.
+
+Real processes, real kills, real sockets. Each test leaves the agents as it found them.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from portend.service.coordinator import Agents
+from portend.service.intake import Answer
+from portend.service.keys import OPERATOR, load_keys, make_keys
+from service_hosts import NAMES, Cable, Hosts, Workload, free_ports, make_workload, until
+
+LIMITS: dict[str, Any] = {"retry_s": 2.0, "deadline_s": 60.0, "attempts": 20, "silence_s": 1.0}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    return make_workload(tmp_path_factory.mktemp("net"))
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    make_keys(folder, [*NAMES, OPERATOR])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cables() -> Iterator[dict[str, Cable]]:
+    ports = free_ports(2)
+    made = {name: Cable(port) for name, port in zip(("base", "cloud"), ports, strict=True)}
+    yield made
+    for cable in made.values():
+        cable.close()
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory, keys: Path, cables: dict[str, Cable]) -> Iterator[Hosts]:
+    hosts = Hosts(
+        tmp_path_factory.mktemp("hosts"), keys=keys, through={name: cable.port for name, cable in cables.items()}
+    )
+    hosts.listen |= {name: cable.to for name, cable in cables.items()}
+    with hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def agents(hosts: Hosts, keys: Path, work: Workload) -> Iterator[Agents]:
+    with Agents(hosts.topology, load_keys(keys, OPERATOR), patience_s=60) as connected:
+        work.release(connected, **LIMITS)
+        whole(connected)
+        yield connected
+
+
+def whole(agents: Agents) -> float:
+    """Wait until the wanted plan can be used; return after how many seconds."""
+    return until(lambda: agents.ask(0, "status")["plan"] == 0, 60)
+
+
+class Stream:
+    """Samples that flow in the background from entering to leaving; then ``got`` has what came of each."""
+
+    def __init__(self, agents: Agents, work: Workload, name: str) -> None:
+        self._agents, self._work, self._name = agents, work, name
+        self._stop = threading.Event()
+        self.given = 0
+        self.got: list[Answer] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def _samples(self) -> Iterator[tuple[str, bytes]]:
+        while not self._stop.is_set():
+            yield f"{self._name}-{self.given}", self._work.samples[self.given % len(self._work.samples)]
+            self.given += 1
+
+    def _run(self) -> None:
+        with Agents(self._agents.topology, self._agents.keys) as agents:
+            for answer in agents.submitter(12).answers(self._samples(), patience_s=60):
+                self.got.append(answer)
+
+    def flows(self, more: int = 20) -> None:
+        """Wait until so many more answers came."""
+        due = len(self.got) + more
+        until(lambda: len(self.got) >= due, 60)
+
+    def __enter__(self) -> Stream:
+        self._thread.start()
+        self.flows()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(120)
+        assert not self._thread.is_alive()
+
+    def check(self) -> None:
+        """Every sample has one answer, none failed, and the answers are right."""
+        counts = Counter(answer.id for answer in self.got)
+        assert set(counts) == {f"{self._name}-{number}" for number in range(self.given)}  # none lost
+        assert set(counts.values()) == {1}  # none doubled
+        assert not [answer.reason for answer in self.got if answer.failed]
+        wanted = [answer for answer in self.got if answer.plan % 256 == 0][:20]
+        for answer in wanted:
+            number = int(answer.id.rpartition("-")[2]) % len(self._work.samples)
+            assert (answer.label, answer.exit_index) == self._work.expected(self._work.plans[0], number)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_lost_or_doubled_when_an_agent_is_killed(
+    hosts: Hosts, agents: Agents, work: Workload, name: str
+) -> None:
+    with Stream(agents, work, f"kill-{name}") as stream:
+        assert hosts.kill(name) == -signal.SIGKILL
+        if name != "edge":
+            stream.flows()  # by the plans without it
+        hosts.start(name)
+        stream.flows()
+        whole(agents)
+        stream.flows()
+    stream.check()
+    used = {answer.plan % 256 for answer in stream.got}
+    assert 0 in used
+    assert name == "edge" or {"base": 2, "cloud": 1}[name] in used
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_lost_or_doubled_when_an_agent_freezes(
+    hosts: Hosts, agents: Agents, work: Workload, name: str
+) -> None:
+    with Stream(agents, work, f"freeze-{name}") as stream:
+        hosts.send(name, signal.SIGSTOP)
+        time.sleep(2.5)
+        if name != "edge":
+            stream.flows()
+        hosts.send(name, signal.SIGCONT)
+        whole(agents)
+        stream.flows()
+    stream.check()
+
+
+def test_nothing_is_lost_or_doubled_when_a_cable_is_cut(
+    agents: Agents, work: Workload, cables: dict[str, Cable]
+) -> None:
+    with Stream(agents, work, "cable") as stream:
+        cables["cloud"].cut()
+        time.sleep(3)
+        stream.flows()
+        cables["cloud"].mend()
+        whole(agents)
+        stream.flows()
+    stream.check()
+    assert 1 in {answer.plan % 256 for answer in stream.got}
+
+
+def test_agents_take_up_their_work_without_a_coordinator(hosts: Hosts, agents: Agents, work: Workload) -> None:
+    for name in NAMES:
+        hosts.kill(name)
+    for name in NAMES:
+        hosts.start(name)
+    url = f"http://127.0.0.1:{hosts.http['edge']}"
+
+    def healthy() -> bool:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+                return bool(json.loads(response.read())["plan"] == 0)
+        except OSError:
+            return False
+
+    until(healthy, 60)
+    with urllib.request.urlopen(f"{url}/v1/samples", data=work.samples[0], timeout=30) as response:
+        answer = json.loads(response.read())
+    assert (answer["label"], answer["exit"] - 1) == work.expected(work.plans[0], 0)
+
+
+def test_a_sample_that_no_tier_can_take_is_reported_failed_with_its_reason(
+    hosts: Hosts, agents: Agents, work: Workload
+) -> None:
+    work.release(agents, work.plans[:1], **(LIMITS | {"deadline_s": 2.0}))
+    try:
+        whole(agents)
+        hosts.kill("cloud")
+        until(lambda: agents.ask(0, "status")["plan"] is None)
+        (answer,) = agents.submitter().answers([("nowhere", work.samples[0])])
+        assert answer.failed == "deadline"
+        assert "cloud is away" in answer.reason
+    finally:
+        hosts.start("cloud")
+        work.release(agents, **LIMITS)
+        whole(agents)
+
+
+def folder_of(work: Workload, place: Path, count: int) -> set[str]:
+    place.mkdir()
+    for number in range(count):
+        (place / f"{number}.png").write_bytes(work.samples[number % len(work.samples)])
+    return {f"{number}.png" for number in range(count)}
+
+
+def feed(hosts: Hosts, journal: Path, *more: str) -> list[str]:
+    topology = journal.with_suffix(".yaml")
+    tiers = [{"name": tier.name, "port": tier.port} for tier in hosts.topology.tiers]
+    link = {"bandwidth": "1 Gbit/s", "propagation_delay": "0 ms"}
+    topology.write_text(yaml.safe_dump({"tiers": tiers, "links": [link] * (len(tiers) - 1)}))
+    return [
+        sys.executable, "-m", "portend.cli", "feed", "--topology", str(topology), "--keys", str(hosts.keys),
+        "--journal", str(journal), *more,
+    ]  # fmt: skip
+
+
+def lines(journal: Path) -> list[dict[str, object]]:
+    found = []
+    for line in journal.read_text().splitlines() if journal.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def test_a_driver_that_is_killed_goes_on_where_it_was(
+    hosts: Hosts, agents: Agents, work: Workload, tmp_path: Path
+) -> None:
+    names, journal = folder_of(work, tmp_path / "in", 1500), tmp_path / "answers.jsonl"
+    command = feed(hosts, journal, "--folder", str(tmp_path / "in"))
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    until(lambda: len(lines(journal)) > 20, 60)
+    first.kill()
+    first.wait()
+    before = len(lines(journal))
+    assert before < len(names)
+    with journal.open("ab") as file:
+        file.write(b'{"id": "cut o')  # as if it had been killed while it wrote
+    second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert second.returncode == 0, second.stderr
+    assert f"{len(names) - before} answers" in second.stdout
+    assert Counter(line["sample"] for line in lines(journal)) == Counter(names)
+
+
+def test_a_watched_folder_is_served_until_it_is_told_to_stop(
+    hosts: Hosts, agents: Agents, work: Workload, tmp_path: Path
+) -> None:
+    names, journal = folder_of(work, tmp_path / "in", 3), tmp_path / "answers.jsonl"
+    (tmp_path / "in/broken.png").write_bytes(b"no picture")
+    driver = subprocess.Popen(
+        feed(hosts, journal, "--folder", str(tmp_path / "in"), "--watch", "--json"), stdout=subprocess.PIPE
+    )
+    until(lambda: len(lines(journal)) == 4, 60)
+    (tmp_path / "in/later.png").write_bytes(work.samples[5])
+    until(lambda: len(lines(journal)) == 5, 60)
+    driver.send_signal(signal.SIGTERM)
+    told, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 4  # one sample was reported failed
+    assert json.loads(told)["answered"] == 5
+    found = {line["sample"]: line for line in lines(journal)}
+    assert set(found) == {*names, "later.png", "broken.png"}
+    assert found["broken.png"]["failed"] == "sample"
