@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,8 @@ from portend.models.onnxfile import OnnxNetwork
 from portend.plan import CRITERIA, Plan, takes_exit
 from portend.profile import BackboneSpec
 from portend.runtime.executors import make_executor
-from portend.service.coordinator import Agents
+from portend.service.coordinator import Agents, Submitter
+from portend.service.intake import Answer
 from portend.service.release import Limits, Release
 from portend.topology import Link, Tier, Topology
 
@@ -281,3 +283,90 @@ def until(condition: Callable[[], object], within_s: float = 30.0) -> float:
             return time.monotonic() - began
         time.sleep(0.02)
     raise AssertionError(f"it did not come to be within {within_s} s")
+
+
+def whole(agents: Agents) -> float:
+    """Wait until the wanted plan can be used; return after how many seconds."""
+    return until(lambda: agents.ask(0, "status")["plan"] == 0, 60)
+
+
+class Stream:
+    """Samples that flow in the background from entering to leaving; then ``got`` has what came of each.
+
+    Attributes:
+        got: answers as they came; moments: when, by the monotonic clock. given: samples given out.
+    """
+
+    def __init__(
+        self,
+        agents: Agents,
+        work: Workload,
+        name: str,
+        *,
+        pending: int = 12,
+        most: float = float("inf"),
+        pace_s: float = 0.0,
+    ) -> None:
+        self._agents, self._work, self._name, self._pending = agents, work, name, pending
+        self._most, self._pace_s = most, pace_s
+        self._stop = threading.Event()
+        self.given = 0
+        self.got: list[Answer] = []
+        self.moments: list[float] = []
+        self.submitter: Submitter | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def _samples(self) -> Iterator[tuple[str, bytes] | None]:
+        began = time.monotonic()
+        while not self._stop.is_set() and self.given < self._most:
+            if time.monotonic() - began < self.given * self._pace_s:
+                yield None
+                continue
+            yield f"{self._name}-{self.given}", self._work.samples[self.given % len(self._work.samples)]
+            self.given += 1
+
+    def _run(self) -> None:
+        with Agents(self._agents.topology, self._agents.keys) as agents:
+            self.submitter = agents.submitter(self._pending)
+            for answer in self.submitter.answers(self._samples(), patience_s=60):
+                self.moments.append(time.monotonic())
+                self.got.append(answer)
+
+    def flows(self, more: int = 20) -> None:
+        """Wait until so many more answers came."""
+        due = len(self.got) + more
+        until(lambda: len(self.got) >= due, 60)
+
+    def __enter__(self) -> Stream:
+        self._thread.start()
+        self.flows()
+        return self
+
+    @property
+    def alive(self) -> bool:
+        """Whether answers may still come."""
+        return self._thread.is_alive()
+
+    def finish(self) -> None:
+        """Wait until all samples that may be given out have their answer."""
+        self._thread.join()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(120)
+        assert not self._thread.is_alive()
+
+    def counts(self) -> Counter[str]:
+        """How many answers each sample has that has any."""
+        return Counter(answer.id for answer in self.got)
+
+    def check(self) -> None:
+        """Every sample has one answer, none failed, and the answers are right."""
+        counts = self.counts()
+        assert set(counts) == {f"{self._name}-{number}" for number in range(self.given)}  # none lost
+        assert set(counts.values()) == {1}  # none doubled
+        assert not [answer.reason for answer in self.got if answer.failed]
+        wanted = [answer for answer in self.got if answer.plan % 256 == 0][:20]
+        for answer in wanted:
+            number = int(answer.id.rpartition("-")[2]) % len(self._work.samples)
+            assert (answer.label, answer.exit_index) == self._work.expected(self._work.plans[0], number)

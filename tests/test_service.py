@@ -20,6 +20,7 @@ from typing import Any
 
 import msgpack
 import pytest
+import yaml
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -532,3 +533,63 @@ def test_a_log_for_machines_is_json(tmp_path: Path) -> None:
         assert first["message"].startswith("listening on 127.0.0.1")
     finally:
         assert hosts.kill("edge", signal.SIGTERM) == 0
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+def portend(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "portend.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_commands_deploy_feed_and_tell(hosts: Hosts, agents: Agents, work: Workload, tmp_path: Path) -> None:
+    tiers = [{"name": tier.name, "port": tier.port} for tier in hosts.topology.tiers]
+    link = {"bandwidth": "1 Gbit/s", "propagation_delay": "0 ms"}
+    places, plan = tmp_path / "hosts.yaml", tmp_path / "plan.json"
+    places.write_text(yaml.safe_dump({"tiers": tiers, "links": [link, link]}))
+    wanted, *others = (each.to_dict() for each in work.plans)
+    plan.write_text(json.dumps({"plan": wanted, "fallbacks": [{"plan": other} for other in others]}))
+    common = ("--topology", places, "--keys", hosts.keys)
+
+    deployed = portend("deploy", plan, "--network", work.network, *common)
+    assert deployed.returncode == 0, deployed.stderr
+    assert deployed.stdout.count("else") == 3
+    assert "clock of cloud" in deployed.stdout
+    until(lambda: agents.ask(0, "status")["plan"] == 0)
+
+    told = portend("status", *common, "--json")
+    assert told.returncode == 0, told.stderr
+    assert {name: each["active"] for name, each in json.loads(told.stdout).items()} == dict.fromkeys(
+        NAMES, agents.ask(0, "status")["active"]
+    )
+    assert "source: plan 0" in portend("status", *common).stdout
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/one.png").write_bytes(work.samples[1])
+    fed = portend("feed", *common, "--folder", tmp_path / "in", "--journal", tmp_path / "answers.jsonl")
+    assert fed.returncode == 0, fed.stderr
+    (line,) = (json.loads(each) for each in (tmp_path / "answers.jsonl").read_text().splitlines())
+    assert (line["sample"], line["label"]) == ("one.png", work.expected(work.plans[0], 1)[0])
+
+
+def test_a_user_is_told_what_is_wrong_in_one_line(hosts: Hosts, work: Workload, tmp_path: Path) -> None:
+    places = tmp_path / "one.yaml"
+    places.write_text(yaml.safe_dump({"tiers": [{"name": "edge", "port": 1}]}))
+    (tmp_path / "plan.json").write_text(json.dumps(work.plans[-1].to_dict()))
+    for arguments, code, word in (
+        (("status", "--topology", places, "--plain"), 1, "cannot be reached"),
+        (("status", "--topology", places), 2, "--keys DIR"),
+        (("feed", "--topology", places, "--plain", "--journal", tmp_path / "j"), 2, "--data or --folder"),
+        (
+            ("feed", "--topology", places, "--plain", "--journal", tmp_path / "j", "--folder", tmp_path / "no"),
+            1,
+            "no folder",
+        ),
+        (("deploy", tmp_path / "none.json", "--network", work.network, "--topology", places, "--plain"), 1, "no file"),
+        (("keys", tmp_path / "k", "../x"), 1, "letters, digits"),
+    ):
+        done = portend(*arguments)
+        assert done.returncode == code, (arguments, done.stderr)
+        assert word in done.stderr + done.stdout
+        assert "Traceback" not in done.stderr

@@ -9,7 +9,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections import Counter
@@ -21,9 +20,8 @@ import pytest
 import yaml
 
 from portend.service.coordinator import Agents
-from portend.service.intake import Answer
 from portend.service.keys import OPERATOR, load_keys, make_keys
-from service_hosts import NAMES, Cable, Hosts, Workload, free_ports, make_workload, until
+from service_hosts import NAMES, Cable, Hosts, Stream, Workload, free_ports, make_workload, until, whole
 
 LIMITS: dict[str, Any] = {"retry_s": 2.0, "deadline_s": 60.0, "attempts": 20, "silence_s": 1.0}
 
@@ -65,58 +63,6 @@ def agents(hosts: Hosts, keys: Path, work: Workload) -> Iterator[Agents]:
         work.release(connected, **LIMITS)
         whole(connected)
         yield connected
-
-
-def whole(agents: Agents) -> float:
-    """Wait until the wanted plan can be used; return after how many seconds."""
-    return until(lambda: agents.ask(0, "status")["plan"] == 0, 60)
-
-
-class Stream:
-    """Samples that flow in the background from entering to leaving; then ``got`` has what came of each."""
-
-    def __init__(self, agents: Agents, work: Workload, name: str) -> None:
-        self._agents, self._work, self._name = agents, work, name
-        self._stop = threading.Event()
-        self.given = 0
-        self.got: list[Answer] = []
-        self._thread = threading.Thread(target=self._run)
-
-    def _samples(self) -> Iterator[tuple[str, bytes]]:
-        while not self._stop.is_set():
-            yield f"{self._name}-{self.given}", self._work.samples[self.given % len(self._work.samples)]
-            self.given += 1
-
-    def _run(self) -> None:
-        with Agents(self._agents.topology, self._agents.keys) as agents:
-            for answer in agents.submitter(12).answers(self._samples(), patience_s=60):
-                self.got.append(answer)
-
-    def flows(self, more: int = 20) -> None:
-        """Wait until so many more answers came."""
-        due = len(self.got) + more
-        until(lambda: len(self.got) >= due, 60)
-
-    def __enter__(self) -> Stream:
-        self._thread.start()
-        self.flows()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(120)
-        assert not self._thread.is_alive()
-
-    def check(self) -> None:
-        """Every sample has one answer, none failed, and the answers are right."""
-        counts = Counter(answer.id for answer in self.got)
-        assert set(counts) == {f"{self._name}-{number}" for number in range(self.given)}  # none lost
-        assert set(counts.values()) == {1}  # none doubled
-        assert not [answer.reason for answer in self.got if answer.failed]
-        wanted = [answer for answer in self.got if answer.plan % 256 == 0][:20]
-        for answer in wanted:
-            number = int(answer.id.rpartition("-")[2]) % len(self._work.samples)
-            assert (answer.label, answer.exit_index) == self._work.expected(self._work.plans[0], number)
 
 
 @pytest.mark.parametrize("name", NAMES)

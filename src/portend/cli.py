@@ -924,10 +924,11 @@ def _planning(command: Any) -> Any:
 @click.option("--seconds", type=click.FloatRange(0), help="Stop a long search then, and state what it may miss.")
 @click.option("--front", "with_front", is_flag=True, help="Also give the whole Pareto front.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Also write the answer as JSON, for `portend run`.")
+@click.option("--fallbacks", is_flag=True, help="Also the best plans without a tier, for `portend deploy`.")
 @_json
 def plan(
     profile: str, topology: str, estimator: Any, criterion: str | None, seconds: float | None, with_front: bool,
-    out: str | None, as_json: bool, **asked: Any,
+    out: str | None, fallbacks: bool, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Find the proven best plan for PROFILE on a topology, and what it beats.
 
@@ -935,21 +936,30 @@ def plan(
     below 0.3 leave there. The baselines are fixed ways of deployment; they do not follow the hints.
     """
     from portend.config import load_topology
+    from portend.planner.fallbacks import find_fallbacks
     from portend.planner.solve import solve
     from portend.storage import load_profile, write_json
 
     places = load_topology(topology)
     model, problem = _asked(load_profile(profile), places, estimator, criterion, **asked)
     solution = solve(problem, model, seconds=math.inf if seconds is None else seconds)
-    answer = solution.to_dict() | {"profiled": model.profiled | {"ranges": model.profile.ranges_for(solution.plan)}}
+    ranges = model.profile.ranges_for(solution.plan)
+    answer = solution.to_dict() | {"profiled": model.profiled | {"ranges": ranges}}
+    names = [tier.name for tier in places.tiers]
+    others = find_fallbacks(solution, model) if fallbacks else ()
+    for other in others:
+        ranges |= model.profile.ranges_for(other.solution.plan)
+    if fallbacks:
+        answer["fallbacks"] = [other.to_dict(names) for other in others]
     if not with_front:
         del answer["front"]
     if out:
         write_json(answer, out)
-    names = [tier.name for tier in places.tiers]
     click.echo(json.dumps(answer) if as_json else solution.describe(names))
     if places.slow_start is not None and not as_json:
         click.echo(f"  every message is charged slow start (initial window: {places.slow_start.initial_window})")
+    for other in () if as_json else others:
+        click.echo(f"  {other.describe(names)}")
     if with_front and not as_json:
         click.echo("  Pareto front:")
         for point in solution.front:
