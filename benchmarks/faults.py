@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -162,9 +163,14 @@ def throughput(folder: Path, network: Path | None, samples: int, window: int) ->
     with Hosts(folder, ["edge"], keys=folder / "keys") as hosts:
         with Agents(hosts.topology, keys, patience_s=60) as agents:
             work.release(agents, [alone], window=window, waiting=window)
+            carried(agents, work, 50, window)
+            before = cpu_s(hosts.processes["edge"].pid)
             rate = carried(agents, work, samples, window)
-        busy_s = partition_s(work, last)
-        found["a tier that computes"] = compared(rate, 1 / busy_s)
+            agent_s = (cpu_s(hosts.processes["edge"].pid) - before) / samples
+        busy_s, alone_s = partition_s(work, last)
+        found["a tier that computes"] = compared(rate, 1 / busy_s) | {
+            "CPU s a sample: agent": agent_s, "network alone": alone_s, "their ratio": alone_s / agent_s,
+        }  # fmt: skip
     link = Link(bandwidth_bps=10e6, propagation_delay_s=0.02)
     across = Plan(cuts=(1, last), placement=(0, 1), thresholds=(0.0,), codecs=(None, "float32"))
     spec = load_onnx(work.network).spec
@@ -204,21 +210,27 @@ def workload(folder: Path, network: Path | None) -> Workload:
 def carried(agents: Agents, work: Workload, samples: int, window: int) -> float:
     """Answers per second once the first window is through."""
     moments = []
-    named = ((f"load-{number}", work.samples[number % len(work.samples)]) for number in range(samples))
+    named = ((f"{time.monotonic_ns()}", work.samples[number % len(work.samples)]) for number in range(samples))
     for answer in agents.submitter(2 * window).answers(named):
         assert not answer.failed, answer.reason
         moments.append(time.monotonic())
     return (len(moments) - 1 - window) / (moments[-1] - moments[window])
 
 
-def partition_s(work: Workload, last: int, repeats: int = 200) -> float:
-    """Mean seconds to decode a sample and run the whole network on it, in this process, busy."""
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU time that a process has used, all threads together."""
+    used = psutil.Process(pid).cpu_times()
+    return float(used.user + used.system)
+
+
+def partition_s(work: Workload, last: int, repeats: int = 200) -> tuple[float, float]:
+    """Mean seconds, of the clock and of CPU time, to decode a sample and run the whole network on it, here and busy."""
     partition = make_executor(work.network, Execution(executor="onnxruntime")).partition(0, last, branch=True)
     partition(work.decoder.decode(work.samples[0]))
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     for number in range(repeats):
         partition(work.decoder.decode(work.samples[number % len(work.samples)]))
-    return (time.perf_counter() - began) / repeats
+    return (time.perf_counter() - began) / repeats, (time.process_time() - used) / repeats
 
 
 def compared(rate: float, due: float) -> dict[str, float]:

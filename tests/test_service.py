@@ -577,15 +577,12 @@ def test_a_user_is_told_what_is_wrong_in_one_line(hosts: Hosts, work: Workload, 
     places = tmp_path / "one.yaml"
     places.write_text(yaml.safe_dump({"tiers": [{"name": "edge", "port": 1}]}))
     (tmp_path / "plan.json").write_text(json.dumps(work.plans[-1].to_dict()))
+    feeding = ("feed", "--topology", places, "--plain", "--journal", tmp_path / "j")
     for arguments, code, word in (
         (("status", "--topology", places, "--plain"), 1, "cannot be reached"),
         (("status", "--topology", places), 2, "--keys DIR"),
-        (("feed", "--topology", places, "--plain", "--journal", tmp_path / "j"), 2, "--data or --folder"),
-        (
-            ("feed", "--topology", places, "--plain", "--journal", tmp_path / "j", "--folder", tmp_path / "no"),
-            1,
-            "no folder",
-        ),
+        (feeding, 2, "--data or --folder"),
+        ((*feeding, "--folder", tmp_path / "no"), 1, "no folder"),
         (("deploy", tmp_path / "none.json", "--network", work.network, "--topology", places, "--plain"), 1, "no file"),
         (("keys", tmp_path / "k", "../x"), 1, "letters, digits"),
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,10 +22,18 @@ _CLOCKS: Final = 32  # round trips that are remembered
 _MOST_NAMES: Final = 64
 
 
-def call(context: Any, name: str, endpoint: str, keys: Keys | None, identity: str) -> zmq.Socket[bytes]:
+def call(
+    context: Any,
+    name: str,
+    endpoint: str,
+    keys: Keys | None,
+    identity: str,
+    before: Callable[[zmq.Socket[bytes]], None] = lambda _: None,
+) -> zmq.Socket[bytes]:
     """Return a socket that connects to the agent ``name`` at host:port, and again whenever the connection breaks.
 
-    It holds nothing for who is not there: what is sent then is refused with ``zmq.Again``.
+    It holds nothing for who is not there: what is sent then is refused with ``zmq.Again``. ``before`` gets the socket
+    before it connects.
 
     Raises:
         ConfigError: there is no public key of that name. DeploymentError: this is no endpoint.
@@ -45,6 +53,7 @@ def call(context: Any, name: str, endpoint: str, keys: Keys | None, identity: st
     try:
         if keys is not None:
             keys.call(socket, name)
+        before(socket)
         socket.connect(f"tcp://{endpoint}")
     except zmq.ZMQError as error:
         socket.close()
@@ -119,13 +128,17 @@ class Peer:
 
     def __init__(self, context: Any, name: str, endpoint: str, keys: Keys | None, identity: str) -> None:
         self.name, self.endpoint = name, endpoint
-        self._socket = call(context, name, endpoint, keys, identity)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._monitor: zmq.Socket[bytes]
+        self._socket = call(context, name, endpoint, keys, identity, self._listen)
         self.connected = False
         self.beat: Beat | None = None
         self.heard_s = -math.inf
         self._heard_ns = 0
         self._clocks: deque[tuple[int, int]] = deque(maxlen=_CLOCKS)
+
+    def _listen(self, socket: zmq.Socket[bytes]) -> None:
+        """Hear of connections from the first one on."""
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 
     def close(self) -> None:
         """Hang up."""
