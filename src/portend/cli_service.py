@@ -135,7 +135,7 @@ def _agents(topology: str, keys: str | None, plain: bool) -> AbstractContextMana
 )  # fmt: skip
 @click.option("--attempts", type=click.IntRange(1), default=5, show_default=True, help="Most times a sample is sent.")
 @click.option(
-    "--silence", type=click.FloatRange(0.1), default=1.0, show_default=True,
+    "--silence", type=click.FloatRange(0.3), default=1.0, show_default=True,
     help="Seconds of silence after which an agent counts as dead.",
 )  # fmt: skip
 @click.option("--allow-code", multiple=True, metavar="MODULE:OBJECT", help="Code that the checkpoint names.")

@@ -19,17 +19,15 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgpack
 import zmq
-import zmq.asyncio
 
 from portend.errors import ConfigError, DataError, DeploymentError, MessageError, PortendError
 from portend.runtime.executors import make_executor
@@ -58,8 +56,8 @@ _LARGEST_FRAME: Final = 64 << 20
 _MOST_FRAMES: Final = 2
 _MOST_JOBS: Final = 1024  # partitions that wait for the processor; the source's window is far below
 _SEEN: Final = 8192  # messages that are remembered, so that none is run twice
-_QUICK: Final = ("hello", "status", "submit", "known")  # orders that wait for nothing
-_MOST_ORDERS: Final = 16  # of the others at once
+_MOST_ORDERS: Final = 16  # that take their time, at once
+_MOST_AT_ONCE: Final = 64  # messages that are read before anything else has its turn
 _STOP_S: Final = 5.0
 _SETTLE_S: Final = 2.0  # how long an activation waits for the others' word that they run the release
 _COMPLAINTS_PER_S: Final = 10
@@ -158,8 +156,7 @@ class ServiceAgent:
             DeploymentError: an address is in use.
         """
         self._loop = asyncio.get_running_loop()
-        self._context = zmq.asyncio.Context()
-        self._plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(self._context.underlying)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         who: Who | None = None
         with contextlib.ExitStack() as ends:
             ends.callback(self.store.close)
@@ -177,21 +174,19 @@ class ServiceAgent:
                     from portend.service.http import serve_http
 
                     await web.enter_async_context(serve_http(self, *self._http))
-                tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._tick(who))]
+                self._loop.add_reader(self._inbox.fileno(), self._receive)
+                self._loop.call_soon(self._receive)
+                watch = asyncio.create_task(self._tick(who))
                 _LOG.info("listening on %s:%d", self._host, self._port)
                 ready()
-                stop = asyncio.create_task(self.stopping.wait())
-                await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+                await self.stopping.wait()
                 await self._finish()
-                for task in (*tasks, stop, *self._orders):
+                self._loop.remove_reader(self._inbox.fileno())
+                for task in (watch, *self._orders):
                     task.cancel()
-                results = await asyncio.gather(*tasks, return_exceptions=True)
-                for result in results:
-                    if isinstance(result, Exception):
-                        raise result
 
-    def _bind(self) -> zmq.asyncio.Socket:
-        inbox: zmq.asyncio.Socket = self._context.socket(zmq.ROUTER)
+    def _bind(self) -> zmq.Socket[bytes]:
+        inbox: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         inbox.setsockopt(zmq.LINGER, 0)
         inbox.setsockopt(zmq.MAXMSGSIZE, 4 * _LARGEST_FRAME)
         inbox.setsockopt(zmq.RCVHWM, 1000)
@@ -240,20 +235,26 @@ class ServiceAgent:
 
     # -- messages ------------------------------------------------------------------------------
 
-    async def _receive(self) -> None:
-        while True:
-            frames = await self._inbox.recv_multipart(copy=False)
+    def _receive(self) -> None:
+        """Read what came, and let others have a turn after some messages."""
+        for _ in range(0 if self._inbox.closed else _MOST_AT_ONCE):
+            try:
+                frames = self._inbox.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
             received_ns = time.monotonic_ns()
             self.metrics.received_bytes.inc(sum(len(frame) for frame in frames))
             try:
-                await self._read(frames, received_ns)
+                self._read(frames, received_ns)
             except PortendError as error:
                 self.drop("malformed", error)
             except Exception:  # whatever a message does, the agent lives on
                 self.metrics.dropped.labels("error").inc()
                 _LOG.exception("a message could not be handled")
+        if not self._inbox.closed:
+            self._loop.call_soon(self._receive)
 
-    async def _read(self, frames: Sequence[zmq.Frame], received_ns: int) -> None:
+    def _read(self, frames: Sequence[zmq.Frame], received_ns: int) -> None:
         routing = frames[0].bytes
         who = self._who(frames[0] if len(frames) < 2 else frames[1], routing)
         try:
@@ -272,14 +273,8 @@ class ServiceAgent:
                 self._heard(self._peers[who], read_beat(message), received_ns)
         elif who != OPERATOR:
             self.drop("not_allowed", f"{who!r} may not give orders")
-        elif message["command"] in _QUICK:
-            await self._obey(routing, message, payload)
-        elif len(self._orders) >= _MOST_ORDERS:
-            self._reply(routing, "error", message="too many orders at once; wait for the answers")
         else:
-            task = asyncio.create_task(self._obey(routing, message, payload))
-            self._orders.add(task)
-            task.add_done_callback(self._orders.discard)
+            self._obey(routing, message, payload)
 
     def _who(self, frame: zmq.Frame, routing: bytes) -> str:
         """Name of the key that sent it; in plain text the name that the sender gives itself."""
@@ -301,9 +296,9 @@ class ServiceAgent:
             _LOG.warning("dropped a message (%s): %s", why, error)
 
     def _reply(self, routing: bytes, command: str, **values: Any) -> None:
-        # to who is gone already it goes nowhere
-        sent = self._inbox.send_multipart([routing, pack_control(command, **values)], zmq.NOBLOCK)
-        cast("asyncio.Future[Any]", sent).add_done_callback(lambda done: done.cancelled() or done.exception())
+        with contextlib.suppress(zmq.Again, zmq.ZMQError):  # who is gone, or takes nothing, asks again
+            self._inbox.send_multipart([routing, pack_control(command, **values)], zmq.NOBLOCK)
+        self._loop.call_soon(self._receive)  # a message that came meanwhile is not announced again
 
     # -- samples -------------------------------------------------------------------------------
 
@@ -656,7 +651,7 @@ class ServiceAgent:
             known = self._peers.get(name)
             if name == self.name or (known is not None and known.endpoint == endpoint):
                 continue
-            peer = Peer(self._plain, name, endpoint, self._keys, identity)
+            peer = Peer(self._context, name, endpoint, self._keys, identity)
             if known is not None:
                 known.close()
             self._peers[name] = peer
@@ -691,22 +686,46 @@ class ServiceAgent:
 
     # -- orders --------------------------------------------------------------------------------
 
-    async def _obey(self, routing: bytes, values: dict[str, Any], payload: Any) -> None:
-        handler = getattr(self, f"_on_{values['command']}", None)
+    def _obey(self, routing: bytes, values: dict[str, Any], payload: Any) -> None:
+        """Do as the operator says: at once, or in a task what takes its time."""
         number = values.get("number")
-        try:
+        with self._reporting(routing, number):
+            handler = getattr(self, f"_on_{values['command']}", None)
             if handler is None or type(number) is not int:
                 raise MessageError(f"an agent does not know the order {values['command']!r:.40}")
-            told = await handler(routing, values, payload)
-            if told is not None:
-                self._reply(routing, values["command"], number=number, **told)
+            told = handler(routing, values, payload)
+            if not asyncio.iscoroutine(told):
+                self._tell(routing, values, told)
+            elif len(self._orders) >= _MOST_ORDERS:
+                told.close()
+                raise DeploymentError("too many orders at once; wait for the answers")
+            else:
+                task = asyncio.create_task(self._finish_order(routing, values, told))
+                self._orders.add(task)
+                task.add_done_callback(self._orders.discard)
+
+    async def _finish_order(
+        self, routing: bytes, values: dict[str, Any], coming: Coroutine[Any, Any, dict[str, Any]]
+    ) -> None:
+        with self._reporting(routing, values["number"]):
+            self._tell(routing, values, await coming)
+
+    def _tell(self, routing: bytes, values: dict[str, Any], told: dict[str, Any] | None) -> None:
+        if told is not None:
+            self._reply(routing, values["command"], number=values["number"], **told)
+
+    @contextlib.contextmanager
+    def _reporting(self, routing: bytes, number: Any) -> Iterator[None]:
+        """Tell the operator what goes wrong with an order."""
+        try:
+            yield
         except PortendError as error:
             self._reply(routing, "error", number=number, message=str(error))
         except (LookupError, TypeError, ValueError, OverflowError, RuntimeError, OSError) as error:
             _LOG.exception("an order failed")
             self._reply(routing, "error", number=number, message=f"{type(error).__name__}: {error}")
 
-    async def _on_hello(self, _: bytes, __: dict[str, Any], ___: Any) -> dict[str, Any]:
+    def _on_hello(self, _: bytes, __: dict[str, Any], ___: Any) -> dict[str, Any]:
         return {
             "name": self.name,
             "incarnation": self.incarnation,
@@ -720,7 +739,7 @@ class ServiceAgent:
             "active": self.active,
         }
 
-    async def _on_network(self, _: bytes, values: dict[str, Any], __: Any) -> dict[str, Any]:
+    def _on_network(self, _: bytes, values: dict[str, Any], __: Any) -> dict[str, Any]:
         return {"held": self.store.held(_network(values))}
 
     async def _on_chunk(self, _: bytes, values: dict[str, Any], payload: Any) -> dict[str, Any]:
@@ -754,7 +773,7 @@ class ServiceAgent:
     def _save(self) -> None:
         self.store.save([loaded.release for loaded in self.releases.values()], self.active)
 
-    async def _on_status(self, _: bytes, __: dict[str, Any], ___: Any) -> dict[str, Any]:
+    def _on_status(self, _: bytes, __: dict[str, Any], ___: Any) -> dict[str, Any]:
         return self.status()
 
     def status(self) -> dict[str, Any]:
@@ -779,7 +798,8 @@ class ServiceAgent:
             },
         }
 
-    async def _on_submit(self, routing: bytes, values: dict[str, Any], payload: Any) -> dict[str, Any]:
+    def _on_submit(self, routing: bytes, values: dict[str, Any], payload: Any) -> dict[str, Any] | None:
+        """Take a sample; its answer says that it was, and only a refusal has a word of its own."""
         sample = str(values["sample"])
         if payload is None:
             raise MessageError("a sample has bytes, but got none")
@@ -788,9 +808,9 @@ class ServiceAgent:
         if self.stopped:
             return {"sample": sample, "found": "full"}
         found = self.offer(sample, bytes(payload), routing, partial(self._deliver, routing))
-        return {"sample": sample, "found": found}
+        return {"sample": sample, "found": found} if found == "full" else None
 
-    async def _on_known(self, routing: bytes, values: dict[str, Any], _: Any) -> dict[str, Any]:
+    def _on_known(self, routing: bytes, values: dict[str, Any], _: Any) -> dict[str, Any]:
         """Which samples are not known here; the answers of the others go to who asks."""
         samples = values["samples"]
         if not isinstance(samples, list) or len(samples) > 1 << 16:
@@ -799,7 +819,7 @@ class ServiceAgent:
         return {"unknown": [s for s in samples if not (isinstance(s, str) and self.intake.wants(s, routing, deliver))]}
 
     def _deliver(self, routing: bytes, answer: Answer) -> None:
-        self._reply(routing, "answer", answer=asdict(answer))
+        self._reply(routing, "answer", answer={name: getattr(answer, name) for name in Answer.__slots__})
 
 
 def _network(values: dict[str, Any]) -> NetworkFile:
