@@ -607,3 +607,18 @@ def test_a_user_is_told_what_is_wrong_in_one_line(hosts: Hosts, work: Workload, 
         assert done.returncode == code, (arguments, done.stderr)
         assert word in done.stderr + done.stdout
         assert "Traceback" not in done.stderr
+
+
+def test_an_agent_without_a_peer_s_public_key_refuses_the_release(tmp_path: Path, work: Workload, keys: Path) -> None:
+    for name in ("edge", OPERATOR):
+        (tmp_path / f"{name}.key").write_bytes((keys / f"{name}.key").read_bytes())
+    (tmp_path / "edge.key_secret").write_bytes((keys / "edge.key_secret").read_bytes())
+    (tmp_path / "edge.key_secret").chmod(0o600)
+    with Hosts(tmp_path, ["edge", "base"], keys=keys) as hosts:
+        hosts.kill("edge")
+        hosts.keys = tmp_path
+        hosts.start("edge")
+        with Agents(hosts.topology, load_keys(keys, OPERATOR), patience_s=30) as agents:
+            with pytest.raises(DeploymentError, match="no public key"):
+                work.release(agents, [work.plans[-1]])
+            assert agents.ask(0, "status")["versions"] == []

@@ -541,7 +541,7 @@ class ServiceAgent:
     def _heard(self, peer: Peer, beat: Beat, now_ns: int) -> None:
         if peer.hear(beat, now_ns):
             _LOG.info("%s was started again", peer.name)
-        if beat.active in self.releases:
+        if beat.active in self.releases and beat.active >= self.active:
             self._source_oldest, was_source = beat.oldest, self.is_source
             if beat.active != self.active:
                 self.active, self.intake.limits = beat.active, self.releases[beat.active].release.limits
@@ -643,18 +643,29 @@ class ServiceAgent:
         return Loaded(release, tier, shared)
 
     def _take(self, loaded: Loaded) -> None:
-        """Run a release from now on, beside those that run."""
+        """Run a release from now on, beside those that run.
+
+        Raises:
+            ConfigError: there is no public key of one of its agents.
+        """
         release = loaded.release
-        self.releases[release.version] = loaded
+        made: list[Peer] = []
         identity = f"{self.name}/{self.incarnation:x}"
         for name, endpoint in zip(release.tiers, release.endpoints, strict=True):
             known = self._peers.get(name)
             if name == self.name or (known is not None and known.endpoint == endpoint):
                 continue
-            peer = Peer(self._context, name, endpoint, self._keys, identity)
-            if known is not None:
+            try:
+                made.append(Peer(self._context, name, endpoint, self._keys, identity))
+            except PortendError:
+                for peer in made:
+                    peer.close()
+                raise
+        for peer in made:
+            if (known := self._peers.get(peer.name)) is not None:
                 known.close()
-            self._peers[name] = peer
+            self._peers[peer.name] = peer
+        self.releases[release.version] = loaded
         if not self.active:
             self.intake.limits = release.limits  # beats and silence count before it is active
 

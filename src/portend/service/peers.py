@@ -18,6 +18,7 @@ from portend.service.keys import Keys
 __all__ = ["Beat", "Peer", "call", "read_beat"]
 
 _HELD: Final = 1000  # messages for one peer that a socket holds
+_LARGEST: Final = 32 << 20  # bytes of what an agent answers
 _CLOCKS: Final = 32  # round trips that are remembered
 _MOST_NAMES: Final = 64
 
@@ -42,6 +43,7 @@ def call(
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IDENTITY, identity.encode())
     socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.MAXMSGSIZE, _LARGEST)
     socket.setsockopt(zmq.SNDHWM, _HELD)
     socket.setsockopt(zmq.RCVHWM, _HELD)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
