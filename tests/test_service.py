@@ -23,7 +23,7 @@ import msgpack
 import pytest
 import yaml
 import zmq
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from portend.errors import ConfigError, DeploymentError, MessageError, StorageError
@@ -371,6 +371,7 @@ def test_a_replayed_tensor_is_run_once(tmp_path: Path, work: Workload) -> None:
             context.destroy(linger=0)
 
 
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 _WHOLE = st.integers(-(2**63), 2**64 - 1)
 _FRAMES = st.one_of(
     st.binary(max_size=400),
@@ -407,6 +408,7 @@ def read_all(frames: list[bytes]) -> None:
         return
 
 
+@_PATIENT
 @given(st.lists(_FRAMES, max_size=3))
 def test_no_bytes_break_the_decoder(frames: list[bytes]) -> None:
     read_all(frames)
@@ -440,6 +442,7 @@ def test_no_bytes_out_of_a_million_break_the_decoder() -> None:
         read_all([bytes(data)])
 
 
+@_PATIENT
 @given(st.data())
 def test_a_release_with_any_field_changed_is_read_or_refused(data: st.DataObject) -> None:
     values = _RELEASE.to_dict()
