@@ -203,13 +203,13 @@ def test_the_interface_is_described_and_says_how_the_agent_does(hosts: Hosts, ag
 
 
 def test_metrics_count_exits_bytes_terms_and_credits(hosts: Hosts, agents: Agents, work: Workload) -> None:
-    before = counter(hosts, "edge", 'portend_answers_total{exit="0"}')
+    before = counter(hosts, "edge", 'portend_answers_total{exit="1"}')
     sent = counter(hosts, "edge", 'portend_sent_bytes_total{to="base"}')
     leaving = next(i for i in range(len(work.samples)) if work.expected(work.plans[0], i)[1] == 0)
     staying = next(i for i in range(len(work.samples)) if work.expected(work.plans[0], i)[1] > 0)
     assert http(hosts, "/v1/samples", work.samples[leaving])[0] == 200
     assert http(hosts, "/v1/samples", work.samples[staying])[0] == 200
-    assert counter(hosts, "edge", 'portend_answers_total{exit="0"}') == before + 1
+    assert counter(hosts, "edge", 'portend_answers_total{exit="1"}') == before + 1
     assert counter(hosts, "edge", 'portend_sent_bytes_total{to="base"}') > sent
     assert counter(hosts, "base", 'portend_term_seconds_count{term="compute"}') > 0
     assert counter(hosts, "base", 'portend_term_seconds_count{term="transfer"}') > 0

@@ -432,7 +432,7 @@ class ServiceAgent:
             self.metrics.failed.labels(answer.failed).inc()
             _LOG.warning("sample %s failed (%s): %s", answer.id, answer.failed, answer.reason)
         else:
-            self.metrics.answers.labels(str(answer.exit_index)).inc()
+            self.metrics.answers.labels(str(answer.exit_index + 1)).inc()
             self.metrics.latency.observe(answer.latency_s)
 
     def _post(self, to: str, header: Header, payload: Any) -> None:

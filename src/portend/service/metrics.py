@@ -16,7 +16,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self.answers = Counter("portend_answers", "Samples answered, by exit.", ["exit"], registry=registry)
+        self.answers = Counter("portend_answers", "Samples answered, by exit, from 1 on.", ["exit"], registry=registry)
         self.failed = Counter("portend_failed", "Accepted samples reported failed.", ["why"], registry=registry)
         self.refused = Counter("portend_refused", "Samples refused because all places are taken.", registry=registry)
         self.sent_again = Counter("portend_sent_again", "Samples sent again.", registry=registry)
