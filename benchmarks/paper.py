@@ -100,6 +100,7 @@ class Case:
             "network": self.network.profile.backbone.name,
             "weights": self.network.profile.backbone.weights_sha256,
             "topology": self.topology.name,
+            "emulation": self.running.emulation,
             "long": self.long,
             "format": _FORMAT,
         }
@@ -118,9 +119,13 @@ class Part:
 # --- the network and this machine's profile ------------------------------------------------
 
 
+def _data() -> Path:
+    return Path(os.environ.get("PORTEND_DATA", "data"))
+
+
 def prepare(folder: Path, topology: Topology, emulation: str, long: bool, tell: Tell) -> Case:
     """Return the network, trained or recorded, profiled on this machine; what is there already is kept."""
-    data, kept = Path(os.environ.get("PORTEND_DATA", "data")) / "cifar10", folder / "profile.zip"
+    data, kept = _data() / "cifar10", folder / "profile.zip"
     recorded = data.is_dir()
     name = f"parquet:{data}" if recorded else "digits:size=32"
     dataset = load_dataset(name)
@@ -401,26 +406,30 @@ def _drawn(svg: bytes, text: str, *, narrow: bool = False) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Script:
-    """A benchmark of its own: words of its command line, in which {json}, {svg}, {topology}, {emulation} stand.
+    """A benchmark of its own: words of its command line, in which {json}, {svg}, {topology}, {root} and {data} stand.
 
     Attributes:
         short, long: measure, and write {json}. figure: draw {svg} from {json}. words: what the figure shows.
+        absent: why it cannot be measured here; empty where it can.
     """
 
     short: tuple[str, ...]
     long: tuple[str, ...]
     figure: tuple[str, ...]
     words: str
+    absent: Callable[[Case], str]
 
 
 def script_part(name: str, title: str, script: Script) -> Part:
     """Return a part that runs a script, and shows the figure that it draws."""
 
     def measure(case: Case, tell: Tell) -> dict[str, Any]:
+        if reason := script.absent(case):
+            return {"absent": reason}
         tell(name, 0, 1)
         places = {
             "json": str(case.folder / f"{name}-raw.json"), "svg": str(case.folder / f"{name}.svg"),
-            "topology": str(ROOT / "configs/topologies/paper.yaml"), "emulation": case.running.emulation,
+            "topology": str(ROOT / "configs/topologies/paper.yaml"), "root": str(ROOT), "data": str(_data()),
         }  # fmt: skip
         for words in (case.choose(script.short, script.long), script.figure):
             file, *options = (word.format(**places) for word in words)
@@ -433,19 +442,58 @@ def script_part(name: str, title: str, script: Script) -> Part:
         return {"svg": Path(places["svg"]).read_text(encoding="utf-8")}
 
     def show(found: Mapping[str, Any]) -> str:
+        if "absent" in found:
+            return _words(f"Not measured: {found['absent']}.")
         return _words(script.words) + _drawn(found["svg"].encode("utf-8"), title)
 
     return Part(name=name, title=title, measure=measure, show=show)
 
 
+def _without_tcp(case: Case) -> str:
+    there = case.running.emulation == "namespaces"
+    return "" if there else f"the links are of the emulation {case.running.emulation}, which has no TCP"
+
+
+def _without_traces(_: Case) -> str:
+    traces = _data() / "bandwidth_traces"
+    return "" if traces.is_dir() else f"there are no bandwidth traces in {traces}"
+
+
+_RIDE: Final = "hsdpa_bus_ljansbakken_1"
+_RIDES: Final = ("replay", "{root}/profiles/resnet110-cifar10.zip", "{data}/bandwidth_traces/" + _RIDE + ".txt")
+_COMMUTE: Final = (
+    "--topology",
+    "{root}/configs/topologies/commute.yaml",
+    "--keep-input-on",
+    "edge",
+    "--json",
+    "{json}",
+)
+
 SCRIPTS: Final = (
     script_part(
-        "messages", "Messages over TCP, on new and on warm connections",
+        "tcp", "Messages over TCP, with and without the slow-start term",
         Script(
-            short=("testbed.py", "{topology}", "--emulation", "{emulation}", "--repeats", "3", "--json", "{json}"),
-            long=("testbed.py", "{topology}", "--emulation", "{emulation}", "--repeats", "15", "--json", "{json}"),
-            figure=("paper_figures.py", "messages", "{json}", "{svg}"),
-            words="One way from the edge to the cloud: measured, and by the model's formula, which has no slow start.",
+            short=("tcp.py", "measure", "{topology}", "--controls", "cubic", "--sizes", "300,12000,65000,400000",
+                   "--repeats", "2", "--json", "{json}"),
+            long=("tcp.py", "measure", "{topology}", "--json", "{json}"),
+            figure=("tcp.py", "figure", "{json}", "{svg}"),
+            words="One way on new and warm connections, and after a second of idling: measured, and by the model with "
+            "its slow-start term off and on.",
+            absent=_without_tcp,
+        ),
+    ),
+    script_part(
+        "trace", "A ride: plans that are kept, and planning again at each change of the bandwidth",
+        Script(
+            short=("trace_replay.py", *_RIDES, *_COMMUTE),
+            long=("trace_replay.py", *_RIDES, *("{data}/bandwidth_traces/" + name + ".txt" for name in (
+                "hsdpa_bus_ljansbakken_2", "3g_norway_bus_1", "3g_norway_car_2", "3g_norway_train_1", "oboe_trace_0",
+            )), *_COMMUTE),
+            figure=("trace_replay.py", "figure", "{json}", _RIDE, "{svg}"),
+            words="ResNet-110 as recorded in profiles/, one point of accuracy given up, raw input kept on the edge; a "
+            "replay by the model of a ride on a bus.",
+            absent=_without_traces,
         ),
     ),
 )  # fmt: skip

@@ -25,7 +25,6 @@ __all__ = [
     "draw_agreement",
     "draw_distributions",
     "draw_fine_tuning",
-    "draw_messages",
     "draw_running",
     "draw_scenario",
     "draw_speedups",
@@ -252,33 +251,6 @@ def draw_scenario(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def draw_messages(found: Mapping[str, Any]) -> Figure:
-    """One-way times of messages over the whole path, on new and warm connections, beside the model's formula."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes: Axes = figure.subplots()
-    sizes = [row["bytes"] for row in found["rows"]]
-    formula = [1e3 * row["formula_s"] for row in found["rows"]]
-    axes.plot(sizes, formula, color=INK, linewidth=1.3, label="the model's formula")
-    for state, label, color in (("cold_s", "new connection", BLUE), ("warm_s", "warm connection", CHOSEN)):
-        times = [1e3 * np.array(row[state]) for row in found["rows"]]
-        middle = [float(np.median(each)) for each in times]
-        spread = [[m - each.min() for m, each in zip(middle, times, strict=True)],
-                  [each.max() - m for m, each in zip(middle, times, strict=True)]]  # fmt: skip
-        axes.errorbar(
-            sizes, middle, yerr=spread, fmt="o", color=color, markerfacecolor="white", markersize=6, elinewidth=0.9,
-            capsize=2, label=f"{label}: median, least and most",
-        )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("bytes of the message", color=INK, fontsize=9)
-    dress(axes, "one way, ms")
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
-    return figure
-
-
 def _read(draw: Callable[[Mapping[str, Any]], Figure]) -> Callable[[Path], Figure]:
     return lambda path: draw(json.loads(path.read_text(encoding="utf-8")))
 
@@ -290,7 +262,6 @@ FIGURES: Final[Mapping[str, Callable[[Path], Figure]]] = {
     "distributions": _read(draw_distributions),
     "fine-tuning": _read(draw_fine_tuning),
     "scenario": _read(draw_scenario),
-    "messages": _read(draw_messages),
 }
 
 
