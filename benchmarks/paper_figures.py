@@ -6,6 +6,7 @@ python benchmarks/paper_figures.py speedups runs/bench-baselines.json docs/figur
 from __future__ import annotations
 
 import json
+import textwrap
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -172,7 +173,8 @@ def draw_distributions(found: Mapping[str, Any]) -> Figure:
         xs = [0.0, *(x for x, _ in steps), 1.05 * most]
         ys = np.concatenate([[0.0], np.cumsum([share for _, share in steps]), [1.0]])
         axes.step(xs, ys, where="post", color=color, linewidth=1.3, linestyle=(0, (1, 1.4)))
-        axes.set_title(f"{name}: {plan['described']}", fontsize=8, color=color, loc="left")
+        title = textwrap.fill(f"{name}: {plan['described']}", 68)
+        axes.set_title(title, fontsize=8, color=color, loc="left")
         axes.set_xlim(0, 1.03 * most)
         axes.set_ylim(0, 1.04)
         dress(axes, "share of samples")
