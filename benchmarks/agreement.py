@@ -1,6 +1,6 @@
 """How well predictions agree with what ran, over whole campaigns: the paper's Fig. 4 a–c, and its numbers beside ours.
 
-    python benchmarks/agreement.py docs/campaigns/*.json --figure docs/figures/agreement.svg
+    python benchmarks/agreement.py docs/campaigns/*.json --figure docs/figures/agreement.png
 
 Each file is the ``summary.json`` that ``portend validate`` left for one network. Prints tables in Markdown: agreement
 by both estimators beside the paper's figures, the latency terms, and regret.

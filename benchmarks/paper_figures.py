@@ -6,8 +6,8 @@ python benchmarks/paper_figures.py speedups runs/bench-baselines.json docs/figur
 from __future__ import annotations
 
 import json
-import textwrap
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
