@@ -16,50 +16,36 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from click.testing import CliRunner
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from rich.console import Console
 
 from portend import top
 from portend.cli import cli
 from portend.errors import DeploymentError
+from portend.service.metrics import Metrics
 
 
-class Agent:
-    """What an agent of a tier exports."""
-
-    def __init__(self, tier: str) -> None:
-        self.registry = CollectorRegistry()
-        labels = ["tier"]
-        self.exits = Counter("portend_exits", "-", [*labels, "exit"], registry=self.registry)
-        self.bytes = Counter("portend_bytes", "-", [*labels, "direction", "peer"], registry=self.registry)
-        self.dropped = Counter("portend_dropped", "-", [*labels, "reason"], registry=self.registry)
-        self.queue = Gauge("portend_queue", "-", labels, registry=self.registry)
-        self.credits = Gauge("portend_credits", "-", labels, registry=self.registry)
-        self.terms = Histogram(
-            "portend_term_seconds", "-", [*labels, "term"], buckets=(0.001, 0.01, 0.1), registry=self.registry
-        )
-        self.tier = tier
-
-    def works(self, samples: int) -> None:
-        self.exits.labels(self.tier, "0").inc(3 * samples)
-        self.exits.labels(self.tier, "1").inc(samples)
-        self.bytes.labels(self.tier, "out", "cloud").inc(1000 * samples)
-        self.dropped.labels(self.tier, "malformed").inc()
-        self.queue.labels(self.tier).set(5)
-        self.credits.labels(self.tier).set(2)
-        for _ in range(samples):
-            self.terms.labels(self.tier, "compute").observe(0.004)
+def works(agent: Metrics, samples: int) -> None:
+    agent.answers.labels("1").inc(3 * samples)
+    agent.answers.labels("2").inc(samples)
+    agent.sent_bytes.labels("cloud").inc(1000 * samples)
+    agent.received_bytes.inc(10 * samples)
+    agent.dropped.labels("malformed").inc()
+    agent.waiting.set(4)
+    agent.jobs.set(1)
+    agent.credits.set(2)
+    for _ in range(samples):
+        agent.terms.labels("compute").observe(0.004)
 
 
 @contextmanager
-def exporting(agent: Agent) -> Iterator[str]:
-    server, thread = start_http_server(0, "127.0.0.1", registry=agent.registry)
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/metrics"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def exporting(agent: Metrics) -> Iterator[str]:
+    def page(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(agent.page())
+
+    with answering(page) as url:
+        yield url
 
 
 @contextmanager
@@ -96,35 +82,35 @@ def row(text: str, *starts: str) -> list[str]:
 
 
 def test_rates_and_times_are_those_between_two_looks() -> None:
-    agent = Agent("edge")
-    agent.works(100)
-    agent.terms.labels("edge", "compute").observe(50.0)  # before the first look: does not count
+    agent = Metrics()
+    works(agent, 100)
+    agent.terms.labels("compute").observe(50.0)  # before the first look: does not count
     with exporting(agent) as url:
-        before = top.read(top.fetch(url), "", 10.0)
-        agent.works(40)
-        after = top.read(top.fetch(url), "", 12.0)
+        before = top.read(top.fetch(url), "edge", 10.0)
+        works(agent, 40)
+        after = top.read(top.fetch(url), "edge", 12.0)
     text = shown((before, after))
-    assert row(text, "edge", "up") == ["edge", "up", "5", "2", "2", "–", "–", "–", "4.00 / 9.55"]
-    assert row(text, "edge", "out") == ["edge", "out", "cloud", "160 kbit/s", "140 kB"]
-    assert row(text, "0") == ["0", "420", "75.0 %", "60.0"]
-    assert row(text, "1") == ["1", "140", "25.0 %", "20.0"]
+    assert row(text, "edge", "up") == ["edge", "up", "5", "2", "2", "–", "–", "–", "4.00 / 4.88"]
+    assert row(text, "edge", "sent") == ["edge", "sent", "cloud", "160 kbit/s", "140 kB"]
+    assert row(text, "1") == ["1", "420", "75.0 %", "60.0"]
+    assert row(text, "2") == ["2", "140", "25.0 %", "20.0"]
 
 
 def test_an_agent_that_began_anew_counts_from_zero() -> None:
-    old, new = Agent("edge"), Agent("edge")
-    old.works(100)
-    new.works(10)
+    old, new = Metrics(), Metrics()
+    works(old, 100)
+    works(new, 10)
     readings = []
     for at_s, agent in ((1.0, old), (2.0, new)):
         with exporting(agent) as url:
-            readings.append(top.read(top.fetch(url), "", at_s))
+            readings.append(top.read(top.fetch(url), "edge", at_s))
     text = shown((readings[0], readings[1]))
-    assert row(text, "1")[-1] == "10.0"
-    assert row(text, "edge", "out")[3] == "80 kbit/s"
-    assert row(text, "edge", "up")[-1] == "4.00 / 9.55"
+    assert row(text, "2")[-1] == "10.0"
+    assert row(text, "edge", "sent")[3] == "80 kbit/s"
+    assert row(text, "edge", "up")[-1] == "4.00 / 4.88"
 
 
-def test_names_without_a_tier_are_those_that_were_given() -> None:
+def test_a_page_as_text() -> None:
     page = (
         "# TYPE portend_answers counter\nportend_answers_total{exit=\"2\"} 7\n"
         "# TYPE portend_sent_bytes counter\nportend_sent_bytes_total{to=\"base\"} 5000\n"
@@ -149,11 +135,11 @@ def test_quantiles_lie_on_lines_within_buckets() -> None:
 
 
 def test_the_command_shows_who_answers_and_who_does_not() -> None:
-    agent = Agent("edge")
-    agent.works(10)
+    agent = Metrics()
+    works(agent, 10)
     with exporting(agent) as url:
         done = CliRunner().invoke(
-            cli, ["top", url, "cloud=127.0.0.1:1", "--once", "--interval", "50 ms"], env={"COLUMNS": "140"}
+            cli, ["top", f"edge={url}", "cloud=127.0.0.1:1", "--once", "--interval", "50 ms"], env={"COLUMNS": "140"}
         )
     assert done.exit_code == 0, done.output
     assert row(done.output, "edge", "up", "5")
@@ -163,8 +149,8 @@ def test_the_command_shows_who_answers_and_who_does_not() -> None:
 
 
 def test_the_live_view_ends_by_ctrl_c() -> None:
-    agent = Agent("edge")
-    agent.works(10)
+    agent = Metrics()
+    works(agent, 10)
     control, terminal = pty.openpty()
     with exporting(agent) as url:
         words = [sys.executable, "-m", "portend.cli", "top", url, "--interval", "50 ms"]
@@ -200,7 +186,7 @@ def test_pages_of_strangers_do_no_harm() -> None:
         top.read(top.fetch(url), "", 0.0)
     with pytest.raises(DeploymentError, match="not of an agent"):
         top.read("# TYPE up gauge\nup 1\n", "", 0.0)
-    hostile = top.read('# TYPE portend_queue gauge\nportend_queue{tier="\x1b[2J[red]x"} 1\n', "", 0.0)
+    hostile = top.read('# TYPE portend_answers counter\nportend_answers_total{exit="\x1b[2J[red]x"} 1\n', "", 0.0)
     text = shown((hostile, hostile))
     assert "\x1b[2J" not in text
     assert "[red]x" in text

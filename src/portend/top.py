@@ -29,15 +29,9 @@ __all__ = ["Histogram", "Reading", "address", "fetch", "read", "tables"]
 _LARGEST_PAGE: Final = 4 << 20
 _PATIENCE_S: Final = 2.0
 _TERMS: Final = ("encode", "transfer", "decode", "compute")
-_EXITS: Final = ("portend_exits_total", "portend_answers_total")
-_DROPPED: Final = ("portend_dropped_total", "portend_dropped_messages_total")
-_QUEUE: Final = ("portend_queue", "portend_waiting_samples", "portend_compute_queue")
+_QUEUE: Final = ("portend_waiting_samples", "portend_compute_queue")
 _CREDITS: Final = ("portend_credits",)
-_BYTES: Final = {
-    "portend_bytes_total": "",
-    "portend_sent_bytes_total": "sent",
-    "portend_received_bytes_total": "received",
-}
+_BYTES: Final = {"portend_sent_bytes_total": "sent", "portend_received_bytes_total": "received"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +114,7 @@ def fetch(url: str) -> str:
 
 
 def read(page: str, tier: str, at_s: float) -> Reading:
-    """Return what a page says; ``tier`` where it does not name its own.
+    """Return what the page of a tier's agent says (``service.metrics``).
 
     Raises:
         DeploymentError: it is not Prometheus' text format.
@@ -135,14 +129,13 @@ def read(page: str, tier: str, at_s: float) -> Reading:
     crossed: dict[tuple[str, str], float] = {}
     for sample in own:
         if sample.name in _BYTES:
-            direction = _BYTES[sample.name] or sample.labels.get("direction", "")
-            key = (direction, sample.labels.get("peer", sample.labels.get("to", "")))
+            key = (_BYTES[sample.name], sample.labels.get("to", ""))
             crossed[key] = crossed.get(key, 0.0) + sample.value
     return Reading(
-        tier=next((s.labels["tier"] for s in own if s.labels.get("tier")), tier),
+        tier=tier,
         at_s=at_s,
-        exits=_by(own, _EXITS, "exit"),
-        dropped=_by(own, _DROPPED, "reason", "why"),
+        exits=_by(own, "portend_answers_total", "exit"),
+        dropped=_by(own, "portend_dropped_messages_total", "why"),
         bytes=crossed,
         terms=_terms(own),
         queue=_gauge(own, _QUEUE),
@@ -150,11 +143,11 @@ def read(page: str, tier: str, at_s: float) -> Reading:
     )
 
 
-def _by(samples: Sequence[Sample], names: Sequence[str], *labels: str) -> dict[str, float]:
+def _by(samples: Sequence[Sample], name: str, label: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for sample in samples:
-        if sample.name in names:
-            key = next((sample.labels[label] for label in labels if label in sample.labels), "")
+        if sample.name == name:
+            key = sample.labels.get(label, "")
             found[key] = found.get(key, 0.0) + sample.value
     return found
 
