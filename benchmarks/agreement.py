@@ -128,7 +128,8 @@ def regret_table(campaigns: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _title(found: Mapping[str, Any]) -> str:
-    return _TITLES.get(found["network"], found["network"])
+    name = str(found["network"])
+    return _TITLES.get(name, name)
 
 
 def _cell(fit: Mapping[str, Any], quantity: str) -> str:
