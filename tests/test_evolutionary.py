@@ -29,7 +29,8 @@ THRESHOLDS = (0.0, 0.125, 0.25, 0.5, 0.75)
 def a_model(seed: int, *, blocks: int = 7, tiers: int = 3) -> PerformanceModel:
     case = random_case(seed, blocks=blocks, tiers=tiers, estimator="sample" if seed % 2 else "marginal")
     places = tuple(replace(tier, power_w=1.0 + 3.0 * i) for i, tier in enumerate(case.topology.tiers))
-    return PerformanceModel(case.profile, replace(case.topology, tiers=places), estimator=case.estimator)
+    topology = replace(case.topology, tiers=places, slow_start=None)
+    return PerformanceModel(case.profile, topology, estimator=case.estimator)
 
 
 def middle_accuracy(space: SearchSpace, model: PerformanceModel) -> float:

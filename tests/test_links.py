@@ -107,7 +107,7 @@ def test_a_curve_that_is_none_is_refused(changes: dict[str, tuple[float, ...]]) 
 
 def test_a_topology_is_written_as_it_is_read(tmp_path: Path) -> None:
     tier = Tier(
-        name="a", device="pi", slowdown=2.5, host="localhost", memory_bytes=2.0**30, power_w=5.0,
+        name="a", device="pi", slowdown=2.5, host="localhost", port=7101, memory_bytes=2.0**30, power_w=5.0,
         price_usd_per_hour=0.1, cores=(0, 1), cpu_quota=0.5,
     )  # fmt: skip
     link = Link(bandwidth_bps=12345678.9, propagation_delay_s=0.0201, mtu_bytes=9000, header_bytes=60, transfer=CURVE)

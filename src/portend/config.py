@@ -217,7 +217,7 @@ def _of_tier(tier: Tier) -> dict[str, Any]:
         "cores": list(tier.cores) or None,
         "cpu_quota": tier.cpu_quota,
     }
-    fixed = {"name": tier.name, "device": tier.device, "slowdown": tier.slowdown, "host": tier.host}
+    fixed = {"name": tier.name, "device": tier.device, "slowdown": tier.slowdown, "host": tier.host, "port": tier.port}
     return fixed | {key: value for key, value in optional.items() if value is not None}
 
 
