@@ -128,12 +128,14 @@ class Workload:
     samples: tuple[bytes, ...]
     plans: tuple[Plan, ...]
 
-    def release(self, agents: Agents, plans: Sequence[Plan] | None = None, **limits: Any) -> Release:
+    def release(
+        self, agents: Agents, plans: Sequence[Plan] | None = None, batches: Sequence[int] = (), **limits: Any
+    ) -> Release:
         execution = Execution(executor="onnxruntime")
         count = len(agents.topology.tiers)
         return agents.deploy(
             self.plans if plans is None else plans, [self.network] * count, self.decoder,
-            executions=[execution] * count, limits=Limits(**limits),
+            executions=[execution] * count, batches=batches, limits=Limits(**limits),
         )  # fmt: skip
 
     def expected(self, plan: Plan, index: int) -> tuple[int, int]:

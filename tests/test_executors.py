@@ -39,7 +39,7 @@ from portend.profiling.exits import profile_exits
 from portend.profiling.fastest import time_executions
 from portend.profiling.losses import profile_losses, profile_ranges
 from portend.runtime.coordinator import Deployment
-from portend.runtime.executors import make_executor
+from portend.runtime.executors import Executor, make_executor
 from portend.runtime.torch_executor import TorchExecutor
 from portend.storage import load_profile
 from portend.topology import Link, Tier, Topology
@@ -148,6 +148,36 @@ def test_a_split_network_with_few_exits_is_exported_too() -> None:
     assert network.spec.exit_cuts == backbone.exits
     assert network.batches
     assert not any(value.name == "label_1" for value in network.model.graph.output)
+
+
+def executors(backbone: Backbone, file: Path) -> list[Executor]:
+    return [TorchExecutor(backbone), make_executor(file, ONNX)]
+
+
+def test_a_batch_gives_what_each_sample_gives_alone(backbone: Backbone, file: Path, digits: Dataset) -> None:
+    samples = list(digits.tensors([3, 8, 5]))
+    for executor in executors(backbone, file):
+        for start, end in ((0, 2), (0, 4)):
+            alone = executor.partition(start, end, branch=True)
+            together = executor.partition(start, end, branch=True, most=3).many(samples)
+            for sample, got in zip(samples, together, strict=True):
+                expected = alone(sample)
+                assert got.label == expected.label
+                assert got.score == pytest.approx(expected.score, abs=1e-5)
+                assert np.allclose(got.features, expected.features, rtol=1e-4, atol=1e-5)
+        without = executor.partition(1, 2, branch=False, most=2).many(
+            [executor.partition(0, 1, branch=False)(s).features for s in samples[:2]]
+        )
+        assert [found.label for found in without] == [-1, -1]
+
+
+def test_a_network_for_one_sample_at_a_time_takes_no_batches(network: OnnxNetwork, tmp_path: Path) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    OnnxNetwork(model, network.spec, network.provenance).save(tmp_path / "one.onnx")
+    with pytest.raises(InvalidValue, match="one sample at a time, but batches of 4"):
+        make_executor(tmp_path / "one.onnx", ONNX).partition(0, 2, branch=True, most=4)
 
 
 def test_compiled_and_reduced_precision_stay_close(backbone: Backbone, digits: Dataset) -> None:

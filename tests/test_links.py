@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 
 from portend.cli import cli
 from portend.config import load_topology, topology_yaml
-from portend.emulation.namespaces import unavailable
+from portend.emulation.namespaces import Namespaces, unavailable
 from portend.errors import ConfigError, DeploymentError, InvalidValue
 from portend.profiling.links import measured_link
 from portend.runtime.links import Budget, LinkMeasurement, Peer, measure
+from portend.service.keys import OPERATOR, make_keys
 from portend.topology import Link, SlowStart, Tier, Topology, TransferCurve
 
 real = pytest.mark.skipif(bool(unavailable()), reason=f"no testbed here: {unavailable()}")
@@ -262,6 +263,53 @@ def test_links_are_found_as_they_were_set(emulation: str, tmp_path: Path) -> Non
     for pair in ((0, 1), (1, 2), (0, 2)):
         due, got = (t.transmission_s(sizes)[(..., *pair)] + t.propagation_s()[pair] for t in (topology, measured))
         assert got == pytest.approx(due, rel=0.25)  # what comes on top is the machine's, and more where it is busy
+
+
+@real
+def test_links_between_hosts_are_measured_by_their_agents(tmp_path: Path) -> None:
+    """Three hosts (namespaces), an agent on each, and the operator on the first: all encrypted but the probes."""
+    topology = chain(*WANTED)
+    names = [tier.name for tier in topology.tiers]
+    make_keys(tmp_path / "keys", [*names, OPERATOR])
+    with Namespaces(topology) as hosts, ExitStack() as ends:
+        tiers = tuple(replace(tier, host=hosts.host(at), port=7100) for at, tier in enumerate(topology.tiers))
+        (tmp_path / "hosts.yaml").write_text(topology_yaml(replace(topology, tiers=tiers)))
+        command = [sys.executable, "-m", "portend.cli"]
+        for at, tier in enumerate(tiers):
+            words = [
+                "--listen",
+                f"tcp://{tier.host}:7100",
+                "--keys",
+                tmp_path / "keys",
+                "--state",
+                tmp_path / tier.name,
+            ]
+            agent = ends.enter_context(hosts.start(at, [*command, "agent", "--name", tier.name, *map(str, words)]))
+            ends.callback(agent.terminate)
+        words = [
+            "links",
+            "hosts.yaml",
+            "--keys",
+            "keys",
+            "--time",
+            "5 s",
+            "--bytes",
+            "32 MB",
+            "--out",
+            "m.yaml",
+            "--json",
+        ]
+        asked = ends.enter_context(
+            hosts.start(0, [*command, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
+        out, said = asked.communicate(timeout=90)
+    assert asked.returncode == 0, said
+    found, measured = json.loads(out), load_topology(tmp_path / "m.yaml")
+    assert [link["clock_error_s"] for link in found] == [0, 0]
+    assert measured.tiers == tiers
+    for link, wanted in zip(measured.links, WANTED, strict=True):
+        assert link.bandwidth_bps == pytest.approx(wanted.bandwidth_bps, rel=0.05)
+        assert link.propagation_delay_s == pytest.approx(wanted.propagation_delay_s, rel=0.05)
 
 
 def test_one_tier_has_no_links(tmp_path: Path) -> None:

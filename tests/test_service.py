@@ -26,6 +26,7 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from portend.config import load_topology
 from portend.errors import ConfigError, DeploymentError, MessageError, StorageError
 from portend.execution import Execution
 from portend.plan import Plan
@@ -152,6 +153,32 @@ def test_an_agent_says_which_version_it_is_and_how_its_clock_differs(agents: Age
         wrong.hello()
 
 
+def test_samples_that_wait_for_a_tier_run_together_where_batches_are_allowed(
+    agents: Agents, work: Workload, hosts: Hosts
+) -> None:
+    def run_together() -> float:
+        return counter(hosts, "base", "portend_batch_samples_count") - counter(
+            hosts, "base", 'portend_batch_samples_bucket{le="1.0"}'
+        )
+
+    work.release(agents, batches=(1, 4, 4), window=16, silence_s=20.0, retry_s=30.0)
+    until(lambda: agents.ask(0, "status")["plan"] == 0)
+    before = run_together()
+    hosts.send("base", signal.SIGSTOP)  # so that several wait for it
+    with ThreadPoolExecutor(1) as pool:
+        named = ((f"together-{number}", sample) for number, sample in enumerate(work.samples))
+        coming = pool.submit(lambda: list(agents.submitter().answers(named, patience_s=60)))
+        time.sleep(0.5)
+        hosts.send("base", signal.SIGCONT)
+        answers = coming.result(60)
+    for answer in answers:
+        expected = work.expected(work.plans[0], int(answer.id.rpartition("-")[2]))
+        assert (answer.label, answer.exit_index) == expected, answer
+    assert run_together() > before
+    work.release(agents)
+    until(lambda: agents.ask(0, "status")["plan"] == 0)
+
+
 # -- HTTP ------------------------------------------------------------------------------------------
 
 
@@ -200,6 +227,21 @@ def test_the_interface_is_described_and_says_how_the_agent_does(hosts: Hosts, ag
     assert http(hosts, "/health", name="cloud")[0] == 200
     status, health = http(hosts, "/health")
     assert (status, health["plan"], health["peers"]["base"]["up"]) == (200, 0, True)
+
+
+def test_the_interface_keeps_to_its_description_whatever_comes(hosts: Hosts, agents: Agents) -> None:
+    """Schemathesis: methods, headers, queries and bodies, of the description and not.
+
+    Without one check, that bytes are accepted which the description allows: it cannot say what a picture is.
+    """
+    done = subprocess.run(
+        [Path(sys.executable).with_name("schemathesis"), "run", f"http://127.0.0.1:{hosts.http['edge']}/openapi.json",
+         "--phases", "examples,coverage,fuzzing", "--max-examples", "40", "--seed", "1", "--no-color",
+         "--request-timeout", "30", "--exclude-checks", "positive_data_acceptance"],
+        capture_output=True, text=True, check=False, cwd=hosts.folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert http(hosts, "/health")[0] == 200
 
 
 def test_metrics_count_exits_bytes_terms_and_credits(hosts: Hosts, agents: Agents, work: Workload) -> None:
@@ -591,6 +633,39 @@ def test_the_commands_deploy_feed_and_tell(hosts: Hosts, agents: Agents, work: W
     assert fed.returncode == 0, fed.stderr
     (line,) = (json.loads(each) for each in (tmp_path / "answers.jsonl").read_text().splitlines())
     assert (line["sample"], line["label"]) == ("one.png", work.expected(work.plans[0], 1)[0])
+
+
+def test_agents_measure_the_links_between_them(hosts: Hosts, agents: Agents, tmp_path: Path) -> None:
+    tiers = [{"name": tier.name, "port": tier.port} for tier in hosts.topology.tiers]
+    link = {"bandwidth": "1 Mbit/s", "propagation_delay": "9 ms"}
+    (tmp_path / "hosts.yaml").write_text(yaml.safe_dump({"tiers": tiers, "links": [link, link]}))
+    words = ("--keys", hosts.keys, "--time", "1 s", "--bytes", "4 MB", "--out", tmp_path / "m.yaml")
+    done = portend("links", tmp_path / "hosts.yaml", *words)
+    assert done.returncode == 0, done.stderr
+    assert "edge–base: propagation" in done.stdout
+    for each in load_topology(tmp_path / "m.yaml").links:
+        assert each.bandwidth_bps > 50e6  # the loopback interface
+        assert each.propagation_delay_s < 0.005
+
+
+@pytest.mark.parametrize(
+    ("command", "changed", "word"),
+    [
+        ("peer", {"secret": "not hex"}, "secret"),
+        ("peer", {"seconds": 1e9}, "at most 600 s"),
+        ("peer", {"seconds": "1"}, "at most 600 s"),
+        ("peer", {"port": -1}, "port"),
+        ("measure", {"host": "-x"}, "host"),
+        ("measure", {"host": "a b"}, "host"),
+        ("measure", {"port": 0}, "port"),
+        ("measure", {"bytes": float("inf")}, "bytes"),
+        ("measure", {}, "could not be measured"),  # nobody listens there
+    ],
+)
+def test_an_order_to_measure_is_checked(agents: Agents, command: str, changed: dict[str, Any], word: str) -> None:
+    order = {"secret": 32 * "a", "seconds": 1.0, "bytes": 1e6, "host": "127.0.0.1", "port": 9} | changed
+    with pytest.raises(DeploymentError, match=word):
+        agents.ask(1, command, patience_s=20, **order)
 
 
 def test_a_user_is_told_what_is_wrong_in_one_line(hosts: Hosts, work: Workload, tmp_path: Path) -> None:

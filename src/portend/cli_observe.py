@@ -60,18 +60,28 @@ def trace(measurement: str, chrome: str | None, otlp: str | None) -> None:
 @click.command()
 @click.argument("topology", type=click.Path(dir_okay=False))
 @click.option(
-    "--emulation",
-    type=click.Choice(EMULATIONS),
-    default="relay",
-    show_default=True,
-    help="What stands between the tiers; none: the loopback interface itself.",
-)
+    "--emulation", type=click.Choice(EMULATIONS),
+    help="Measure between processes on this machine, with this between them; none: the loopback interface itself. "
+    "Default, without --keys and --plain: relay.",
+)  # fmt: skip
+@click.option("--keys", type=click.Path(file_okay=False), help="Measure between the agents of the tiers' hosts.")
+@click.option("--plain", is_flag=True, help="The same in plain text, without keys; on the loopback interface only.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, show_default=True,
+    help="On which hosts take the connections that are measured; 0: a free one.",
+)  # fmt: skip
 @click.option("--time", "seconds", type=_Quantity("time"), default="20 s", show_default=True, help="Most, per link.")
 @click.option("--bytes", "n_bytes", type=_Quantity("size"), default="64 MB", show_default=True, help="Most, per link.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Topology file to write, its links as measured (YAML).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines; nothing else goes to standard output.")
-def links(topology: str, emulation: str, seconds: float, n_bytes: float, out: str | None, as_json: bool) -> None:
-    """Measure the links between the tiers of TOPOLOGY: delay, jitter, rate, and how long messages of a size take."""
+def links(
+    topology: str, emulation: str | None, keys: str | None, plain: bool, port: int, seconds: float, n_bytes: float,
+    out: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure the links between the tiers of TOPOLOGY: delay, jitter, rate, and how long messages of a size take.
+
+    Between emulated tiers on this machine, or between hosts on which `portend agent` runs.
+    """
     import json
     from dataclasses import asdict
 
@@ -84,8 +94,24 @@ def links(topology: str, emulation: str, seconds: float, n_bytes: float, out: st
     places = load_topology(topology)
     if not places.links:
         raise DeploymentError(f"{topology} has one tier and so no links; there is nothing to measure")
-    with make_emulation(emulation, places) as emulated:
-        found = measure_links(emulated, Budget(seconds=seconds, bytes=n_bytes))
+    if emulation and (keys or plain or port):
+        raise click.UsageError("--keys, --plain and --port are for agents on hosts, --emulation for this machine")
+    budget = Budget(seconds=seconds, bytes=n_bytes)
+    if keys or plain:
+        from portend.service.coordinator import Agents
+        from portend.service.keys import OPERATOR, load_keys
+
+        if keys and plain:
+            raise click.UsageError("give --keys DIR; or --plain, on one machine")
+        with Agents(places, load_keys(keys, OPERATOR) if keys else None) as agents:
+            agents.hello()
+            found = agents.measure_links(budget, port=port)
+        how = f"--keys {keys}" if keys else "--plain"
+    else:
+        emulation = emulation or "relay"
+        with make_emulation(emulation, places) as emulated:
+            found = measure_links(emulated, budget)
+        how = f"--emulation {emulation}"
     measured = measured_topology(places, found)
     if as_json:
         click.echo(json.dumps([asdict(each) for each in found]))
@@ -93,7 +119,7 @@ def links(topology: str, emulation: str, seconds: float, n_bytes: float, out: st
         for index, each in enumerate(found):
             click.echo(_described(measured, index, each))
     if out:
-        said = f"# Links as `portend links {topology} --emulation {emulation}` measured them.\n"
+        said = f"# Links as `portend links {topology} {how}` measured them.\n"
         write_text(said + topology_yaml(measured), out)
         click.echo(out, err=as_json)
 

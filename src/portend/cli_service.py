@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from portend.errors import ConfigError, MismatchError, PortendError
+from portend.units import parse
 
 if TYPE_CHECKING:
     from portend.models.decoding import InputDecoder
@@ -138,11 +139,19 @@ def _agents(topology: str, keys: str | None, plain: bool) -> AbstractContextMana
     "--silence", type=click.FloatRange(0.3), default=1.0, show_default=True,
     help="Seconds of silence after which an agent counts as dead.",
 )  # fmt: skip
+@click.option(
+    "--largest-sample", default="8 MiB", show_default=True, metavar="SIZE", help="Larger samples are refused."
+)
+@click.option(
+    "--batch", "batches", multiple=True, metavar="TIER=COUNT",
+    help="Let a tier run up to COUNT of the samples that wait for it at once. Default: one at a time.",
+)  # fmt: skip
 @click.option("--allow-code", multiple=True, metavar="MODULE:OBJECT", help="Code that the checkpoint names.")
 @_json_option
 def deploy(
     plan: str, network: str, topology: str, keys: str | None, plain: bool, window: int, waiting: int, deadline: float,
-    retry: float, attempts: int, silence: float, allow_code: tuple[str, ...], as_json: bool,
+    retry: float, attempts: int, silence: float, largest_sample: str, batches: tuple[str, ...],
+    allow_code: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Let the agents of a topology run PLAN (JSON), and its fallbacks where a tier is away.
 
@@ -169,14 +178,15 @@ def deploy(
     executions = _executions(plan, profiled, network, places)
     limits = Limits(
         window=window, waiting=waiting, deadline_s=deadline, retry_s=retry, attempts=attempts, silence_s=silence,
-        beat_s=min(0.2, silence / 5),
+        beat_s=min(0.2, silence / 5), sample_bytes=int(parse(largest_sample, "size")),
     )  # fmt: skip
     files = [_file_for(execution.executor, Path(network), allow_code) for execution in executions]
     with progress(quiet=as_json) as tell, _agents(topology, keys, plain) as agents:
         found = agents.hello()
         release = agents.deploy(
-            plans, files, _decoder(network), executions=executions, ranges=ranges, limits=limits, on_progress=tell
-        )
+            plans, files, _decoder(network), executions=executions, ranges=ranges,
+            batches=_batches(batches, [tier.name for tier in places.tiers]), limits=limits, on_progress=tell,
+        )  # fmt: skip
         settled = agents.settled(release.version)
     if as_json:
         answer = {
@@ -197,6 +207,17 @@ def deploy(
         )
     if not settled:
         click.echo("  note: samples of the release before are still under way", err=True)
+
+
+def _batches(words: tuple[str, ...], names: list[str]) -> list[int]:
+    """Return the largest batch of each tier."""
+    batches = dict.fromkeys(names, 1)
+    for word in words:
+        name, _, count = word.rpartition("=")
+        if name not in batches or not count.isdecimal() or int(count) < 1:
+            raise click.UsageError(f"--batch is TIER=COUNT with a tier of {', '.join(names)}, but got {word!r}")
+        batches[name] = int(count)
+    return list(batches.values())
 
 
 def _read_plans(path: str) -> tuple[list[Plan], dict[str, Any]]:

@@ -229,6 +229,10 @@ class Topology:
             return self.links[start:end]
         return self.links[end:start][::-1]
 
+    def outward(self, link: int) -> tuple[int, int]:
+        """Return the tiers that a link joins, the one nearer to the source first."""
+        return (link, link + 1) if self.source <= link else (link + 1, link)
+
     def propagation_s(self) -> NDArray[np.float64]:
         """Seconds of one-way propagation between any two tiers, [M, M] (paper, Lat^prop).
 

@@ -117,7 +117,7 @@ class ImageDecoder:
         Raises:
             DataError: the bytes are not a complete image in a known format.
         """
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
@@ -128,8 +128,9 @@ class ImageDecoder:
                     raise ValueError(f"an image has 8 bits per channel, but this one has the mode {image.mode}")
                 plain = image.convert(_MODES[self.channels])
         except Exception as error:  # Pillow's plugins raise an open set of types on hostile bytes
+            why = "they begin like none" if isinstance(error, UnidentifiedImageError) else error
             raise DataError(
-                f"cannot decode {len(encoded)} bytes as an image ({error}); "
+                f"cannot decode {len(encoded)} bytes as an image ({why}); "
                 f"send a complete image file in one of {', '.join(_FORMATS)}"
             ) from error
         if plain.size != box:

@@ -38,13 +38,8 @@ def measure_links(emulation: Emulation, budget: Budget) -> tuple[LinkMeasurement
         reach = emulation.reach(endpoints)
         return tuple(
             _measure(emulation, near, reach[near, far], secret, budget)
-            for near, far in map(_outward, [emulation.topology] * len(emulation.topology.links), tiers)
+            for near, far in map(emulation.topology.outward, range(len(emulation.topology.links)))
         )
-
-
-def _outward(topology: Topology, link: int) -> tuple[int, int]:
-    """The ends of a link, the one nearer to the source first."""
-    return (link, link + 1) if topology.source <= link else (link + 1, link)
 
 
 def _start(emulation: Emulation, tier: int, words: list[str], secret: str) -> subprocess.Popen[bytes]:

@@ -5,7 +5,7 @@ Axes: one sample; K classes.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,14 +42,20 @@ class Partition(Protocol):
 
     def __call__(self, tensor: Tensor) -> Outcome: ...
 
+    def many(self, tensors: Sequence[Tensor]) -> list[Outcome]:
+        """Run several samples in one batch; at most as many as the partition was made for."""
+
 
 class Executor(Protocol):
     """Makes partitions of one network."""
 
     spec: BackboneSpec
 
-    def partition(self, start: int, end: int, *, branch: bool) -> Partition:
-        """Return blocks start:end, with the branch at ``end`` (where there is one) or without."""
+    def partition(self, start: int, end: int, *, branch: bool, most: int = 1) -> Partition:
+        """Return blocks start:end, with the branch at ``end`` (where there is one) or without.
+
+        ``most``: samples that it runs at once. InvalidValue if the network takes one only.
+        """
 
 
 def make_executor(

@@ -432,7 +432,7 @@ def _jitter(one_way_s: list[float]) -> float:
 
 
 def main() -> int:
-    """Be a peer (``peer HOST``), or measure one (``measure HOST:PORT SECONDS BYTES``), with the secret on stdin.
+    """Be a peer (``peer HOST [PORT]``), or measure one (``measure HOST:PORT SECONDS BYTES``), with the secret on stdin.
 
     A peer says its port on stdout and ends with stdin; who measures prints JSON.
     """
@@ -440,7 +440,8 @@ def main() -> int:
     secret = bytes.fromhex(sys.stdin.readline())
     try:
         if what == "peer":
-            listener = socket.create_server((where, 0))
+            family = socket.AF_INET6 if ":" in where else socket.AF_INET
+            listener = socket.create_server((where, int(limits[0]) if limits else 0), family=family)
             with Peer(listener, secret):
                 print(listener.getsockname()[1], flush=True)
                 sys.stdin.read()

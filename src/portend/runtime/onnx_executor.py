@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from portend.errors import InvalidValue
 from portend.execution import Execution
 from portend.models.onnxfile import load_onnx
 from portend.models.onnxsession import session
@@ -26,10 +29,16 @@ class OnnxExecutor:
         self._execution, self._criterion = execution, criterion
         self.spec = self._network.spec
 
-    def partition(self, start: int, end: int, *, branch: bool) -> _OnnxPartition:
+    def partition(self, start: int, end: int, *, branch: bool, most: int = 1) -> _OnnxPartition:
+        """Return blocks start:end; for one sample at a time onnxruntime prepares better."""
+        if most > 1 and not self._network.batches:
+            raise InvalidValue(
+                f"{self.spec.name} was exported for one sample at a time, but batches of {most} were asked; run it "
+                "without batches, or by PyTorch"
+            )
         graph = self._network.partition(start, end, branch=branch, criterion=self._criterion)
         processor, threads = self._execution.processor, self._execution.threads
-        return _OnnxPartition(session(graph, processor=processor, threads=threads, one_by_one=True))
+        return _OnnxPartition(session(graph, processor=processor, threads=threads, one_by_one=most == 1))
 
 
 class _OnnxPartition:
@@ -43,12 +52,18 @@ class _OnnxPartition:
         self._exits = len(self._names) > self._sends
 
     def __call__(self, tensor: Tensor) -> Outcome:
-        found = self._session.run(self._names, {self._input: tensor[None]})
-        features = found[0][0] if self._sends else _NOTHING
+        return self._outcome(self._session.run(self._names, {self._input: tensor[None]}), 0)
+
+    def many(self, tensors: Sequence[Tensor]) -> list[Outcome]:
+        found = self._session.run(self._names, {self._input: np.stack(tensors)})
+        return [self._outcome(found, place) for place in range(len(tensors))]
+
+    def _outcome(self, found: Sequence[NDArray[Any]], place: int) -> Outcome:
+        features = found[0][place] if self._sends else _NOTHING
         if not self._exits:
             return Outcome(features, float("nan"), -1)
-        score = np.float32(found[-1][0])  # files exported before scores were rounded give float64
-        return Outcome(features, float(score), int(found[-2][0]))
+        score = np.float32(found[-1][place])  # files exported before scores were rounded give float64
+        return Outcome(features, float(score), int(found[-2][place]))
 
 
 _NOTHING: Tensor = np.zeros(0, dtype=np.float32)

@@ -6,7 +6,7 @@ Axes: one sample; K classes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +52,12 @@ class TorchExecutor:
         self.criterion = criterion
         torch.set_num_threads(self._execution.threads)
 
-    def partition(self, start: int, end: int, *, branch: bool) -> _TorchPartition:
-        """Return blocks start:end; a compiled one compiles when it runs first."""
+    def partition(self, start: int, end: int, *, branch: bool, most: int = 1) -> _TorchPartition:
+        """Return blocks start:end; a compiled one compiles when it runs first, and again for batches."""
         segment: Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
         segment = self.backbone.segment(start, end, branch=branch).eval()
         if self._execution.executor == "torch-compiled":
-            segment = torch.compile(segment, dynamic=False)
+            segment = torch.compile(segment, dynamic=False if most == 1 else None)
         return _TorchPartition(segment, self.criterion, self._device, _PRECISIONS.get(self._execution.precision))
 
 
@@ -72,14 +72,21 @@ class _TorchPartition:
         self._segment, self._criterion, self._device, self._precision = segment, criterion, device, precision
 
     def __call__(self, tensor: Tensor) -> Outcome:
+        return self.many([tensor])[0]
+
+    def many(self, tensors: Sequence[Tensor]) -> list[Outcome]:
+        batch = torch.from_numpy(tensors[0][None] if len(tensors) == 1 else np.stack(tensors))
         reduced = torch.autocast(self._device.type, self._precision) if self._precision else contextlib.nullcontext()
         with torch.inference_mode(), reduced:
-            features, logits = self._segment(torch.from_numpy(tensor)[None].to(self._device))
-            left = features[0].to("cpu", torch.float32).numpy()  # waits for the processor
+            features, logits = self._segment(batch.to(self._device))
+            left = features.to("cpu", torch.float32).numpy()  # waits for the processor
             if logits is None:
-                return Outcome(left, float("nan"), -1)
-            logits = logits[0].to("cpu", torch.float32)
-            return Outcome(left, float(score(logits, self._criterion)), int(logits.argmax()))
+                return [Outcome(one, float("nan"), -1) for one in left]
+            logits = logits.to("cpu", torch.float32)
+            return [
+                Outcome(one, float(score(each, self._criterion)), int(each.argmax()))
+                for one, each in zip(left, logits, strict=True)
+            ]
 
 
 def _device(processor: str) -> torch.device:

@@ -15,12 +15,11 @@ import asyncio
 import contextlib
 import logging
 import platform
-import re
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Coroutine, Hashable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -39,16 +38,18 @@ from portend.runtime.messages import (
     unpack_control,
     unpack_header,
 )
-from portend.service.intake import Answer, Intake
+from portend.service.intake import SAMPLE_ID, Answer, Intake
 from portend.service.keys import OPERATOR, Keys, Who, authenticate, is_loopback
 from portend.service.metrics import Metrics
 from portend.service.partitions import Loaded, Outcome, Shared, host_memory_bytes
 from portend.service.peers import Beat, Peer, read_beat
+from portend.service.probes import Probes
 from portend.service.release import MOST_PLANS, Limits, NetworkFile, Release, read_release
 from portend.service.store import Store
+from portend.service.worker import Job, Worker
 from portend.storage import from_plain
 
-__all__ = ["SAMPLE_ID", "ServiceAgent", "parse_endpoint", "read_message"]
+__all__ = ["ServiceAgent", "parse_endpoint", "read_message"]
 
 _LOG: Final = logging.getLogger("portend.service")
 _TICK_S: Final = 0.05
@@ -61,9 +62,6 @@ _MOST_AT_ONCE: Final = 64  # messages that are read before anything else has its
 _STOP_S: Final = 5.0
 _SETTLE_S: Final = 2.0  # how long an activation waits for the others' word that they run the release
 _COMPLAINTS_PER_S: Final = 10
-
-SAMPLE_ID: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
-"""What may name a sample."""
 
 _FAILURES: Final = ("sample", "error")
 
@@ -130,13 +128,12 @@ class ServiceAgent:
         self.releases: dict[int, Loaded] = {}
         self.active = 0
         self.intake = Intake(Limits(), time.time_ns())
+        self._probes = Probes()
         self._shared: dict[Hashable, Shared] = {}
         self._peers: dict[str, Peer] = {}
         self._ways: dict[int, Hashable] = {}
         self._seen: OrderedDict[tuple[int, int], None] = OrderedDict()
-        self._compute = ThreadPoolExecutor(1, "compute")
         self._loader = ThreadPoolExecutor(1, "load")
-        self._jobs = 0
         self.bodies = 0
         """Samples that come in by HTTP just now."""
         self._orders: set[asyncio.Task[None]] = set()
@@ -156,12 +153,13 @@ class ServiceAgent:
             DeploymentError: an address is in use.
         """
         self._loop = asyncio.get_running_loop()
+        self._worker = Worker(self._from_worker, self.metrics.batch.observe)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         who: Who | None = None
         with contextlib.ExitStack() as ends:
             ends.callback(self.store.close)
             ends.callback(self._context.destroy, linger=0)
-            ends.callback(self._compute.shutdown, wait=True, cancel_futures=True)
+            ends.callback(self._worker.close)
             ends.callback(self._loader.shutdown, wait=False, cancel_futures=True)
             ends.callback(self._hang_up)
             if self._keys is not None:
@@ -184,6 +182,7 @@ class ServiceAgent:
                 self._loop.remove_reader(self._inbox.fileno())
                 for task in (watch, *self._orders):
                     task.cancel()
+                self._probes.close()
 
     def _bind(self) -> zmq.Socket[bytes]:
         inbox: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
@@ -347,39 +346,28 @@ class ServiceAgent:
             ticket = self.intake.sent(entry, number, self._ways[number], time.monotonic())
             if again:
                 self.metrics.sent_again.inc()
-            work = partial(loaded.begin, index, entry.encoded)
-            self._run(work, partial(self._moved, loaded, index, ticket))
+            work = partial(loaded.begin, index)
+            then = partial(self._moved, loaded, index, ticket)
+            self._worker.add(Job((number, -1), work, entry.encoded, then), loaded.batch)
 
     def _usable(self, release: Release) -> int | None:
         """Place of the first plan all of whose tiers are there and reach each other."""
         return next((i for i in range(len(release.plans)) if self._ways.get(release.number(i)) is not None), None)
 
-    def _run(self, work: Callable[[], Outcome], then: Callable[[Future[Outcome]], None]) -> None:
-        """Let the compute thread do it, and go on here with what came of it."""
-        self._jobs += 1
+    def _from_worker(self, what: Callable[[], None]) -> None:
+        """In the compute thread: let the event loop do something."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(what)
 
-        def done(future: Future[Outcome]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(finish, future)
-
-        def finish(future: Future[Outcome]) -> None:
-            self._jobs -= 1
-            if not future.cancelled():
-                then(future)
-
-        self._compute.submit(work).add_done_callback(done)
-
-    def _moved(self, loaded: Loaded, index: int, ticket: int, future: Future[Outcome]) -> None:
+    def _moved(self, loaded: Loaded, index: int, ticket: int, outcome: Outcome | Exception) -> None:
         """A sample was run here: pass it on, or on its way back."""
-        error = future.exception()
-        if isinstance(error, MessageError):
-            self.drop("malformed", error)
-        elif error is not None:
-            why = "sample" if isinstance(error, DataError) else "error"
-            _LOG.warning("a sample failed on tier %s: %s: %s", self.name, type(error).__name__, error)
-            self._finished(loaded, index, ticket, -1, -1, float("nan"), f"{why}:{error}"[:400])
+        if isinstance(outcome, MessageError):
+            self.drop("malformed", outcome)
+        elif isinstance(outcome, Exception):
+            why = "sample" if isinstance(outcome, DataError) else "error"
+            _LOG.warning("a sample failed on tier %s: %s: %s", self.name, type(outcome).__name__, outcome)
+            self._finished(loaded, index, ticket, -1, -1, float("nan"), f"{why}:{outcome}"[:400])
         else:
-            outcome = future.result()
             for term, seconds in outcome.terms:
                 self.metrics.terms.labels(term).observe(seconds)
             if outcome.payload is None:
@@ -460,11 +448,12 @@ class ServiceAgent:
                 raise MessageError(f"tier {self.name} runs no partition {header.step} of this plan, or got no tensor")
             if self._is_replayed(header):
                 return
-            if self._jobs >= _MOST_JOBS:
-                self.drop("queue_full", f"{self._jobs} partitions wait already")
+            if self._worker.waiting >= _MOST_JOBS:
+                self.drop("queue_full", f"{self._worker.waiting} partitions wait already")
                 return
-            work = partial(loaded.carry_on, index, header.step, payload)
-            self._run(work, partial(self._moved, loaded, index, header.request))
+            work = partial(loaded.carry_on, index, header.step)
+            then = partial(self._moved, loaded, index, header.request)
+            self._worker.add(Job((header.run, header.step), work, payload, then), loaded.batch)
             return
         failure = self._checked_answer(header, payload, len(plan), loaded.spec.num_classes)
         answer = (header.request, header.exit_index, header.label, header.score, failure)
@@ -611,7 +600,7 @@ class ServiceAgent:
         metrics.waiting.set(self.intake.waiting)
         metrics.under_way.set(self.intake.under_way)
         metrics.credits.set(limits.window - self.intake.under_way if self.is_source else 0)
-        metrics.jobs.set(self._jobs)
+        metrics.jobs.set(self._worker.waiting)
         metrics.version.set(self.active)
         if who is not None and who.refused:
             metrics.strangers.inc(who.refused)
@@ -635,11 +624,12 @@ class ServiceAgent:
         tier = release.tiers.index(self.name)
         execution = release.executions[tier]
         path = self.store.verified(release.networks[tier])
-        key = (release.networks[tier].sha256, execution, release.criterion)
+        most = release.batches[tier]
+        key = (release.networks[tier].sha256, execution, release.criterion, most)
         shared = self._shared.get(key)
         if shared is None:
             made = make_executor(path, execution, criterion=release.criterion, allow_code=self._allow_code)
-            shared = self._shared[key] = Shared(made)
+            shared = self._shared[key] = Shared(made, most)
         return Loaded(release, tier, shared)
 
     def _take(self, loaded: Loaded) -> None:
@@ -687,7 +677,8 @@ class ServiceAgent:
         for version in gone:
             del self.releases[version]
         kept = [loaded.release for loaded in self.releases.values()]
-        used = {(r.networks[t].sha256, r.executions[t], r.criterion) for r in kept for t in [r.tiers.index(self.name)]}
+        places = [(each, each.tiers.index(self.name)) for each in kept]
+        used = {(r.networks[t].sha256, r.executions[t], r.criterion, r.batches[t]) for r, t in places}
         for key in self._shared.keys() - used:
             del self._shared[key]
         for name in self._peers.keys() - {name for release in kept for name in release.tiers}:
@@ -808,6 +799,12 @@ class ServiceAgent:
                 for name, peer in self._peers.items()
             },
         }
+
+    async def _on_peer(self, _: bytes, values: dict[str, Any], __: Any) -> dict[str, Any]:
+        return {"port": await self._probes.serve(self._host, values)}
+
+    async def _on_measure(self, _: bytes, values: dict[str, Any], __: Any) -> dict[str, Any]:
+        return {"measured": await self._probes.measure(values)}
 
     def _on_submit(self, routing: bytes, values: dict[str, Any], payload: Any) -> dict[str, Any] | None:
         """Take a sample; its answer says that it was, and only a refusal has a word of its own."""

@@ -18,6 +18,7 @@ from portend.errors import ConfigError, DeploymentError, MessageError
 from portend.execution import Execution
 from portend.models.decoding import InputDecoder
 from portend.plan import Plan
+from portend.runtime.links import Budget, LinkMeasurement
 from portend.runtime.messages import PROTOCOL_VERSION, pack_control, unpack_control
 from portend.service.intake import Answer
 from portend.service.keys import OPERATOR, Keys, is_loopback
@@ -178,6 +179,7 @@ class Agents:
         *,
         executions: Sequence[Execution],
         ranges: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+        batches: Sequence[int] = (),
         limits: Limits | None = None,
         on_progress: Progress = lambda *_: None,
     ) -> Release:
@@ -187,7 +189,7 @@ class Agents:
 
         Args:
             plans: complete, the wanted one first. files: of the network, by tier. executions: by tier.
-            ranges: of values at cuts, as JSON values by cut.
+            ranges: of values at cuts, as JSON values by cut. batches: largest ones, by tier; empty: of one sample.
 
         Raises:
             InvalidValue: a plan does not fit the topology. DeploymentError: an agent cannot run it; then all go on as
@@ -213,6 +215,7 @@ class Agents:
             decoder=decoder.to_dict(),
             criterion=next((plan.criterion for plan in plans if plan.asks), plans[0].criterion),
             ranges=dict(ranges),
+            batches=tuple(batches),
             limits=limits or Limits(),
         )
         for tier, path in enumerate(files):
@@ -223,6 +226,26 @@ class Agents:
         on_progress("loading", len(files), len(files))
         self.ask(places.source, "activate", release=release.version)
         return release
+
+    def measure_links(self, budget: Budget, *, port: int = 0) -> tuple[LinkMeasurement, ...]:
+        """Measure each link between neighbors, from the agent that is nearer to the source, one after the other.
+
+        Args:
+            budget: for each link. port: on which the farther agent's host takes the connections; 0: a free one.
+
+        Raises:
+            DeploymentError: an agent does not answer, or no message comes through.
+        """
+        found = []
+        for near, far in map(self.topology.outward, range(len(self.topology.links))):
+            secret = secrets.token_hex(16)
+            peer = self.ask(far, "peer", secret=secret, seconds=float(budget.seconds), port=port)
+            told = self.ask(
+                near, "measure", patience_s=2 * budget.seconds + 90, secret=secret, host=self.topology.tiers[far].host,
+                port=int(peer["port"]), seconds=float(budget.seconds), bytes=float(budget.bytes),
+            )  # fmt: skip
+            found.append(from_plain(LinkMeasurement, told["measured"]))
+        return tuple(found)
 
     def settled(self, version: int, patience_s: float = 60.0) -> bool:
         """Wait until no agent runs anything older than the release; whether that came to be."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from portend.errors import DataError, DeploymentError
-from portend.service.intake import Answer
+from portend.service.intake import SAMPLE_ID, Answer
 from portend.service.keys import is_loopback
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def openapi() -> dict[str, Any]:
                         {
                             "name": "id",
                             "in": "query",
-                            "schema": text,
+                            "schema": text | {"pattern": f"^{SAMPLE_ID.pattern}$"},
                             "description": "Names the sample; the same id again gives the same answer.",
                         }
                     ],
@@ -90,6 +90,8 @@ def openapi() -> dict[str, Any]:
                     "responses": {
                         "200": told("The answer.", answer),
                         "400": told("There is no such id, or no bytes.", error),
+                        "403": told("Called by another name than that of this machine, or by a web page.", error),
+                        "408": told("The sample did not come in time.", error),
                         "413": told("The sample is too large.", error),
                         "422": told("The bytes are no sample that the network takes.", failed),
                         "500": told("A tier could not run it.", failed),
@@ -189,7 +191,7 @@ async def _sample(agent: ServiceAgent, request: web.Request) -> web.Response:
             if not answered.done():
                 answered.set_result(answer)
 
-        sample = request.query.get("id") or uuid.uuid4().hex
+        sample = request.query.get("id", uuid.uuid4().hex)
         try:
             found = agent.offer(sample, body, answered, deliver)
         except DataError as error:

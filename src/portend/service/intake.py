@@ -8,6 +8,7 @@ says what time it is. There are no acknowledgments from hop to hop: only the ans
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -15,7 +16,10 @@ from typing import Final, Literal
 
 from portend.service.release import Limits
 
-__all__ = ["Answer", "Entry", "Intake"]
+__all__ = ["SAMPLE_ID", "Answer", "Entry", "Intake"]
+
+SAMPLE_ID: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+"""What may name a sample."""
 
 _REMEMBERED: Final = 10_000
 

@@ -29,6 +29,10 @@ class Metrics:
             "portend_term_seconds", "Encode, decode, compute; transfer by estimated clocks.", ["term"],
             buckets=_BUCKETS, registry=registry,
         )  # fmt: skip
+        self.batch = Histogram(
+            "portend_batch_samples", "Samples that were run at once.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=registry,
+        )  # fmt: skip
         self.latency = Histogram(
             "portend_latency_seconds", "From acceptance to answer.", buckets=_BUCKETS, registry=registry
         )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import DeploymentError, MessageError
+from portend.errors import DeploymentError, MessageError, PortendError
 from portend.models.decoding import InputDecoder, decoder_from_dict
 from portend.profile import BackboneSpec
 from portend.runtime.codecs import Codec, Payload, Sample, make_codec
@@ -34,29 +34,35 @@ class Outcome:
     Attributes:
         payload: the tensor for partition ``step`` on another tier; None if the sample left at partition ``step``, with
             ``label`` and ``score``.
-        terms: seconds of each (``encode``, ``decode``, ``compute``) that was done here.
+        terms: seconds of each (``encode``, ``decode``, ``compute``) that was done here; of a batch, those of all of it.
+        tensor: what goes into partition ``step`` on this tier; None once it is done here.
     """
 
     step: int
+    tensor: Tensor | None = None
     payload: Payload | None = None
     label: int = -1
     score: float = float("nan")
     terms: list[tuple[str, float]] = field(default_factory=list)
 
 
-class Shared:
-    """An executor that makes each partition once; plans and releases share it."""
+Found = Outcome | PortendError
+"""What came of a sample, or why nothing did."""
 
-    def __init__(self, executor: Executor) -> None:
+
+class Shared:
+    """An executor that makes each partition once, for batches of ``most``; plans and releases share it."""
+
+    def __init__(self, executor: Executor, most: int = 1) -> None:
         self.spec: BackboneSpec = executor.spec
-        self._executor = executor
+        self._executor, self._most = executor, most
         self._made: dict[tuple[int, int, bool], Partition] = {}
 
-    def partition(self, start: int, end: int, *, branch: bool) -> Partition:
-        """Return blocks start:end, with the branch at ``end`` or without."""
+    def partition(self, start: int, end: int, *, branch: bool, most: int = 1) -> Partition:
+        """Return blocks start:end, with the branch at ``end`` or without; for as large batches as all."""
         key = (start, end, branch)
         if key not in self._made:
-            self._made[key] = self._executor.partition(start, end, branch=branch)
+            self._made[key] = self._executor.partition(start, end, branch=branch, most=self._most)
         return self._made[key]
 
 
@@ -69,7 +75,7 @@ class Loaded:
     """
 
     def __init__(self, release: Release, tier: int, executor: Shared) -> None:
-        self.release, self.tier = release, tier
+        self.release, self.tier, self.batch = release, tier, release.batches[tier]
         self.spec = executor.spec
         self.decoder: InputDecoder = decoder_from_dict(release.decoder)
         self._ranges = release.value_ranges()
@@ -77,7 +83,10 @@ class Loaded:
         self.plans = [Deployed(plan.to_dict(), tier, executor, self._codec) for plan in release.plans]
         for plan in self.plans:
             for step, partition in plan.partitions.items():
-                partition(np.zeros(self.spec.cut_shapes[plan.cuts[step]], np.float32))
+                zeros = np.zeros(self.spec.cut_shapes[plan.cuts[step]], np.float32)
+                partition(zeros)
+                if self.batch > 1:
+                    partition.many([zeros] * self.batch)
 
     def _codec(self, name: str, cut: int) -> Codec:
         return make_codec(name, self.decoder, self.spec.cut_shapes[cut], self._ranges.get(cut))
@@ -104,60 +113,86 @@ class Loaded:
                 f"need {needed:.0f} B; leave plans out, or plan with its `memory` stated"
             )
 
-    def begin(self, index: int, encoded: bytes) -> Outcome:
-        """Take a sample into the plan at ``index``; only on the source.
+    def begin(self, index: int, samples: Sequence[bytes]) -> list[Found]:
+        """Take samples into the plan at ``index``; only on the source.
 
-        Raises:
-            DataError: it is no sample of a known format.
+        A sample of no known format is a DataError among what is found.
         """
-        plan, outcome = self.plans[index], Outcome(0)
-        codec = plan.codecs[0]
+        plan = self.plans[index]
+        return self._walk(plan, 0, [_tried(self._enter, plan, encoded) for encoded in samples])
+
+    def _enter(self, plan: Deployed, encoded: bytes) -> Outcome:
+        outcome, codec = Outcome(0), plan.codecs[0]
         first_here = plan.placement[0] == self.tier
         if not first_here and codec is not None and codec.name == "encoded":
-            return self._pass_on(plan, 0, Sample(encoded, _NO_TENSOR), outcome)
+            self._pass_on(plan, Sample(encoded, _NO_TENSOR), outcome)
+            return outcome
         began = time.perf_counter()
-        sample = Sample(encoded, self.decoder.decode(encoded))
+        tensor = self.decoder.decode(encoded)
         outcome.terms.append(("decode", time.perf_counter() - began))
-        if not first_here:
-            return self._pass_on(plan, 0, sample, outcome)
-        return self._walk(plan, 0, sample.tensor, outcome)
+        if first_here:
+            outcome.tensor = tensor
+        else:
+            self._pass_on(plan, Sample(encoded, tensor), outcome)
+        return outcome
 
-    def carry_on(self, index: int, step: int, payload: Payload) -> Outcome:
-        """Run partition ``step`` on a tensor that came by message, and those that follow on this tier.
+    def carry_on(self, index: int, step: int, payloads: Sequence[Payload]) -> list[Found]:
+        """Run partition ``step`` on tensors that came by message, and those that follow on this tier.
+
+        What is no such tensor is a MessageError among what is found; a DataError, if it is a sample's own encoding, and
+        no such sample.
 
         Raises:
-            MessageError: this tier takes no such message, or the payload is no such tensor.
-            DataError: the payload is a sample's own encoding, and no such sample.
+            MessageError: this tier takes no such message.
         """
-        plan, outcome = self.plans[index], Outcome(step)
+        plan = self.plans[index]
         codec = plan.codecs[step] if step in plan.partitions else None
         if codec is None:
             raise MessageError(f"tier {self.tier} takes no message for partition {step} of plan {index}")
-        began = time.perf_counter()
-        tensor = codec.decode(payload, self.spec.cut_shapes[plan.cuts[step]])
-        outcome.terms.append(("decode", time.perf_counter() - began))
-        return self._walk(plan, step, tensor, outcome)
+        shape = self.spec.cut_shapes[plan.cuts[step]]
+        return self._walk(plan, step, [_tried(_received, codec, payload, shape, step) for payload in payloads])
 
-    def _walk(self, plan: Deployed, step: int, tensor: Tensor, outcome: Outcome) -> Outcome:
-        while True:
-            began = time.perf_counter()
-            found = plan.partitions[step](tensor)
-            outcome.terms.append(("compute", time.perf_counter() - began))
-            if plan.leaves(step, found.score):
-                outcome.step, outcome.label, outcome.score = step, found.label, found.score
-                return outcome
-            step, tensor = step + 1, found.features
+    def _walk(self, plan: Deployed, step: int, found: list[Found]) -> list[Found]:
+        """Run partitions, from ``step`` on, on those that have a tensor, until none is left on this tier."""
+        while going := [(each, each.tensor) for each in found if isinstance(each, Outcome) and each.tensor is not None]:
             if plan.placement[step] != self.tier:
-                return self._pass_on(plan, step, tensor, outcome)
+                for each, tensor in going:
+                    each.step, each.tensor = step, None
+                    self._pass_on(plan, tensor, each)
+                break
+            began = time.perf_counter()
+            partition = plan.partitions[step]
+            results = [partition(going[0][1])] if len(going) == 1 else partition.many([tensor for _, tensor in going])
+            seconds = time.perf_counter() - began
+            for (each, _), result in zip(going, results, strict=True):
+                each.terms.append(("compute", seconds))
+                each.tensor = result.features
+                if plan.leaves(step, result.score):
+                    each.step, each.label, each.score, each.tensor = step, result.label, result.score, None
+            step += 1
+        return found
 
-    def _pass_on(self, plan: Deployed, step: int, value: Tensor | Sample, outcome: Outcome) -> Outcome:
-        codec = plan.codecs[step]
+    def _pass_on(self, plan: Deployed, value: Tensor | Sample, outcome: Outcome) -> None:
+        codec = plan.codecs[outcome.step]
         assert codec is not None  # a release is checked for it
         began = time.perf_counter()
         outcome.payload = codec.encode(value)
         outcome.terms.append(("encode", time.perf_counter() - began))
-        outcome.step = step
-        return outcome
+
+
+def _tried(work: Callable[..., Outcome], *arguments: Any) -> Found:
+    """Return what it gives, or the reason why not, which is this sample's alone."""
+    try:
+        return work(*arguments)
+    except PortendError as error:
+        return error
+
+
+def _received(codec: Codec, payload: Payload, shape: tuple[int, ...], step: int) -> Outcome:
+    outcome, began = Outcome(step), time.perf_counter()
+    outcome.tensor = codec.decode(payload, shape)
+    outcome.terms.append(("decode", time.perf_counter() - began))
+    return outcome
 
 
 def host_memory_bytes(limits: Sequence[str] = ("/sys/fs/cgroup/memory.max",)) -> float | None:

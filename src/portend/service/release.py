@@ -18,6 +18,8 @@ __all__ = ["MOST_PLANS", "Limits", "NetworkFile", "Release", "read_release"]
 MOST_PLANS: Final = 256
 """Plans of one release; a plan's number is the release's version times this, plus its place."""
 
+MOST_IN_A_BATCH: Final = 256
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
@@ -80,6 +82,7 @@ class Release:
             whose tiers are all there.
         tiers: their names, by index. endpoints: host:port of each tier's agent.
         networks, executions, memory_bytes: by tier; memory None: what the host has.
+        batches: how many samples a tier runs at once at most, of those that wait for it; by tier; empty: one on each.
         source, destination, ingest: as in the topology. decoder: ``InputDecoder.to_dict``.
         criterion: of the exits' scores. ranges: of the values at cuts, for int8, by cut as text.
     """
@@ -97,6 +100,7 @@ class Release:
     decoder: dict[str, object]
     criterion: str
     ranges: dict[str, dict[str, object]] = field(default_factory=dict)
+    batches: tuple[int, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -104,7 +108,13 @@ class Release:
         law(0 < self.version < 1 << 48, f"versions count from 1, but got {self.version}")
         law(1 <= len(self.plans) <= MOST_PLANS, f"a release has 1–{MOST_PLANS} plans, but got {len(self.plans)}")
         law(count >= 1 and len(set(self.tiers)) == count, f"tiers have different names, but got {self.tiers}")
-        for name in ("endpoints", "networks", "executions", "memory_bytes"):
+        if not self.batches:
+            object.__setattr__(self, "batches", (1,) * count)
+        law(
+            all(1 <= most <= MOST_IN_A_BATCH for most in self.batches),
+            f"a batch has 1–{MOST_IN_A_BATCH} samples, but got {self.batches}",
+        )
+        for name in ("endpoints", "networks", "executions", "memory_bytes", "batches"):
             law(len(getattr(self, name)) == count, f"each of the {count} tiers has its own of {name}")
         for role, index in (("source", self.source), ("destination", self.destination)):
             law(0 <= index < count, f"the {role} is one of the tiers 0–{count - 1}, but got {index}")
