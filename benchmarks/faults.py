@@ -154,8 +154,11 @@ def gaps(moments: list[float]) -> list[float]:
     return np.diff(moments).tolist()
 
 
-def throughput(folder: Path, network: Path | None, samples: int, window: int) -> dict[str, Any]:
-    """Samples per second with a window, against the bottleneck: a tier that computes, then a link of 10 Mbit/s."""
+def throughput(folder: Path, network: Path | None, samples: int, window: int, batch: int) -> dict[str, Any]:
+    """Samples per second with a window, against the bottleneck: a tier that computes, then a link of 10 Mbit/s.
+
+    With ``batch`` above 1 the tier that computes is measured again, with batches of at most so many samples.
+    """
     work, keys = workload(folder, network), secured(folder)
     last = work.plans[0].cuts[-1]
     found = {}
@@ -163,11 +166,16 @@ def throughput(folder: Path, network: Path | None, samples: int, window: int) ->
     with Hosts(folder, ["edge"], keys=folder / "keys") as hosts:
         with Agents(hosts.topology, keys, patience_s=60) as agents:
             work.release(agents, [alone], window=window, waiting=window)
-            carried(agents, work, 50, window)
+            carried(agents, work, 4 * window + 50, window)
             before = cpu_s(hosts.processes["edge"].pid)
             rate = carried(agents, work, samples, window)
             agent_s = (cpu_s(hosts.processes["edge"].pid) - before) / samples
-        busy_s, alone_s = partition_s(work, last)
+            busy_s, alone_s = partition_s(work, last)
+            if batch > 1:
+                work.release(agents, [alone], [batch], window=window, waiting=window)
+                carried(agents, work, 4 * window + 50, window)
+                together = carried(agents, work, samples, window)
+                found[f"the same in batches of at most {batch}"] = compared(together, 1 / busy_s)
         found["a tier that computes"] = compared(rate, 1 / busy_s) | {
             "CPU s a sample: agent": agent_s, "network alone": alone_s, "their ratio": alone_s / agent_s,
         }  # fmt: skip
@@ -245,6 +253,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=50.0, help="samples per second of a soak")
     parser.add_argument("--times", type=int, default=10, help="switches")
     parser.add_argument("--window", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=1, help="of throughput: also in batches of at most so many")
     parser.add_argument("--network", type=Path, help="of `portend export`, for throughput; default: a small one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -256,7 +265,7 @@ def main() -> None:
         elif asked.what == "switch":
             found = switch(folder, asked.times)
         else:
-            found = throughput(folder, asked.network, asked.samples or 1_000, asked.window)
+            found = throughput(folder, asked.network, asked.samples or 1_000, asked.window, asked.batch)
     print(json.dumps(found, indent=2))
     if asked.json:
         asked.json.write_text(json.dumps(found))

@@ -38,19 +38,7 @@ from portend.service.keys import OPERATOR, load_keys, make_keys
 from portend.service.peers import Beat, call, read_beat
 from portend.service.release import NetworkFile, Release, read_release
 from portend.service.store import Store
-from service_hosts import NAMES, Hosts, Workload, make_workload, until
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Workload:
-    return make_workload(tmp_path_factory.mktemp("net"))
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keys")
-    make_keys(folder, [*NAMES, OPERATOR])
-    return folder
+from service_hosts import NAMES, Hosts, Workload, until
 
 
 @pytest.fixture(scope="module")

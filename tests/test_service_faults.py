@@ -20,22 +20,10 @@ import pytest
 import yaml
 
 from portend.service.coordinator import Agents
-from portend.service.keys import OPERATOR, load_keys, make_keys
-from service_hosts import NAMES, Cable, Hosts, Stream, Workload, free_ports, make_workload, until, whole
+from portend.service.keys import OPERATOR, load_keys
+from service_hosts import NAMES, Cable, Hosts, Stream, Workload, free_ports, until, whole
 
 LIMITS: dict[str, Any] = {"retry_s": 2.0, "deadline_s": 60.0, "attempts": 20, "silence_s": 1.0}
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Workload:
-    return make_workload(tmp_path_factory.mktemp("net"))
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keys")
-    make_keys(folder, [*NAMES, OPERATOR])
-    return folder
 
 
 @pytest.fixture(scope="module")

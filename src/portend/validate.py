@@ -66,7 +66,8 @@ class Campaign:
         seed: of the plans, the samples and the order of timing.
         turns: in how many shares a plan runs over its samples; repeats: bursts of each of its partitions, before the
             first share and after each.
-        gap_s: idle time before each sample and each burst; None: that of the source's profile.
+        gap_s: idle time before each sample; None: that of the source's profile. Bursts follow as much idle time as the
+            plan leaves a tier.
         criterion: of the exits' scores; None: the profile's.
         codec_tolerance: share of accuracy that a codec may lose at a cut where it is offered.
         emulation: of the links (``portend.emulation.EMULATIONS``).
@@ -268,6 +269,7 @@ class _Bench:
             "ends": [places.source, places.destination, places.ingest],
             **_plain(self._campaign),
             "gap_s": self._gap_s,
+            "timed after": "as long as a plan leaves a tier idle",
             "number of samples": len(self._population),
             "digest of the samples": hashlib.sha256(samples).hexdigest()[:16],
             "digest of the plans and their predictions": hashlib.sha256(json.dumps(predictions).encode()).hexdigest()[
@@ -347,7 +349,8 @@ class _Bench:
         drawn, weight = self._drawn[name]
         turns = run_in_turns(
             deployment, {plan: np.searchsorted(loaded, drawn).tolist()}, self._profile.num_blocks,
-            turns=campaign.turns, repeats=campaign.repeats, gap_s=self._gap_s, seed=campaign.seed, on_progress=told,
+            turns=campaign.turns, repeats=campaign.repeats, gap_s=self._gap_s, idle_s=self._idle_s(name),
+            seed=campaign.seed, on_progress=told,
         )  # fmt: skip
         path = self._trace(name)
         save(replace(turns.measurements[plan], sample=drawn, weight=weight), path)
@@ -370,6 +373,10 @@ class _Bench:
             ranges=dict(enumerate(self._profile.ranges)),
         )
 
+    def _idle_s(self, name: str) -> float:
+        """Seconds that a tier idles between two samples of a plan, about; caches cool meanwhile."""
+        return self._gap_s + self._before[name].mean_s
+
     def _expected_s(self, name: str) -> float:
         """Seconds that a plan will take, with the timing in between, about."""
         campaign, topology = self._campaign, self._topology
@@ -381,7 +388,7 @@ class _Bench:
             runs = burst_runs(topology.tiers[tier])
             for before, start, end in pairs:
                 ahead_s = 0.0 if before is None else float(busy[before, start])
-                bursts += self._gap_s + runs * (float(busy[start, end]) + ahead_s)
+                bursts += self._idle_s(name) + runs * (float(busy[start, end]) + ahead_s)
         each = self._gap_s + self._before[name].mean_s
         return samples * each + (campaign.turns + 1) * campaign.repeats * bursts + shares * _PER_RUN_S
 

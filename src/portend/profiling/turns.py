@@ -76,6 +76,7 @@ def run_in_turns(
     turns: int = 10,
     repeats: int = 3,
     gap_s: float = 0.05,
+    idle_s: float | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Turns:
@@ -85,7 +86,8 @@ def run_in_turns(
         plans: of each plan, how many of the loaded samples from the first on, or their numbers in order.
         turns: how often each plan has its turn; repeats: bursts of every partition, after each turn and
             before the first.
-        gap_s: idle time before each sample and each burst. seed: of the order of the plans in a turn.
+        gap_s: idle time before each sample. idle_s: before each burst, as long as the plans leave a tier idle; None:
+            ``gap_s``. seed: of the order of the plans in a turn.
         on_progress: called with (answered, total) samples of all plans.
     """
     samples = {plan: np.arange(some) if isinstance(some, int) else np.asarray(some) for plan, some in plans.items()}
@@ -98,7 +100,7 @@ def run_in_turns(
     parts: dict[Plan, list[Measurement]] = {plan: [] for plan in plans}
     rng = random.Random(seed)
     total, answered = sum(counts), 0
-    again = partial(_time_again, deployment, plans, num_blocks, repeats, gap_s, rng)
+    again = partial(_time_again, deployment, plans, num_blocks, repeats, gap_s if idle_s is None else idle_s, rng)
     before = deployment.count()
     times = [again()]
     for turn in range(turns):
