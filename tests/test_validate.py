@@ -265,13 +265,16 @@ def test_a_campaign_in_yaml(tmp_path: Path) -> None:
     stated = read_campaign(ROOT / "configs/campaigns/digits.yaml", topology)
     assert (stated.plans, stated.gap_s, stated.space.exits_per_tier) == (60, 0.05, 2)
     path = tmp_path / "c.yaml"
-    path.write_text("samples: all\nhints: {tiers: [edge, 2]}\n")
-    assert read_campaign(path, topology) == Campaign(samples=None, space=SearchSpace(exits_per_tier=2, tiers=(0, 2)))
+    path.write_text("samples: all\nleast: 500 ms\nhints: {tiers: [edge, 2]}\n")
+    assert read_campaign(path, topology) == Campaign(
+        samples=None, least_s=0.5, space=SearchSpace(exits_per_tier=2, tiers=(0, 2))
+    )
     for text, told in (
         ("plan: 3", "plan: this key is unknown; did you mean 'plans'?"),
         ("plans: 0", "a campaign's plans are at least 1, but got 0"),
         ("front: 2", "the share of plans from the front lies within 0–1"),
         ("gap: 5", "no unit"),
+        ("least: -1 s", "least"),
         ("criterion: luck", "a criterion is one of"),
         ("hints: {tiers: [moon]}", "hints.tiers: no tier is called 'moon'"),
     ):
@@ -441,6 +444,19 @@ def test_the_summary_has_what_was_promised(finished: Path) -> None:
         if name == "what ran":
             assert part["rms"] <= 0.1, "samples leave as their scores say; int8 may move one of them"
     assert (finished / "report.html").stat().st_size > 1_000_000
+
+
+def test_short_plans_run_over_more_samples_and_are_timed_more_often(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("plans: 3\nsamples: 4\nturns: 1\nrepeats: 1\nleast: 1 s\n")
+    done = portend(*words(folder, tmp_path / "out")[:8], "--config", str(tmp_path / "c.yaml"))
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in (tmp_path / "out/campaign.begun").read_text().splitlines()[1:]]
+    for line in lines:
+        ran = len(load_measurement(tmp_path / f"out/traces/{line['name']}.zip"))
+        bursts = line["numbers"][0]
+        assert ran % 4 == 0
+        assert ran >= 12, "a plan of milliseconds takes far less than 1 s over 4 samples"
+        assert bursts == 2 * ran / 4, "before the only turn and after it"
 
 
 def test_a_finished_campaign_is_only_looked_at_again(folder: Path, finished: Path) -> None:

@@ -66,6 +66,8 @@ class Campaign:
         seed: of the plans, the samples and the order of timing.
         turns: in how many shares a plan runs over its samples; repeats: bursts of each of its partitions, before the
             first share and after each.
+        least_s: a plan that would take less time than this runs over a multiple of the samples, and its partitions are
+            timed as many times as often: short times need more of them to be known as well.
         gap_s: idle time before each sample; None: that of the source's profile. Bursts follow as much idle time as the
             plan leaves a tier.
         criterion: of the exits' scores; None: the profile's.
@@ -80,6 +82,7 @@ class Campaign:
     front: float = 0.25
     turns: int = 4
     repeats: int = 3
+    least_s: float = 0.0
     gap_s: float | None = None
     criterion: str | None = None
     codec_tolerance: float = CODEC_TOLERANCE
@@ -92,6 +95,7 @@ class Campaign:
             law(value is None or value >= 1, f"a campaign's {name} are at least 1, but got {value}")
         law(self.seed >= 0, f"a seed is not negative, but got {self.seed}")
         law(0 <= self.front <= 1, f"the share of plans from the front lies within 0–1, but got {self.front}")
+        law(0 <= self.least_s < math.inf, f"a plan's least time is finite and not negative, but got {self.least_s} s")
         law(
             self.gap_s is None or 0 <= self.gap_s < math.inf,
             f"the idle time before a sample is finite and not negative, but got {self.gap_s} s",
@@ -119,8 +123,9 @@ def read_campaign(path: str | Path, topology: Topology) -> Campaign:
     for key in ("samples", "population"):
         if root.has(key):
             values[key] = None if root.get(key, object) == "all" else root.get(key, int)
-    if root.has("gap"):
-        values["gap_s"] = root.quantity("gap", "time")
+    for key in ("gap", "least"):
+        if root.has(key):
+            values[f"{key}_s"] = root.quantity(key, "time")
     try:
         if root.has("hints"):
             values["space"] = SearchSpace(**{"exits_per_tier": 2} | read_hints(root.section("hints"), topology))
@@ -305,7 +310,7 @@ class _Bench:
             save(replace(self._profile, exits=exits), path)
         self._scored = scored = exits.by(self._profile.exits.criterion)
         self._drawn = {
-            name: stratified(replay(scored, pick.plan), self._count, seed=self._campaign.seed + number)
+            name: stratified(replay(scored, pick.plan), self._samples(name), seed=self._campaign.seed + number)
             for number, (name, pick) in enumerate(self.picks.items())
         }
 
@@ -349,8 +354,8 @@ class _Bench:
         drawn, weight = self._drawn[name]
         turns = run_in_turns(
             deployment, {plan: np.searchsorted(loaded, drawn).tolist()}, self._profile.num_blocks,
-            turns=campaign.turns, repeats=campaign.repeats, gap_s=self._gap_s, idle_s=self._idle_s(name),
-            seed=campaign.seed, on_progress=told,
+            turns=campaign.turns, repeats=campaign.repeats * self._times(name), gap_s=self._gap_s,
+            idle_s=self._idle_s(name), seed=campaign.seed, on_progress=told,
         )  # fmt: skip
         path = self._trace(name)
         save(replace(turns.measurements[plan], sample=drawn, weight=weight), path)
@@ -377,8 +382,18 @@ class _Bench:
         """Seconds that a tier idles between two samples of a plan, about; caches cool meanwhile."""
         return self._gap_s + self._before[name].mean_s
 
+    def _times(self, name: str) -> int:
+        """How many times the samples and bursts that the campaign states a plan has, to take long enough."""
+        return max(1, round(self._campaign.least_s / self._once_s(name)))
+
+    def _samples(self, name: str) -> int:
+        return min(self._times(name) * self._count, len(self._population))
+
     def _expected_s(self, name: str) -> float:
         """Seconds that a plan will take, with the timing in between, about."""
+        return self._times(name) * self._once_s(name)
+
+    def _once_s(self, name: str) -> float:
         campaign, topology = self._campaign, self._topology
         shares = min(campaign.turns, self._count)
         samples = self._count + 2 + shares  # with those that warm up
