@@ -129,13 +129,18 @@ class Workload:
     plans: tuple[Plan, ...]
 
     def release(
-        self, agents: Agents, plans: Sequence[Plan] | None = None, batches: Sequence[int] = (), **limits: Any
+        self,
+        agents: Agents,
+        plans: Sequence[Plan] | None = None,
+        batches: Sequence[int] = (),
+        exit_counts: Sequence[Any] = (),
+        **limits: Any,
     ) -> Release:
         execution = Execution(executor="onnxruntime")
         count = len(agents.topology.tiers)
         return agents.deploy(
             self.plans if plans is None else plans, [self.network] * count, self.decoder,
-            executions=[execution] * count, batches=batches, limits=Limits(**limits),
+            executions=[execution] * count, batches=batches, exit_counts=exit_counts, limits=Limits(**limits),
         )  # fmt: skip
 
     def expected(self, plan: Plan, index: int) -> tuple[int, int]:

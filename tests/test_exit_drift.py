@@ -17,7 +17,6 @@ from scipy.stats import hypergeom
 
 from portend import storage
 from portend.analysis.compare import compare, exit_drifts
-from portend.analysis.exit_drift import ExitWatch, exit_drift, fisher_exact, watch_exits
 from portend.analysis.report import render_report
 from portend.cli import cli
 from portend.errors import InvalidValue, MismatchError
@@ -27,6 +26,7 @@ from portend.models.evaluators import TorchEvaluator
 from portend.models.scoring import score_samples
 from portend.models.training import TrainingConfig, train
 from portend.models.zoo import build
+from portend.perfmodel.exit_drift import ExitWatch, exit_drift, fisher_exact, watch_exits
 from portend.perfmodel.exits import exit_counts
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,7 +27,7 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from portend.config import load_topology
+from portend.config import load_topology, topology_yaml
 from portend.errors import ConfigError, DeploymentError, MessageError, StorageError
 from portend.execution import Execution
 from portend.plan import Plan
@@ -165,6 +166,34 @@ def test_samples_that_wait_for_a_tier_run_together_where_batches_are_allowed(
     assert run_together() > before
     work.release(agents)
     until(lambda: agents.ask(0, "status")["plan"] == 0)
+
+
+def test_the_source_says_when_exits_do_other_than_profiled(hosts: Hosts, agents: Agents, work: Workload) -> None:
+    left = Counter(work.expected(work.plans[0], number)[1] for number in range(len(work.samples)))
+    right = [[100.0 * left[step] for step in range(3)]]
+    wrong = [[100.0 * left[step] for step in (2, 0, 1)]]
+    for counts, drifts in ((right, False), (wrong, True)):
+        others = [[[1.0] * len(plan)] for plan in work.plans[1:]]
+        release = work.release(agents, exit_counts=[counts, *others])
+        until(lambda: agents.ask(0, "status")["plan"] == 0)
+        named = (
+            (f"drift-{release.version}-{number}", work.samples[number % len(work.samples)]) for number in range(400)
+        )
+        assert len(list(agents.submitter(24).answers(named))) == 400
+        until(lambda due=drifts: counter(hosts, "edge", 'portend_exit_drift{plan="0"}') == due)
+        told = agents.ask(0, "status")["drift"]
+        assert (len(told) == 1 and "exit drift: exit 1" in told[0]) if drifts else told == []
+    assert "exit drift: exit 1" in hosts.log("edge")
+    assert "exit drift" in portend("status", "--topology", _written(hosts), "--keys", hosts.keys).stdout
+    work.release(agents)
+    until(lambda: agents.ask(0, "status")["plan"] == 0)
+
+
+def _written(hosts: Hosts) -> Path:
+    """The topology of the hosts as a file."""
+    path = hosts.folder / "hosts.yaml"
+    path.write_text(topology_yaml(hosts.topology))
+    return path
 
 
 # -- HTTP ------------------------------------------------------------------------------------------

@@ -1569,7 +1569,7 @@ def drift(
     """
     import numpy as np
 
-    from portend.analysis.exit_drift import exit_drift
+    from portend.perfmodel.exit_drift import exit_drift
     from portend.perfmodel.exits import exit_counts
     from portend.storage import load_measurement, load_profile
 

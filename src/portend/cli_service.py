@@ -17,6 +17,7 @@ from portend.units import parse
 if TYPE_CHECKING:
     from portend.models.decoding import InputDecoder
     from portend.plan import Plan
+    from portend.profile import BackboneSpec
     from portend.service.coordinator import Agents
     from portend.service.keys import Keys
 
@@ -140,6 +141,10 @@ def _agents(topology: str, keys: str | None, plain: bool) -> AbstractContextMana
     help="Seconds of silence after which an agent counts as dead.",
 )  # fmt: skip
 @click.option(
+    "--profile", type=click.Path(dir_okay=False),
+    help="Profile that the plan was made for: the source then watches whether exits do what it says.",
+)  # fmt: skip
+@click.option(
     "--largest-sample", default="8 MiB", show_default=True, metavar="SIZE", help="Larger samples are refused."
 )
 @click.option(
@@ -150,7 +155,7 @@ def _agents(topology: str, keys: str | None, plain: bool) -> AbstractContextMana
 @_json_option
 def deploy(
     plan: str, network: str, topology: str, keys: str | None, plain: bool, window: int, waiting: int, deadline: float,
-    retry: float, attempts: int, silence: float, largest_sample: str, batches: tuple[str, ...],
+    retry: float, attempts: int, silence: float, profile: str | None, largest_sample: str, batches: tuple[str, ...],
     allow_code: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Let the agents of a topology run PLAN (JSON), and its fallbacks where a tier is away.
@@ -185,7 +190,8 @@ def deploy(
         found = agents.hello()
         release = agents.deploy(
             plans, files, _decoder(network), executions=executions, ranges=ranges,
-            batches=_batches(batches, [tier.name for tier in places.tiers]), limits=limits, on_progress=tell,
+            batches=_batches(batches, [tier.name for tier in places.tiers]),
+            exit_counts=_exit_counts(profile, plans, spec), limits=limits, on_progress=tell,
         )  # fmt: skip
         settled = agents.settled(release.version)
     if as_json:
@@ -218,6 +224,23 @@ def _batches(words: tuple[str, ...], names: list[str]) -> list[int]:
             raise click.UsageError(f"--batch is TIER=COUNT with a tier of {', '.join(names)}, but got {word!r}")
         batches[name] = int(count)
     return list(batches.values())
+
+
+def _exit_counts(path: str | None, plans: list[Plan], spec: BackboneSpec) -> list[Any]:
+    """How many samples of a profile leave at each partition of each plan; none without a profile."""
+    from portend.perfmodel.exits import exit_counts
+    from portend.storage import load_profile
+
+    if path is None:
+        return []
+    profile = load_profile(path)
+    ours = profile.backbone
+    if ours.weights_sha256 and spec.weights_sha256 and ours.weights_sha256 != spec.weights_sha256:
+        raise MismatchError(
+            f"{path} is of {ours.name} with other weights than those that are deployed ({spec.name}); give the profile "
+            "of this network"
+        )
+    return [exit_counts(profile.exits, plan) for plan in plans]
 
 
 def _read_plans(path: str) -> tuple[list[Plan], dict[str, Any]]:
@@ -334,6 +357,8 @@ def status(topology: str, keys: str | None, plain: bool, as_json: bool) -> int:
     else:
         for name, told in found.items():
             click.echo(f"{name:<12} {_state(told)}")
+            for line in told.get("drift", ()):
+                click.echo(f"{'':<12} {line}")
     return int(any("error" in told for told in found.values()))
 
 

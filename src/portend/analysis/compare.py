@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.analysis.exit_drift import ExitDrift, exit_drift
 from portend.errors import InvalidValue, MismatchError
 from portend.measurement import Measurement
 from portend.perfmodel.estimate import PARTS, Estimate
+from portend.perfmodel.exit_drift import ExitDrift, exit_drift
 from portend.plan import Plan
 
 __all__ = ["TERMS", "Comparison", "Fit", "Intervals", "Term", "agreement", "compare", "exit_drifts", "fit", "inside"]

@@ -38,6 +38,7 @@ from portend.runtime.messages import (
     unpack_control,
     unpack_header,
 )
+from portend.service.exit_watch import Exits
 from portend.service.intake import SAMPLE_ID, Answer, Intake
 from portend.service.keys import OPERATOR, Keys, Who, authenticate, is_loopback
 from portend.service.metrics import Metrics
@@ -129,6 +130,7 @@ class ServiceAgent:
         self.active = 0
         self.intake = Intake(Limits(), time.time_ns())
         self._probes = Probes()
+        self._exits = Exits(self.metrics)
         self._shared: dict[Hashable, Shared] = {}
         self._peers: dict[str, Peer] = {}
         self._ways: dict[int, Hashable] = {}
@@ -421,6 +423,7 @@ class ServiceAgent:
             _LOG.warning("sample %s failed (%s): %s", answer.id, answer.failed, answer.reason)
         else:
             self.metrics.answers.labels(str(answer.exit_index + 1)).inc()
+            self._exits.count(answer.plan, answer.exit_index)
             self.metrics.latency.observe(answer.latency_s)
 
     def _post(self, to: str, header: Header, payload: Any) -> None:
@@ -596,6 +599,7 @@ class ServiceAgent:
         return f"no plan can be used: {', '.join(silent) or 'a link'} is away"
 
     def _gauge(self, who: Who | None, now: float) -> None:
+        self._exits.look()
         metrics, limits = self.metrics, self.intake.limits
         metrics.waiting.set(self.intake.waiting)
         metrics.under_way.set(self.intake.under_way)
@@ -666,6 +670,8 @@ class ServiceAgent:
         if version < self.active:
             raise DeploymentError(f"release {self.active} is active on {self.name}, which is newer than {version}")
         self.active, self.intake.limits = version, loaded.release.limits
+        if self.is_source:
+            self._exits.follow(loaded.release)
         _LOG.info("release %d is active", version)
         self._judge(time.monotonic())
 
@@ -794,6 +800,7 @@ class ServiceAgent:
             "under_way": self.intake.under_way,
             "window": self.intake.limits.window,
             "full": self.intake.full,
+            "drift": self._exits.describe(),
             "peers": {
                 name: {"up": peer.alive(now, silence), "round_trip_s": peer.round_trip_s}
                 for name, peer in self._peers.items()

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
+import numpy as np
 import zmq
+from numpy.typing import ArrayLike
 
 from portend.errors import ConfigError, DeploymentError, MessageError
 from portend.execution import Execution
@@ -180,6 +182,7 @@ class Agents:
         executions: Sequence[Execution],
         ranges: Mapping[str, dict[str, Any]] = MappingProxyType({}),
         batches: Sequence[int] = (),
+        exit_counts: Sequence[ArrayLike] = (),
         limits: Limits | None = None,
         on_progress: Progress = lambda *_: None,
     ) -> Release:
@@ -190,6 +193,8 @@ class Agents:
         Args:
             plans: complete, the wanted one first. files: of the network, by tier. executions: by tier.
             ranges: of values at cuts, as JSON values by cut. batches: largest ones, by tier; empty: of one sample.
+            exit_counts: by plan, profiling samples [C, L] of each class that leave at each partition
+                (``perfmodel.exits.exit_counts``), for the source to watch its exits; empty: it does not.
 
         Raises:
             InvalidValue: a plan does not fit the topology. DeploymentError: an agent cannot run it; then all go on as
@@ -216,6 +221,9 @@ class Agents:
             criterion=next((plan.criterion for plan in plans if plan.asks), plans[0].criterion),
             ranges=dict(ranges),
             batches=tuple(batches),
+            exit_counts=tuple(
+                tuple(tuple(row) for row in np.asarray(counts, dtype=np.float64).tolist()) for counts in exit_counts
+            ),
             limits=limits or Limits(),
         )
         for tier, path in enumerate(files):

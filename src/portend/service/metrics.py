@@ -36,6 +36,14 @@ class Metrics:
         self.latency = Histogram(
             "portend_latency_seconds", "From acceptance to answer.", buckets=_BUCKETS, registry=registry
         )
+        self.exit_drift = Gauge(
+            "portend_exit_drift", "Whether exits let other shares of samples go than profiled.", ["plan"],
+            registry=registry,
+        )  # fmt: skip
+        self.drift_evidence = Gauge(
+            "portend_exit_drift_evidence", "Logarithm of the largest e-value against an exit.", ["plan"],
+            registry=registry,
+        )  # fmt: skip
         self.waiting = Gauge("portend_waiting_samples", "Samples that wait at the source.", registry=registry)
         self.under_way = Gauge("portend_samples_under_way", "Samples sent and not answered.", registry=registry)
         self.credits = Gauge("portend_credits", "Samples that may enter now.", registry=registry)

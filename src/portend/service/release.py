@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from portend.errors import MessageError, PortendError, law
 from portend.execution import Execution
+from portend.perfmodel.exit_drift import watch_exits
 from portend.plan import CODECS, CRITERIA, Plan
 from portend.profile import ValueRange
 from portend.storage import from_plain, to_plain
@@ -84,6 +85,8 @@ class Release:
         networks, executions, memory_bytes: by tier; memory None: what the host has.
         batches: how many samples a tier runs at once at most, of those that wait for it; by tier; empty: one on each.
         source, destination, ingest: as in the topology. decoder: ``InputDecoder.to_dict``.
+        exit_counts: profiling samples of each class that leave at each partition, [C, L], by plan; empty: its exits are
+            not watched.
         criterion: of the exits' scores. ranges: of the values at cuts, for int8, by cut as text.
     """
 
@@ -101,6 +104,7 @@ class Release:
     criterion: str
     ranges: dict[str, dict[str, object]] = field(default_factory=dict)
     batches: tuple[int, ...] = ()
+    exit_counts: tuple[tuple[tuple[float, ...], ...], ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -120,8 +124,14 @@ class Release:
             law(0 <= index < count, f"the {role} is one of the tiers 0–{count - 1}, but got {index}")
         law(self.ingest in ("in_process", "message"), f"ingest is in_process or message, not {self.ingest!r}")
         law(self.criterion in CRITERIA, f"a criterion is one of {', '.join(CRITERIA)}, but got {self.criterion!r}")
+        law(
+            len(self.exit_counts) in (0, len(self.plans)),
+            f"there are counts for each of {len(self.plans)} plans, or for none, but got {len(self.exit_counts)}",
+        )
         for plan in self.plans:
             self._check(plan)
+        for plan, counts in zip(self.plans, self.exit_counts, strict=False):
+            watch_exits(plan, counts)
 
     def _check(self, plan: Plan) -> None:
         law(
