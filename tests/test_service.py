@@ -182,8 +182,8 @@ def test_the_source_says_when_exits_do_other_than_profiled(hosts: Hosts, agents:
         assert len(list(agents.submitter(24).answers(named))) == 400
         until(lambda due=drifts: counter(hosts, "edge", 'portend_exit_drift{plan="0"}') == due)
         told = agents.ask(0, "status")["drift"]
-        assert (len(told) == 1 and "exit drift: exit 1" in told[0]) if drifts else told == []
-    assert "exit drift: exit 1" in hosts.log("edge")
+        assert (len(told) == 1 and "exit drift: " in told[0]) if drifts else told == []
+    assert "exit drift: " in hosts.log("edge")
     assert "exit drift" in portend("status", "--topology", _written(hosts), "--keys", hosts.keys).stdout
     work.release(agents)
     until(lambda: agents.ask(0, "status")["plan"] == 0)
