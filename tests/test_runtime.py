@@ -312,6 +312,19 @@ def test_plans_run_in_turns_and_the_tiers_are_timed_in_between(deployment: Deplo
         at = np.isfinite(bursts)
         assert np.array_equal(at.all(axis=(1, 2)), at.any(axis=(1, 2))), "a partition is timed in each burst or in none"
         assert set(zip(*(i.tolist() for i in at[:, 0, 0].nonzero()), strict=True)) == partitions
+    decode, encode = [0, 1], [2, 3]  # each once, and right after
+    coded = (
+        {(encode[0], 2), (encode[1], 2)},
+        {*((k, 2) for k in decode), *((k, 3) for k in encode)},
+        {*((k, 3) for k in decode)},
+    )
+    for coding, where in zip(found.coding_s, coded, strict=True):
+        assert set(coding) == {"float32"}
+        table = coding["float32"]
+        assert table.shape == (4, 2 * (3 + 1), 5)
+        assert {(k, cut) for k, cut in np.argwhere(np.isfinite(table).all(axis=1)).tolist()} == where
+        assert np.isfinite(table).sum() == 8 * len(where)
+        assert np.nanmin(table) > 0
     for wrong in ({}, {PLANS[0]: 0}):
         with pytest.raises(InvalidValue, match="at least 1"):
             run_in_turns(deployment, wrong, 4)

@@ -355,6 +355,23 @@ def test_a_device_timed_again_changes_only_what_was_timed() -> None:
     assert old.following_s(2.0)[1, 2] == 4.0, "not measured: as a busy one"
 
 
+def test_coding_timed_again_changes_only_what_was_timed() -> None:
+    old = device("d", np.triu(np.ones((3, 3)), 1), codecs={"f": codec([1, 1, 1]), "g": codec([1, 1, 1])})
+    again = np.full((4, 2, 3), NAN)
+    again[:2, :, 1] = [[0.5, 0.7], [0.1, 0.3]]  # decode at cut 1, once and right after
+    new = old.coded_again({"f": again})
+    assert new.codecs["f"].decode_s()[1] == pytest.approx(0.6)
+    assert new.codecs["f"].decode_s(3.0)[1] == pytest.approx(0.6 + 2 * 0.2)
+    for slow in (1.0, 3.0):
+        assert new.codecs["f"].decode_s(slow)[[0, 2]] == pytest.approx(old.codecs["f"].decode_s(slow)[[0, 2]])
+        assert np.array_equal(new.codecs["f"].encode_s(slow), old.codecs["f"].encode_s(slow))
+        assert np.array_equal(new.codecs["g"].decode_s(slow), old.codecs["g"].decode_s(slow))
+    again[2:, :, 2] = [[0.9, 1.1], [0.4, 0.4]]
+    assert old.coded_again({"f": again}).codecs["f"].encode_s(2.0)[2] == pytest.approx(1.0 + 0.4)
+    with pytest.raises(InvalidValue, match=r"coding of f is \[4, repeats, 3\]"):
+        old.coded_again({"f": again[:, :, :2]})
+
+
 def test_what_waking_costs_by_hand() -> None:
     busy = np.array([[0, 1.0, 3.0], [0, 0, 2.0], [0, 0, 0]])
     unmeasured = device("d", busy, codecs={"f": codec([1, 1, 1])})

@@ -742,6 +742,27 @@ class DeviceProfile:
             following_repeats_s=_overlaid(following, bursts[0, :, :first]),
         )
 
+    def coded_again(self, coding_s: Mapping[str, ArrayLike]) -> DeviceProfile:
+        """Return the device with encoding and decoding as they took when they were timed again.
+
+        Args:
+            coding_s: by codec, [4, R, N+1]: seconds to decode once, right after, to encode once, and right after; NaN
+                where nothing was timed again: there the profile stays.
+        """
+        names = ("decode_repeats_s", "decode_busy_repeats_s", "encode_repeats_s", "encode_busy_repeats_s")
+        codecs = dict(self.codecs)
+        for name, tables in coding_s.items():
+            again = np.asarray(tables, dtype=np.float64)
+            law(
+                again.ndim == 3 and len(again) == len(names) and again.shape[2] == self.num_blocks + 1,
+                f"coding of {name} is [4, repeats, {self.num_blocks + 1}], but got {again.shape}",
+            )
+            old = codecs[name]
+            codecs[name] = replace(
+                old, **{key: _overlaid(getattr(old, key), new) for key, new in zip(names, again, strict=True)}
+            )
+        return replace(self, codecs=codecs)
+
     @property
     def branch_s(self) -> Floats:
         """Mean seconds of the exit branch at each cut, [N+1]."""

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +41,7 @@ from portend.planner.problem import SearchSpace
 from portend.planner.stated import read_hints
 from portend.profile import Profile, SampleExits
 from portend.profiling.journal import Journal
-from portend.profiling.turns import Turns, burst_runs, run_in_turns, timed_pairs
+from portend.profiling.turns import Turns, burst_runs, coding_tables, run_in_turns, timed_steps
 from portend.runtime.coordinator import Deployment
 from portend.storage import load_measurement, load_profile, save, to_plain, write_json
 from portend.topology import Topology
@@ -274,7 +275,7 @@ class _Bench:
             "ends": [places.source, places.destination, places.ingest],
             **_plain(self._campaign),
             "gap_s": self._gap_s,
-            "timed after": "as long as a plan leaves a tier idle",
+            "timed again": "partitions, encoding and decoding, after as long as a plan leaves a tier idle",
             "number of samples": len(self._population),
             "digest of the samples": hashlib.sha256(samples).hexdigest()[:16],
             "digest of the plans and their predictions": hashlib.sha256(json.dumps(predictions).encode()).hexdigest()[
@@ -398,12 +399,12 @@ class _Bench:
         shares = min(campaign.turns, self._count)
         samples = self._count + 2 + shares  # with those that warm up
         bursts = 0.0
-        for tier, pairs in enumerate(timed_pairs([self.picks[name].plan], topology)):
+        for tier, steps in enumerate(timed_steps([self.picks[name].plan], topology)):
             busy = self._profile.devices[topology.tiers[tier].device].compute_s
             runs = burst_runs(topology.tiers[tier])
-            for before, start, end in pairs:
-                ahead_s = 0.0 if before is None else float(busy[before, start])
-                bursts += self._idle_s(name) + runs * (float(busy[start, end]) + ahead_s)
+            for step in steps:
+                ahead_s = 0.0 if step.before is None else float(busy[step.before, step.start])
+                bursts += self._idle_s(name) + runs * (float(busy[step.start, step.end]) + ahead_s)
         each = self._gap_s + self._before[name].mean_s
         return samples * each + (campaign.turns + 1) * campaign.repeats * bursts + shares * _PER_RUN_S
 
@@ -463,26 +464,42 @@ def _plain(campaign: Campaign) -> dict[str, Any]:
 
 
 def _flat(turns: Turns, plan: Plan) -> list[float]:
-    """The times between the turns as numbers for the journal: bursts, then each tier's runs in a burst and seconds."""
+    """The times between the turns as numbers for the journal.
+
+    How many bursts; then of each tier its runs in a burst, and of each partition their seconds, and those of coding.
+    """
     numbers = [float(turns.bursts_s[0].shape[1])]
-    for table, pairs in zip(turns.bursts_s, timed_pairs([plan], turns.topology), strict=True):
+    for table, coding, steps in zip(turns.bursts_s, turns.coding_s, timed_steps([plan], turns.topology), strict=True):
         numbers.append(float(table.shape[2]))
-        for before, start, end in pairs:
-            numbers += table[int(before is None), :, :, start, end].ravel().tolist()
+        for step in steps:
+            numbers += table[int(step.before is None), :, :, step.start, step.end].ravel().tolist()
+            if step.takes:
+                numbers += coding[step.takes][:2, :, step.start].ravel().tolist()
+            if step.gives:
+                numbers += coding[step.gives][2:, :, step.end].ravel().tolist()
     return numbers
 
 
 def _turns(numbers: Sequence[float], plan: Plan, measured: Measurement, num_blocks: int) -> Turns:
     """Undo ``_flat``."""
-    repeats, at, size = int(numbers[0]), 1, num_blocks + 1
-    tables = []
-    for pairs in timed_pairs([plan], measured.topology):
-        runs, at = int(numbers[at]), at + 1
-        table = np.full((2, repeats, runs, size, size), np.nan)
-        for before, start, end in pairs:
-            table[int(before is None), :, :, start, end] = np.reshape(
-                numbers[at : at + repeats * runs], (repeats, runs)
-            )
-            at += repeats * runs
+    repeats, size = int(numbers[0]), num_blocks + 1
+    left = iter(numbers[1:])
+
+    def take(*shape: int) -> Floats:
+        return np.array(list(islice(left, math.prod(shape)))).reshape(shape)
+
+    tables, codings = [], []
+    for steps in timed_steps([plan], measured.topology):
+        runs = int(next(left))
+        table, coding = np.full((2, repeats, runs, size, size), np.nan), coding_tables(steps, repeats, size)
+        for step in steps:
+            table[int(step.before is None), :, :, step.start, step.end] = take(repeats, runs)
+            if step.takes:
+                coding[step.takes][:2, :, step.start] = take(2, repeats)
+            if step.gives:
+                coding[step.gives][2:, :, step.end] = take(2, repeats)
         tables.append(table)
-    return Turns(topology=measured.topology, measurements={plan: measured}, bursts_s=tuple(tables))
+        codings.append(coding)
+    return Turns(
+        topology=measured.topology, measurements={plan: measured}, bursts_s=tuple(tables), coding_s=tuple(codings)
+    )

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from portend.runtime.coordinator import Deployment
 from portend.runtime.watch import Disturbance
 from portend.topology import Tier, Topology
 
-__all__ = ["Turns", "burst_runs", "run_in_turns", "timed_pairs"]
+__all__ = ["TimedStep", "Turns", "burst_runs", "coding_tables", "run_in_turns", "timed_steps"]
 
 Floats = NDArray[np.float64]
 
@@ -42,18 +43,21 @@ class Turns:
         bursts_s: by tier, float64 [2, R, B, N+1, N+1]: seconds of the partitions that the plans run there, each
             with the branch at its end, B times, following the one before it on this tier, and after idling, taken
             between the turns; NaN elsewhere.
+        coding_s: by tier and codec, float64 [4, R, N+1]: seconds to decode what such a partition takes by message,
+            before it, and to encode what it sends, after it, each once and again (``DeviceProfile.coded_again``).
     """
 
     topology: Topology
     measurements: Mapping[Plan, Measurement]
     bursts_s: tuple[Floats, ...]
+    coding_s: tuple[Mapping[str, Floats], ...]
 
     def then(self, planned: Profile) -> tuple[Profile, Topology]:
         """Return the tiers as fast as they were while the plans ran, each a device by its own name."""
         tiers = self.topology.tiers
         devices = {
-            tier.name: planned.devices[tier.device].timed_again(bursts)
-            for tier, bursts in zip(tiers, self.bursts_s, strict=True)
+            tier.name: planned.devices[tier.device].timed_again(bursts).coded_again(coding)
+            for tier, bursts, coding in zip(tiers, self.bursts_s, self.coding_s, strict=True)
         }
         own = tuple(replace(tier, device=tier.name) for tier in tiers)
         return replace(planned, devices=devices), replace(self.topology, tiers=own)
@@ -119,7 +123,11 @@ def run_in_turns(
     return Turns(
         topology=deployment.topology,
         measurements={plan: _under(Measurement.joined(measured), meanwhile) for plan, measured in parts.items()},
-        bursts_s=tuple(np.concatenate(found, axis=1) for found in zip(*times, strict=True)),
+        bursts_s=tuple(np.concatenate(found, axis=1) for found in zip(*(bursts for bursts, _ in times), strict=True)),
+        coding_s=tuple(
+            {name: np.concatenate([each[name] for each in found], axis=1) for name in found[0]}
+            for found in zip(*(coding for _, coding in times), strict=True)
+        ),
     )
 
 
@@ -135,49 +143,80 @@ def _from(on_progress: Callable[[int, int], None], done: int, total: int) -> Cal
     return lambda answered, _: on_progress(done + answered, total)
 
 
+class TimedStep(NamedTuple):
+    """A partition as a tier runs it.
+
+    Attributes:
+        before: the cut where the partition begins that it follows on this tier; None: none, it is woken.
+        start, end: its cuts. takes, gives: the codecs by which its input comes and its output goes, if by message.
+    """
+
+    before: int | None
+    start: int
+    end: int
+    takes: str | None = None
+    gives: str | None = None
+
+
 def _time_again(
     deployment: Deployment, plans: Iterable[Plan], num_blocks: int, repeats: int, gap_s: float, rng: random.Random
-) -> list[Floats]:
-    """Bursts of every partition on the tiers that run it, [2, repeats, burst, N+1, N+1] for each tier.
+) -> tuple[list[Floats], list[dict[str, Floats]]]:
+    """``Turns.bursts_s`` and ``Turns.coding_s`` of every partition on the tiers that run it, ``repeats`` times.
 
     The tiers take turns, as they do in a run: what one computes is no longer in the caches of another.
     """
     size, tiers = num_blocks + 1, deployment.topology.tiers
-    mine = timed_pairs(plans, deployment.topology)
+    mine = timed_steps(plans, deployment.topology)
     tables = [np.full((2, repeats, burst_runs(tier), size, size), np.nan) for tier in tiers]
+    coding: list[dict[str, Floats]] = [coding_tables(steps, repeats, size) for steps in mine]
     for repeat in range(repeats):
         for index in rng.sample(range(len(tiers)), len(tiers)):
             order = rng.sample(mine[index], len(mine[index]))
             if order:
-                jobs = [(start, end, True) for _, start, end in order]
-                ahead = [None if before is None else (before, start) for before, start, _ in order]
-                seconds = deployment.time_partitions(
-                    index, jobs, before=ahead, burst=burst_runs(tiers[index]), gap_s=gap_s, fresh=repeat == 0
-                )
-                for (before, start, end), runs in zip(order, seconds, strict=True):
-                    tables[index][int(before is None), repeat, :, start, end] = runs
-    return tables
+                seconds, coded = deployment.time_steps(
+                    index, [(step.start, step.end, True) for step in order],
+                    before=[None if step.before is None else (step.before, step.start) for step in order],
+                    codecs=[(step.takes, step.gives) for step in order],
+                    burst=burst_runs(tiers[index]), gap_s=gap_s, fresh=repeat == 0,
+                )  # fmt: skip
+                for step, runs, codes in zip(order, seconds, coded, strict=True):
+                    tables[index][int(step.before is None), repeat, :, step.start, step.end] = runs
+                    if step.takes:
+                        coding[index][step.takes][:2, repeat, step.start] = codes[:2]
+                    if step.gives:
+                        coding[index][step.gives][2:, repeat, step.end] = codes[2:]
+    return tables, coding
 
 
-def timed_pairs(plans: Iterable[Plan], topology: Topology) -> list[list[tuple[int | None, int, int]]]:
-    """Return, for each tier, the partitions (start cut, end cut) that the plans run there, in order.
+def coding_tables(steps: Iterable[TimedStep], repeats: int, size: int) -> dict[str, Floats]:
+    """Return ``Turns.coding_s`` of one tier before anything is known."""
+    names = sorted({name for step in steps for name in (step.takes, step.gives) if name})
+    return {name: np.full((4, repeats, size), np.nan) for name in names}
 
-    Before each stands the cut where the partition begins that it follows on this tier; None: none, it is woken. Of
-    several that it follows in different plans the longest is taken. Source and destination encode and decode even where
-    they run none: then the first block tells how fast they are.
+
+def timed_steps(plans: Iterable[Plan], topology: Topology) -> list[list[TimedStep]]:
+    """Return, for each tier, the partitions that the plans run there, in order.
+
+    Of several that a partition follows in different plans the longest is taken, of several codecs the first. Source and
+    destination encode and decode even where they run none: then the first block tells how fast they are.
     """
-    found: list[dict[tuple[bool, int, int], int | None]] = [{} for _ in topology.tiers]
+    found: list[dict[tuple[bool, int, int], TimedStep]] = [{} for _ in topology.tiers]
     for plan in plans:
+        codecs = plan.codecs or (None,) * len(plan)
         for step, (start, end) in enumerate(plan.partitions):
             where = plan.placement[step]
             follows = step > 0 and plan.placement[step - 1] == where
             before = plan.partitions[step - 1][0] if follows else None
-            known = found[where].get((follows, start, end))
-            found[where][follows, start, end] = before if before is None or known is None else min(before, known)
+            known = found[where].get((follows, start, end), TimedStep(before, start, end))
+            sends = step + 1 < len(plan) and plan.placement[step + 1] != where
+            found[where][follows, start, end] = TimedStep(
+                before if before is None or known.before is None else min(before, known.before), start, end,
+                known.takes or codecs[step], known.gives or (codecs[step + 1] if sends else None),
+            )  # fmt: skip
     for end in (topology.source, topology.destination):
         if not found[end]:
-            found[end][False, 0, 1] = None
-    return [[(mine[key], *key[1:]) for key in sorted(mine)] for mine in found]
+            found[end][False, 0, 1] = TimedStep(None, 0, 1)
+    return [[mine[key] for key in sorted(mine)] for mine in found]
 
 
 def burst_runs(tier: Tier) -> int:

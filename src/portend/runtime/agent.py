@@ -91,6 +91,15 @@ def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_
     return (now - began) // done
 
 
+def _once_and_again_ns(work: Callable[[], object] | None) -> tuple[int, int]:
+    """Nanoseconds of work done once, and of the same right after; 0 and 0 of none."""
+    if work is None:
+        return 0, 0
+    began = time.monotonic_ns()
+    work()
+    return time.monotonic_ns() - began, _busy_ns(work, times=3)
+
+
 class Agent:
     """The agent of one tier.
 
@@ -298,22 +307,28 @@ class Agent:
     def _on_time(self, values: dict[str, Any], _: list[bytes]) -> None:
         """Time partitions on the first sample's own tensors: each job (start, end, branch) in order, in bursts.
 
-        Where a job has a partition ``before`` it, that one runs as often, untimed, after the pause.
+        Where a job has a partition ``before`` it, that one runs as often, untimed, after the pause. Where it names
+        codecs, its input is decoded before the burst, or its output encoded after it, once and again.
         """
         gap_ns = int(1e9 * values["gap_s"])
         if values["fresh"]:
             self._timed.clear()
-        times = []
+        times, coding = [], []
         burst = int(values["burst"])
-        for done, ((start, end, branch), before) in enumerate(zip(values["jobs"], values["before"], strict=True)):
+        for done, ((start, end, branch), before, (takes, gives)) in enumerate(
+            zip(values["jobs"], values["before"], values["codecs"], strict=True)
+        ):
             tensor = self._inputs(start)
             partition = self._timeable(start, end, branch)
             ahead = self._timeable(before[0], before[1], True) if before else None
             first = self._inputs(before[0]) if before else None
+            decode = self._decoding(takes, start) if takes else None
+            encode = partial(self._codec(gives, end).encode, self._inputs(end)) if gives else None
             if gap_ns:
                 wait_until(time.monotonic_ns() + gap_ns)
             else:
                 partition(tensor)
+            coding += _once_and_again_ns(decode)
             if ahead is not None and first is not None:
                 for _run in range(burst):
                     ahead(first)
@@ -321,10 +336,17 @@ class Agent:
                 began = time.monotonic_ns()
                 partition(tensor)
                 times.append(time.monotonic_ns() - began)
+            coding += _once_and_again_ns(encode)
             if time.monotonic_ns() - self._told_ns > _PROGRESS_EVERY_NS:
                 self._told_ns = time.monotonic_ns()
                 self._tell("progress", answered=done)
-        self._tell("timed", [np.asarray(times, dtype="<i8").tobytes()])
+        self._tell("timed", [np.asarray(numbers, dtype="<i8").tobytes() for numbers in (times, coding)])
+
+    def _decoding(self, name: str, cut: int) -> Callable[[], object]:
+        """What decodes the first sample's tensor at a cut, as it would come by message."""
+        codec = self._codec(name, cut)
+        payload = codec.encode(self._inputs(cut) if cut else self._samples[0])
+        return partial(codec.decode, payload, self._shapes[cut])
 
     def _timeable(self, start: int, end: int, branch: bool) -> Partition:
         """A partition to be timed, which ran once; kept for the next order."""

@@ -454,7 +454,27 @@ class Deployment:
         fresh: bool = True,
         on_progress: Progress | None = None,
     ) -> NDArray[np.float64]:
-        """Seconds of each job (start, end, branch) in the given order, run ``burst`` times, [jobs, burst].
+        """Seconds of each job (start, end, branch) in the given order, run ``burst`` times, [jobs, burst]."""
+        return self.time_steps(
+            tier, jobs, before=before, burst=burst, gap_s=gap_s, fresh=fresh, on_progress=on_progress
+        )[0]
+
+    def time_steps(
+        self,
+        tier: int,
+        jobs: Sequence[tuple[int, int, bool]],
+        *,
+        before: Sequence[tuple[int, int] | None] = (),
+        codecs: Sequence[tuple[str | None, str | None]] = (),
+        burst: int = 1,
+        gap_s: float = 0.0,
+        fresh: bool = True,
+        on_progress: Progress | None = None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Seconds of each job (start, end, branch) in the given order, run ``burst`` times, and of coding for it.
+
+        [jobs, burst], and [jobs, 4]: to decode its input by the first of its ``codecs`` before the burst and to encode
+        its output by the second one after it, each once and again right after; 0 where None.
 
         With ``gap_s`` the agent idles that long before each job; without, it runs each once more
         before it is timed, so that it finds its caches as a busy device does. ``before``: for each job
@@ -463,14 +483,19 @@ class Deployment:
         """
         self._begin(expected=0)
         ahead = [None if pair is None else list(pair) for pair in before or (None,) * len(jobs)]
-        self._tell(tier, "time", jobs=[list(job) for job in jobs], before=ahead, burst=burst, gap_s=gap_s, fresh=fresh)
+        self._tell(
+            tier, "time", jobs=[list(job) for job in jobs], before=ahead,
+            codecs=[list(pair) for pair in codecs or ((None, None),) * len(jobs)],
+            burst=burst, gap_s=gap_s, fresh=fresh,
+        )  # fmt: skip
 
         def tell(values: dict[str, Any]) -> None:
             if on_progress:
                 on_progress(int(values["answered"]), len(jobs))
 
         _, frames = self._await("timed", [tier], tell)[tier]
-        return np.asarray(np.frombuffer(frames[0], dtype="<i8").reshape(len(jobs), burst) * 1e-9)
+        seconds, coding = (1e-9 * np.frombuffer(frame, dtype="<i8").reshape(len(jobs), -1) for frame in frames[:2])
+        return seconds, coding
 
     def time_codecs(
         self, tier: int, codecs: Sequence[Sequence[str]], *, samples: int, on_progress: Progress | None = None
