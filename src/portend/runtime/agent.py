@@ -30,7 +30,7 @@ from portend.execution import Execution
 from portend.measurement import SPAN_KINDS
 from portend.models.decoding import decoder_from_dict
 from portend.profile import ValueRange
-from portend.runtime.codecs import FLOAT32, Codec, Sample, make_codec
+from portend.runtime.codecs import FLOAT32, Codec, Payload, Sample, make_codec
 from portend.runtime.deployed import Deployed
 from portend.runtime.executors import Partition, make_executor
 from portend.runtime.messages import (
@@ -47,6 +47,7 @@ _ENCODE, _TRANSFER, _DECODE, _COMPUTE = (SPAN_KINDS.index(k) for k in ("encode",
 _PROGRESS_EVERY_NS: Final = 200_000_000
 _SPIN_NS: Final = 200_000
 _LARGEST_MESSAGE: Final = 256 << 20
+_NOT_CODED: Final = (0, 0)
 _COPIED: Final = 512 << 10
 """Bytes below which copying a payload is quicker than lending its memory to ZeroMQ, which has to give it back."""
 
@@ -91,10 +92,8 @@ def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_
     return (now - began) // done
 
 
-def _once_and_again_ns(work: Callable[[], object] | None) -> tuple[int, int]:
-    """Nanoseconds of work done once, and of the same right after; 0 and 0 of none."""
-    if work is None:
-        return 0, 0
+def _once_and_again_ns(work: Callable[[], object]) -> tuple[int, int]:
+    """Nanoseconds of work done once, and of the same right after."""
     began = time.monotonic_ns()
     work()
     return time.monotonic_ns() - began, _busy_ns(work, times=3)
@@ -322,31 +321,35 @@ class Agent:
             partition = self._timeable(start, end, branch)
             ahead = self._timeable(before[0], before[1], True) if before else None
             first = self._inputs(before[0]) if before else None
-            decode = self._decoding(takes, start) if takes else None
-            encode = partial(self._codec(gives, end).encode, self._inputs(end)) if gives else None
+            payload = self._payload(takes, start) if takes else b""
+            to_take = self._codec(takes, start) if takes else None
+            to_give = self._codec(gives, end) if gives else None
             if gap_ns:
                 wait_until(time.monotonic_ns() + gap_ns)
             else:
                 partition(tensor)
-            coding += _once_and_again_ns(decode)
+            if to_take is None:
+                coding += _NOT_CODED
+            else:
+                came = memoryview(bytearray(payload))  # as a message comes: just copied, its header read before it
+                unpack_header(self._packed)
+                coding += _once_and_again_ns(partial(to_take.decode, came, self._shapes[start]))
             if ahead is not None and first is not None:
                 for _run in range(burst):
                     ahead(first)
             for _run in range(burst):
                 began = time.monotonic_ns()
-                partition(tensor)
+                outcome = partition(tensor)
                 times.append(time.monotonic_ns() - began)
-            coding += _once_and_again_ns(encode)
+            coding += _NOT_CODED if to_give is None else _once_and_again_ns(partial(to_give.encode, outcome.features))
             if time.monotonic_ns() - self._told_ns > _PROGRESS_EVERY_NS:
                 self._told_ns = time.monotonic_ns()
                 self._tell("progress", answered=done)
         self._tell("timed", [np.asarray(numbers, dtype="<i8").tobytes() for numbers in (times, coding)])
 
-    def _decoding(self, name: str, cut: int) -> Callable[[], object]:
-        """What decodes the first sample's tensor at a cut, as it would come by message."""
-        codec = self._codec(name, cut)
-        payload = codec.encode(self._inputs(cut) if cut else self._samples[0])
-        return partial(codec.decode, payload, self._shapes[cut])
+    def _payload(self, name: str, cut: int) -> Payload:
+        """The first sample's tensor at a cut as a message has it."""
+        return self._codec(name, cut).encode(self._inputs(cut) if cut else self._samples[0])
 
     def _timeable(self, start: int, end: int, branch: bool) -> Partition:
         """A partition to be timed, which ran once; kept for the next order."""
