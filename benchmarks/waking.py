@@ -52,7 +52,7 @@ def main() -> None:
     tensor = np.zeros(executor.spec.cut_shapes[0], np.float32)
     for partition in partitions.values():
         woken(partition, tensor, 0.0, 30)
-    found = [
+    found: list[dict[str, Any]] = [
         {"blocks": f"0:{cut}", "pause_s": pause_s, "first_s": first, "next_s": second}
         for pause_s in PAUSES_S
         for cut, partition in partitions.items()

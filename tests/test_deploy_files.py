@@ -25,7 +25,7 @@ def _words() -> list[str]:
 
 def test_the_unit_starts_an_agent_with_options_that_there_are() -> None:
     command, *options = _words()
-    agent = cli.commands[command]  # type: ignore[attr-defined]
+    agent = cli.commands[command]
     found = agent.make_context("agent", options, resilient_parsing=False)
     assert (found.params["name"], found.params["state"]) == ("edge", "/var/lib/portend/edge")
 
@@ -33,7 +33,7 @@ def test_the_unit_starts_an_agent_with_options_that_there_are() -> None:
 def test_the_container_starts_an_agent() -> None:
     (line,) = (x for x in (DEPLOY / "Containerfile").read_text().splitlines() if x.startswith("ENTRYPOINT"))
     assert line.removeprefix("ENTRYPOINT ") == '["portend", "agent"]'
-    assert "agent" in cli.commands  # type: ignore[attr-defined]
+    assert "agent" in cli.commands
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")

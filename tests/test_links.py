@@ -276,31 +276,13 @@ def test_links_between_hosts_are_measured_by_their_agents(tmp_path: Path) -> Non
         (tmp_path / "hosts.yaml").write_text(topology_yaml(replace(topology, tiers=tiers)))
         command = [sys.executable, "-m", "portend.cli"]
         for at, tier in enumerate(tiers):
-            words = [
-                "--listen",
-                f"tcp://{tier.host}:7100",
-                "--keys",
-                tmp_path / "keys",
-                "--state",
-                tmp_path / tier.name,
-            ]
-            agent = ends.enter_context(hosts.start(at, [*command, "agent", "--name", tier.name, *map(str, words)]))
+            words = f"agent --name {tier.name} --listen {tier.host}:7100 --keys keys --state {tier.name}".split()
+            agent = ends.enter_context(hosts.start(at, [*command, *words], cwd=tmp_path))
             ends.callback(agent.terminate)
-        words = [
-            "links",
-            "hosts.yaml",
-            "--keys",
-            "keys",
-            "--time",
-            "5 s",
-            "--bytes",
-            "32 MB",
-            "--out",
-            "m.yaml",
-            "--json",
-        ]
+        words = "links hosts.yaml --keys keys --out m.yaml --json".split()
+        limits = ["--time", "5 s", "--bytes", "32 MB"]
         asked = ends.enter_context(
-            hosts.start(0, [*command, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            hosts.start(0, [*command, *words, *limits], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         )
         out, said = asked.communicate(timeout=90)
     assert asked.returncode == 0, said

@@ -180,13 +180,17 @@ def test_the_source_says_when_exits_do_other_than_profiled(hosts: Hosts, agents:
             (f"drift-{release.version}-{number}", work.samples[number % len(work.samples)]) for number in range(400)
         )
         assert len(list(agents.submitter(24).answers(named))) == 400
-        until(lambda due=drifts: counter(hosts, "edge", 'portend_exit_drift{plan="0"}') == due)
+        until(partial(_is, hosts, 'portend_exit_drift{plan="0"}', drifts))
         told = agents.ask(0, "status")["drift"]
         assert (len(told) == 1 and "exit drift: " in told[0]) if drifts else told == []
     assert "exit drift: " in hosts.log("edge")
     assert "exit drift" in portend("status", "--topology", _written(hosts), "--keys", hosts.keys).stdout
     work.release(agents)
     until(lambda: agents.ask(0, "status")["plan"] == 0)
+
+
+def _is(hosts: Hosts, line: str, due: float) -> bool:
+    return counter(hosts, "edge", line) == due
 
 
 def _written(hosts: Hosts) -> Path:
@@ -680,7 +684,7 @@ def test_agents_measure_the_links_between_them(hosts: Hosts, agents: Agents, tmp
     ],
 )
 def test_an_order_to_measure_is_checked(agents: Agents, command: str, changed: dict[str, Any], word: str) -> None:
-    order = {"secret": 32 * "a", "seconds": 1.0, "bytes": 1e6, "host": "127.0.0.1", "port": 9} | changed
+    order: dict[str, Any] = {"secret": 32 * "a", "seconds": 1.0, "bytes": 1e6, "host": "127.0.0.1", "port": 9} | changed
     with pytest.raises(DeploymentError, match=word):
         agents.ask(1, command, patience_s=20, **order)
 

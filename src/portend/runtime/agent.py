@@ -312,7 +312,8 @@ class Agent:
         gap_ns = int(1e9 * values["gap_s"])
         if values["fresh"]:
             self._timed.clear()
-        times, coding = [], []
+        times: list[int] = []
+        coding: list[int] = []
         burst = int(values["burst"])
         for done, ((start, end, branch), before, (takes, gives)) in enumerate(
             zip(values["jobs"], values["before"], values["codecs"], strict=True)
