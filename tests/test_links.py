@@ -279,7 +279,7 @@ def test_links_between_hosts_are_measured_by_their_agents(tmp_path: Path) -> Non
             words = f"agent --name {tier.name} --listen {tier.host}:7100 --keys keys --state {tier.name}".split()
             agent = ends.enter_context(hosts.start(at, [*command, *words], cwd=tmp_path))
             ends.callback(agent.terminate)
-        words = "links hosts.yaml --keys keys --out m.yaml --json".split()
+        words = ["links", "hosts.yaml", "--keys", "keys", "--out", "m.yaml", "--json"]
         limits = ["--time", "5 s", "--bytes", "32 MB"]
         asked = ends.enter_context(
             hosts.start(0, [*command, *words, *limits], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
