@@ -379,9 +379,15 @@ class _Bench:
             ranges=dict(enumerate(self._profile.ranges)),
         )
 
-    def _idle_s(self, name: str) -> float:
-        """Seconds that a tier idles between two samples of a plan, about; caches cool meanwhile."""
-        return self._gap_s + self._before[name].mean_s
+    def _idle_s(self, name: str) -> list[float]:
+        """Seconds that each tier idles between two samples of a plan, about; caches cool meanwhile."""
+        plan, estimate = self.picks[name].plan, self._before[name]
+        idle = [self._gap_s + estimate.mean_s for _ in self._topology.tiers]
+        for step, (start, end) in enumerate(plan.partitions):
+            tier = self._topology.tiers[plan.placement[step]]
+            busy_s = tier.slowdown * float(self._profile.devices[tier.device].compute_s[start, end])
+            idle[plan.placement[step]] -= busy_s * float(estimate.share[step:].sum())
+        return [max(self._gap_s, seconds) for seconds in idle]
 
     def _times(self, name: str) -> int:
         """How many times the samples and bursts that the campaign states a plan has, to take long enough."""
@@ -398,13 +404,13 @@ class _Bench:
         campaign, topology = self._campaign, self._topology
         shares = min(campaign.turns, self._count)
         samples = self._count + 2 + shares  # with those that warm up
-        bursts = 0.0
+        bursts, idle_s = 0.0, self._idle_s(name)
         for tier, steps in enumerate(timed_steps([self.picks[name].plan], topology)):
             busy = self._profile.devices[topology.tiers[tier].device].compute_s
             runs = burst_runs(topology.tiers[tier])
             for step in steps:
                 ahead_s = 0.0 if step.before is None else float(busy[step.before, step.start])
-                bursts += self._idle_s(name) + runs * (float(busy[step.start, step.end]) + ahead_s)
+                bursts += idle_s[tier] + runs * (float(busy[step.start, step.end]) + ahead_s)
         each = self._gap_s + self._before[name].mean_s
         return samples * each + (campaign.turns + 1) * campaign.repeats * bursts + shares * _PER_RUN_S
 

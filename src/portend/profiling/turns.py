@@ -80,7 +80,7 @@ def run_in_turns(
     turns: int = 10,
     repeats: int = 3,
     gap_s: float = 0.05,
-    idle_s: float | None = None,
+    idle_s: Sequence[float] = (),
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Turns:
@@ -90,8 +90,8 @@ def run_in_turns(
         plans: of each plan, how many of the loaded samples from the first on, or their numbers in order.
         turns: how often each plan has its turn; repeats: bursts of every partition, after each turn and
             before the first.
-        gap_s: idle time before each sample. idle_s: before each burst, as long as the plans leave a tier idle; None:
-            ``gap_s``. seed: of the order of the plans in a turn.
+        gap_s: idle time before each sample. idle_s: before each burst, as long as the plans leave a tier idle, by tier;
+            empty: ``gap_s``. seed: of the order of the plans in a turn.
         on_progress: called with (answered, total) samples of all plans.
     """
     samples = {plan: np.arange(some) if isinstance(some, int) else np.asarray(some) for plan, some in plans.items()}
@@ -104,7 +104,8 @@ def run_in_turns(
     parts: dict[Plan, list[Measurement]] = {plan: [] for plan in plans}
     rng = random.Random(seed)
     total, answered = sum(counts), 0
-    again = partial(_time_again, deployment, plans, num_blocks, repeats, gap_s if idle_s is None else idle_s, rng)
+    idle = idle_s or (gap_s,) * len(deployment.topology.tiers)
+    again = partial(_time_again, deployment, plans, num_blocks, repeats, idle, rng)
     before = deployment.count()
     times = [again()]
     for turn in range(turns):
@@ -159,7 +160,12 @@ class TimedStep(NamedTuple):
 
 
 def _time_again(
-    deployment: Deployment, plans: Iterable[Plan], num_blocks: int, repeats: int, gap_s: float, rng: random.Random
+    deployment: Deployment,
+    plans: Iterable[Plan],
+    num_blocks: int,
+    repeats: int,
+    idle_s: Sequence[float],
+    rng: random.Random,
 ) -> tuple[list[Floats], list[dict[str, Floats]]]:
     """``Turns.bursts_s`` and ``Turns.coding_s`` of every partition on the tiers that run it, ``repeats`` times.
 
@@ -177,7 +183,7 @@ def _time_again(
                     index, [(step.start, step.end, True) for step in order],
                     before=[None if step.before is None else (step.before, step.start) for step in order],
                     codecs=[(step.takes, step.gives) for step in order],
-                    burst=burst_runs(tiers[index]), gap_s=gap_s, fresh=repeat == 0,
+                    burst=burst_runs(tiers[index]), gap_s=idle_s[index], fresh=repeat == 0,
                 )  # fmt: skip
                 for step, runs, codes in zip(order, seconds, coded, strict=True):
                     tables[index][int(step.before is None), repeat, :, step.start, step.end] = runs
