@@ -275,7 +275,7 @@ class _Bench:
             "ends": [places.source, places.destination, places.ingest],
             **_plain(self._campaign),
             "gap_s": self._gap_s,
-            "timed again": "partitions, encoding and decoding, after as long as a plan leaves a tier idle",
+            "timed again": "partitions, encoding and decoding, after as long as nobody computes before",
             "number of samples": len(self._population),
             "digest of the samples": hashlib.sha256(samples).hexdigest()[:16],
             "digest of the plans and their predictions": hashlib.sha256(json.dumps(predictions).encode()).hexdigest()[
@@ -380,14 +380,22 @@ class _Bench:
         )
 
     def _idle_s(self, name: str) -> list[float]:
-        """Seconds that each tier idles between two samples of a plan, about; caches cool meanwhile."""
-        plan, estimate = self.picks[name].plan, self._before[name]
-        idle = [self._gap_s + estimate.mean_s for _ in self._topology.tiers]
-        for step, (start, end) in enumerate(plan.partitions):
-            tier = self._topology.tiers[plan.placement[step]]
-            busy_s = tier.slowdown * float(self._profile.devices[tier.device].compute_s[start, end])
-            idle[plan.placement[step]] -= busy_s * float(estimate.share[step:].sum())
-        return [max(self._gap_s, seconds) for seconds in idle]
+        """Seconds for which nobody computes before each tier does, about: until a message is there, or the next sample.
+
+        The tiers of a testbed share a core; what a tier finds there depends on that, and on who computed before.
+        """
+        plan, estimate, places = self.picks[name].plan, self._before[name], self._topology
+        propagation_s = places.propagation_s()
+        back_s = float(estimate.share @ propagation_s[list(plan.placement), places.destination])
+        idle = [self._gap_s + back_s] * len(places.tiers)
+        senders = (places.source, *plan.placement[:-1])
+        for step in reversed(range(len(plan))):  # what a tier takes first counts
+            sender, tier, codec = senders[step], plan.placement[step], plan.codecs[step]
+            if sender != tier and codec is not None:
+                sizes = self._profile.devices[places.tiers[sender].device].codecs[codec].message_bytes
+                sent_s = places.transmission_s(sizes[plan.partitions[step][0]])[sender, tier]
+                idle[tier] = float(sent_s + propagation_s[sender, tier])
+        return idle
 
     def _times(self, name: str) -> int:
         """How many times the samples and bursts that the campaign states a plan has, to take long enough."""

@@ -90,8 +90,8 @@ def run_in_turns(
         plans: of each plan, how many of the loaded samples from the first on, or their numbers in order.
         turns: how often each plan has its turn; repeats: bursts of every partition, after each turn and
             before the first.
-        gap_s: idle time before each sample. idle_s: before each burst, as long as the plans leave a tier idle, by tier;
-            empty: ``gap_s``. seed: of the order of the plans in a turn.
+        gap_s: idle time before each sample. idle_s: before each burst, by tier: as long as nobody computes before it
+            does; empty: ``gap_s``. seed: of the order of the plans in a turn.
         on_progress: called with (answered, total) samples of all plans.
     """
     samples = {plan: np.arange(some) if isinstance(some, int) else np.asarray(some) for plan, some in plans.items()}
