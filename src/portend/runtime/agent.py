@@ -92,13 +92,6 @@ def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_
     return (now - began) // done
 
 
-def _once_and_again_ns(work: Callable[[], object]) -> tuple[int, int]:
-    """Nanoseconds of work done once, and of the same right after."""
-    began = time.monotonic_ns()
-    work()
-    return time.monotonic_ns() - began, _busy_ns(work, times=3)
-
-
 class Agent:
     """The agent of one tier.
 
@@ -332,9 +325,11 @@ class Agent:
             if to_take is None:
                 coding += _NOT_CODED
             else:
-                came = memoryview(bytearray(payload))  # as a message comes: just copied, its header read before it
-                unpack_header(self._packed)
-                coding += _once_and_again_ns(partial(to_take.decode, came, self._shapes[start]))
+                decode = partial(to_take.decode, memoryview(bytearray(payload)), self._shapes[start])  # just copied
+                began = time.monotonic_ns()
+                unpack_header(self._packed)  # as from when a message was received
+                decode()
+                coding += (time.monotonic_ns() - began, _busy_ns(decode, times=3))
             if ahead is not None and first is not None:
                 for _run in range(burst):
                     ahead(first)
@@ -342,7 +337,13 @@ class Agent:
                 began = time.monotonic_ns()
                 outcome = partition(tensor)
                 times.append(time.monotonic_ns() - began)
-            coding += _NOT_CODED if to_give is None else _once_and_again_ns(partial(to_give.encode, outcome.features))
+            if to_give is None:
+                coding += _NOT_CODED
+            else:
+                encode = partial(to_give.encode, outcome.features)
+                began = time.monotonic_ns()
+                encode()
+                coding += (time.monotonic_ns() - began, _busy_ns(encode, times=3))
             if time.monotonic_ns() - self._told_ns > _PROGRESS_EVERY_NS:
                 self._told_ns = time.monotonic_ns()
                 self._tell("progress", answered=done)
