@@ -2,7 +2,7 @@
 
     python benchmarks/waking.py profiles/resnet20-cifar10.safetensors --cuts 1 10
 
-What a profile's --gap should be: as long as a tier idles between two of its turns.
+So what is timed has to come after a pause as long as the one under the traffic to predict.
 """
 
 from __future__ import annotations

@@ -694,6 +694,7 @@ def test_a_user_is_told_what_is_wrong_in_one_line(hosts: Hosts, work: Workload, 
     places.write_text(yaml.safe_dump({"tiers": [{"name": "edge", "port": 1}]}))
     (tmp_path / "plan.json").write_text(json.dumps(work.plans[-1].to_dict()))
     feeding = ("feed", "--topology", places, "--plain", "--journal", tmp_path / "j")
+    deploying = ("deploy", tmp_path / "plan.json", "--network", work.network, "--topology", places, "--plain")
     for arguments, code, word in (
         (("status", "--topology", places, "--plain"), 1, "cannot be reached"),
         (("status", "--topology", places), 2, "--keys DIR"),
@@ -701,6 +702,10 @@ def test_a_user_is_told_what_is_wrong_in_one_line(hosts: Hosts, work: Workload, 
         ((*feeding, "--folder", tmp_path / "no"), 1, "no folder"),
         (("deploy", tmp_path / "none.json", "--network", work.network, "--topology", places, "--plain"), 1, "no file"),
         (("keys", tmp_path / "k", "../x"), 1, "letters, digits"),
+        ((*deploying, "--batch", "moon=2"), 2, "a tier of edge, but got 'moon=2'"),
+        ((*deploying, "--batch", "edge=0"), 2, "TIER=COUNT"),
+        ((*deploying, "--largest-sample", "8"), 1, "no unit"),
+        ((*deploying, "--profile", tmp_path / "none.zip"), 1, "there is no file"),
     ):
         done = portend(*arguments)
         assert done.returncode == code, (arguments, done.stderr)

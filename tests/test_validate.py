@@ -31,6 +31,7 @@ from portend.models.training import TrainingConfig, train
 from portend.models.zoo import build
 from portend.perfmodel.exits import replay
 from portend.perfmodel.model import PerformanceModel
+from portend.plan import Plan
 from portend.planner.mix import FACTORS, factors, mixed_plans
 from portend.planner.problem import SearchSpace
 from portend.profile import Profile, SampleExits
@@ -38,7 +39,7 @@ from portend.profiling.device import DeviceProfiling, profile_device
 from portend.profiling.exits import profile_exits
 from portend.profiling.losses import profile_codecs
 from portend.storage import load_measurement, load_profile, save
-from portend.validate import Campaign, read_campaign, stratified
+from portend.validate import Campaign, idle_before, read_campaign, stratified
 from problems import random_case
 from test_analysis import TOPOLOGY, estimate, measurement
 from test_analysis import profile as small_profile
@@ -255,6 +256,16 @@ def test_a_mix_of_any_network_can_be_estimated(seed: int) -> None:
         pytest.skip("the space is too small")
     for pick in picks:
         assert np.isfinite(model.estimate(pick.plan).mean_s)
+
+
+def test_a_tier_idles_until_its_message_is_there_or_the_next_sample(model: PerformanceModel) -> None:
+    plan = model.complete(Plan(cuts=(2, 5), placement=(0, 2), thresholds=(0.0,)))
+    size = model.profile.devices["local"].codecs[str(plan.codecs[1])].message_bytes[2]
+    sent_s = model.topology.transmission_s(size)[0, 2]
+    # 50 ms and the way back from the cloud, of 40 and 20 ms; for the cloud the way there
+    assert idle_before(model, plan, model.estimate(plan), 0.05) == pytest.approx([0.11, 0.11, 0.06 + sent_s])
+    alone = model.complete(Plan(cuts=(5,), placement=(0,)))
+    assert idle_before(model, alone, model.estimate(alone), 0.05) == pytest.approx([0.05] * 3)
 
 
 # -- campaigns in YAML -----------------------------------------------------------------------------

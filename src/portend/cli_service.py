@@ -185,13 +185,14 @@ def deploy(
         window=window, waiting=waiting, deadline_s=deadline, retry_s=retry, attempts=attempts, silence_s=silence,
         beat_s=min(0.2, silence / 5), sample_bytes=int(parse(largest_sample, "size")),
     )  # fmt: skip
+    largest_batches = _batches(batches, [tier.name for tier in places.tiers])
+    exit_counts = _exit_counts(profile, plans, spec)
     files = [_file_for(execution.executor, Path(network), allow_code) for execution in executions]
     with progress(quiet=as_json) as tell, _agents(topology, keys, plain) as agents:
         found = agents.hello()
         release = agents.deploy(
             plans, files, _decoder(network), executions=executions, ranges=ranges,
-            batches=_batches(batches, [tier.name for tier in places.tiers]),
-            exit_counts=_exit_counts(profile, plans, spec), limits=limits, on_progress=tell,
+            batches=largest_batches, exit_counts=exit_counts, limits=limits, on_progress=tell,
         )  # fmt: skip
         settled = agents.settled(release.version)
     if as_json:

@@ -46,7 +46,7 @@ from portend.runtime.coordinator import Deployment
 from portend.storage import load_measurement, load_profile, save, to_plain, write_json
 from portend.topology import Topology
 
-__all__ = ["Campaign", "read_campaign", "stratified", "validate"]
+__all__ = ["Campaign", "idle_before", "read_campaign", "stratified", "validate"]
 
 Floats = NDArray[np.float64]
 Tell = Callable[[str, int, int], None]
@@ -69,8 +69,7 @@ class Campaign:
             first share and after each.
         least_s: a plan that would take less time than this runs over a multiple of the samples, and its partitions are
             timed as many times as often: short times need more of them to be known as well.
-        gap_s: idle time before each sample; None: that of the source's profile. Bursts follow as much idle time as the
-            plan leaves a tier.
+        gap_s: idle time before each sample; None: that of the source's profile.
         criterion: of the exits' scores; None: the profile's.
         codec_tolerance: share of accuracy that a codec may lose at a cut where it is offered.
         emulation: of the links (``portend.emulation.EMULATIONS``).
@@ -213,6 +212,26 @@ def stratified(outcome: tuple[NDArray[Any], NDArray[np.bool_]], count: int, *, s
         weight.append(np.full(some, size / some))
     mixed = rng.permutation(count)
     return np.concatenate(chosen)[mixed], np.concatenate(weight)[mixed]
+
+
+def idle_before(model: PerformanceModel, plan: Plan, estimate: Estimate, gap_s: float) -> list[float]:
+    """Seconds for which nobody computes before each tier does, about: until a message is there, or the next sample.
+
+    The tiers of a testbed share a core; what a tier finds there depends on that, and on who computed before.
+
+    Args:
+        plan: complete; estimate: of it. gap_s: idle time before each sample.
+    """
+    places, devices = model.topology, model.profile.devices
+    propagation_s = places.propagation_s()
+    between_s = gap_s + float(estimate.share @ propagation_s[list(plan.placement), places.destination])
+    idle = [between_s] * len(places.tiers)
+    senders = (places.source, *plan.placement[:-1])
+    for (start, _), sender, tier, codec in zip(plan.partitions, senders, plan.placement, plan.codecs, strict=True):
+        if sender != tier and codec is not None:
+            size = devices[places.tiers[sender].device].codecs[codec].message_bytes[start]
+            idle[tier] = float((places.transmission_s(size) + propagation_s)[sender, tier])
+    return idle
 
 
 def _check_weights(profile: Profile, network: str | Path, allow_code: Collection[str]) -> None:
@@ -380,22 +399,7 @@ class _Bench:
         )
 
     def _idle_s(self, name: str) -> list[float]:
-        """Seconds for which nobody computes before each tier does, about: until a message is there, or the next sample.
-
-        The tiers of a testbed share a core; what a tier finds there depends on that, and on who computed before.
-        """
-        plan, estimate, places = self.picks[name].plan, self._before[name], self._topology
-        propagation_s = places.propagation_s()
-        back_s = float(estimate.share @ propagation_s[list(plan.placement), places.destination])
-        idle = [self._gap_s + back_s] * len(places.tiers)
-        senders = (places.source, *plan.placement[:-1])
-        for step in reversed(range(len(plan))):  # what a tier takes first counts
-            sender, tier, codec = senders[step], plan.placement[step], plan.codecs[step]
-            if sender != tier and codec is not None:
-                sizes = self._profile.devices[places.tiers[sender].device].codecs[codec].message_bytes
-                sent_s = places.transmission_s(sizes[plan.partitions[step][0]])[sender, tier]
-                idle[tier] = float(sent_s + propagation_s[sender, tier])
-        return idle
+        return idle_before(self._model, self.picks[name].plan, self._before[name], self._gap_s)
 
     def _times(self, name: str) -> int:
         """How many times the samples and bursts that the campaign states a plan has, to take long enough."""

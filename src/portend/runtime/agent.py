@@ -30,7 +30,7 @@ from portend.execution import Execution
 from portend.measurement import SPAN_KINDS
 from portend.models.decoding import decoder_from_dict
 from portend.profile import ValueRange
-from portend.runtime.codecs import FLOAT32, Codec, Payload, Sample, make_codec
+from portend.runtime.codecs import FLOAT32, Codec, Sample, make_codec
 from portend.runtime.deployed import Deployed
 from portend.runtime.executors import Partition, make_executor
 from portend.runtime.messages import (
@@ -90,6 +90,14 @@ def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_
         work()
         done, now = done + 1, time.monotonic_ns()
     return (now - began) // done
+
+
+def _once_and_again_ns(work: Callable[[], object], first: Callable[[], object] = lambda: None) -> tuple[int, int]:
+    """Nanoseconds of work done once, after ``first``, and of the work alone right after."""
+    began = time.monotonic_ns()
+    first()
+    work()
+    return time.monotonic_ns() - began, _busy_ns(work, times=3)
 
 
 class Agent:
@@ -315,8 +323,8 @@ class Agent:
             partition = self._timeable(start, end, branch)
             ahead = self._timeable(before[0], before[1], True) if before else None
             first = self._inputs(before[0]) if before else None
-            payload = self._payload(takes, start) if takes else b""
             to_take = self._codec(takes, start) if takes else None
+            payload = to_take.encode(tensor if start else self._samples[0]) if to_take else b""
             to_give = self._codec(gives, end) if gives else None
             if gap_ns:
                 wait_until(time.monotonic_ns() + gap_ns)
@@ -326,10 +334,7 @@ class Agent:
                 coding += _NOT_CODED
             else:
                 decode = partial(to_take.decode, memoryview(bytearray(payload)), self._shapes[start])  # just copied
-                began = time.monotonic_ns()
-                unpack_header(self._packed)  # as from when a message was received
-                decode()
-                coding += (time.monotonic_ns() - began, _busy_ns(decode, times=3))
+                coding += _once_and_again_ns(decode, partial(unpack_header, self._packed))  # as from its receipt
             if ahead is not None and first is not None:
                 for _run in range(burst):
                     ahead(first)
@@ -340,18 +345,11 @@ class Agent:
             if to_give is None:
                 coding += _NOT_CODED
             else:
-                encode = partial(to_give.encode, outcome.features)
-                began = time.monotonic_ns()
-                encode()
-                coding += (time.monotonic_ns() - began, _busy_ns(encode, times=3))
+                coding += _once_and_again_ns(partial(to_give.encode, outcome.features))
             if time.monotonic_ns() - self._told_ns > _PROGRESS_EVERY_NS:
                 self._told_ns = time.monotonic_ns()
                 self._tell("progress", answered=done)
         self._tell("timed", [np.asarray(numbers, dtype="<i8").tobytes() for numbers in (times, coding)])
-
-    def _payload(self, name: str, cut: int) -> Payload:
-        """The first sample's tensor at a cut as a message has it."""
-        return self._codec(name, cut).encode(self._inputs(cut) if cut else self._samples[0])
 
     def _timeable(self, start: int, end: int, branch: bool) -> Partition:
         """A partition to be timed, which ran once; kept for the next order."""

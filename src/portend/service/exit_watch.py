@@ -10,7 +10,7 @@ import numpy as np
 
 from portend.perfmodel.exit_drift import ExitWatch, watch_exits
 from portend.service.metrics import Metrics
-from portend.service.release import Release
+from portend.service.release import MOST_PLANS, Release
 
 __all__ = ["Exits"]
 
@@ -49,7 +49,7 @@ class Exits:
                 continue
             counts = np.array([seen[plan, step] for step in range(len(watch.plan))])
             before, watch = watch.alarm, watch.seen(counts)
-            place = str(plan & 0xFF)
+            place = str(plan % MOST_PLANS)
             self._metrics.exit_drift.labels(place).set(watch.alarm)
             self._metrics.drift_evidence.labels(place).set(float(watch.evidence.max()))
             if watch.alarm and not before:
@@ -58,4 +58,4 @@ class Exits:
 
     def describe(self) -> list[str]:
         """Return what has drifted, in sentences."""
-        return [f"plan {plan & 0xFF}: {watch.describe()}" for plan, watch in self._watches.items() if watch.alarm]
+        return [f"plan {plan % MOST_PLANS}: {watch.describe()}" for plan, watch in self._watches.items() if watch.alarm]
