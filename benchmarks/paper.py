@@ -62,15 +62,17 @@ from portend.refine import refine
 from portend.storage import load_profile, save, write_json, write_text
 from portend.topology import Topology
 from portend.units import format_bandwidth, format_time
-from portend.validate import Campaign, validate
+from portend.validate import Campaign, read_campaign, validate
 
 __all__ = ["PARTS", "Case", "Part", "go_on", "known", "main", "measure_part", "page"]
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Of the parts' values: another number where one of them changes, so that older files are measured anew."""
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 _RECORDED: Final = (ROOT / "profiles/resnet20-cifar10.zip", ROOT / "profiles/resnet20-cifar10.safetensors")
+_CAMPAIGN: Final = ROOT / "configs/campaigns/resnet20_cifar10.yaml"
+"""What the long version validates by."""
 _CODECS: Final = ("float32", "encoded", "float16", "int8")
 _DEVICES: Final = {
     "local": (Execution(executor="onnxruntime"), _CODECS),
@@ -185,10 +187,10 @@ def _staged(tell: Tell) -> Callable[[str, int, int], None]:
 
 
 def _measure_validation(case: Case, tell: Tell) -> dict[str, Any]:
-    campaign = Campaign(
-        plans=case.choose(12, 60), samples=case.choose(48, 300), turns=case.choose(2, 4), repeats=case.choose(2, 3),
-        emulation=case.running.emulation,
-    )  # fmt: skip
+    if case.long:
+        campaign = replace(read_campaign(_CAMPAIGN, case.topology), emulation=case.running.emulation)
+    else:
+        campaign = Campaign(plans=12, samples=48, turns=2, repeats=2, emulation=case.running.emulation)
     network, folder = case.network, case.folder / f"validation-{case.running.emulation}"
     found = validate(
         network.profile, network.file, case.topology, network.dataset, network.test, folder,
@@ -196,7 +198,7 @@ def _measure_validation(case: Case, tell: Tell) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "rows": agreement_rows(found),
-        "samples": len(found.comparisons[0].measurement),
+        "samples": sorted({len(one.measurement) for one in found.comparisons}),
         "fits": {name: asdict(one) for name, one in _fits(found, "sample").items()},
         "marginal": {name: asdict(one) for name, one in _fits(found, "marginal").items()},
         "before": asdict(found.latency(lambda one: one.before)),
@@ -270,7 +272,7 @@ def _show_validation(found: Mapping[str, Any]) -> str:
     fits = found["fits"]
     before = 100 * found["before"]["mape"]
     words = (
-        f"{found['plans']} plans of every kind, {found['samples']} samples each. The mean latency is off by "
+        f"{found['plans']} plans of every kind, {_between(found['samples'])} samples each. The mean latency is off by "
         f"{100 * fits['latency']['mape']:.1f} % on average, by the profile alone {before:.1f} %: computing took "
         f"{_change(found['speed_drift'])} than when it was profiled. {found['disturbed_plans']} of the plans were "
         f"disturbed. Accuracies are off by {_points(fits['accuracy'])} (RMSE), by the paper's estimator, which counts "
@@ -368,6 +370,10 @@ def _at(scenario: str, value: float) -> str:
 
 def _beta(fit: Mapping[str, Any]) -> str:
     return "–" if fit["beta"] is None or fit["r2"] is None else f"{fit['beta']:.3f} / {fit['r2']:.3f}"
+
+
+def _between(numbers: Sequence[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
 def _points(fit: Mapping[str, Any]) -> str:

@@ -312,6 +312,24 @@ def test_a_checkpoint_is_trained_further_for_a_plan(tmp_path: Path) -> None:
     assert "leave them out, or begin with a checkpoint of that network" in done.stderr
 
 
+def test_a_checkpoint_is_trained_further_at_another_size_on_some_of_the_samples(tmp_path: Path) -> None:
+    from portend.models import zoo
+    from portend.models.checkpoint import load_checkpoint, save_checkpoint
+
+    save_checkpoint(zoo.build("resnet8", in_channels=1, num_classes=10, input_size=8), tmp_path / "first.safetensors")
+    body = f"options: {{input_size: 12}}\ndata: digits:size=12\ntraining: {{{RUN}, init: first.safetensors}}\n"
+    (tmp_path / "c.yaml").write_text(f"samples: 40\n{body}")
+    done = portend("train", "c.yaml", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(tmp_path / "run/checkpoint.safetensors").architecture["input_size"] == 12
+    (tmp_path / "c.yaml").write_text(f"samples: 41\n{body}")
+    other = portend("train", "c.yaml", "--out", "run", cwd=tmp_path)
+    assert other.returncode == 1
+    assert "belongs to another training run (training samples:" in other.stderr
+    (tmp_path / "c.yaml").write_text(f"samples: 0\n{body}")
+    assert "at least one sample" in portend("train", "c.yaml", "--out", "run", cwd=tmp_path).stderr
+
+
 def test_tiers_go_by_name_or_number(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     base = ["plan", str(root / "profiles/resnet20-digits.zip")]

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,6 +291,7 @@ def train(config: str, out: str, restart: bool) -> None:
     root = read_yaml(config)
     network = root.get("network", str, "")
     data, options, seed = root.get("data", str), root.get("options", dict, {}), root.get("seed", int, 0)
+    samples = root.get("samples", int, None)
     calibration = root.get("calibration", object, None)
     if not (calibration is None or (isinstance(calibration, int | float) and not isinstance(calibration, bool))):
         raise ConfigError(f"{root.at('calibration')}: a count or a share of samples is needed, but got {calibration!r}")
@@ -300,8 +301,10 @@ def train(config: str, out: str, restart: bool) -> None:
     root.done()
     if not (network or init):
         raise ConfigError(f"{config}: network is missing; name one, or begin with a checkpoint (training.init)")
+    if samples is not None and samples < 1:
+        raise ConfigError(f"{root.at('samples')}: at least one sample is needed to train, but got {samples}")
 
-    from portend.models.data import load_dataset, make_splits
+    from portend.models.data import draw, load_dataset, make_splits
     from portend.models.training import Progress, TrainingConfig
     from portend.models.training import train as run_training
 
@@ -319,6 +322,8 @@ def train(config: str, out: str, restart: bool) -> None:
                 tell("train", progress.step, progress.steps)
 
             splits = make_splits(dataset, seed=seed, calibration=calibration)
+            if samples is not None:
+                splits = replace(splits, train=draw(splits.train, samples, seed=seed))
             result = run_training(backbone, dataset, splits, training, out, on_progress=told, resume=not restart)
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from the last state in {out}", err=True)
@@ -395,7 +400,7 @@ def _list_of(section: Section, key: str, kind: type[int] | type[float]) -> tuple
 
 
 def _first_weights(config: str, network: str, options: dict[str, Any], init: str) -> Backbone:
-    """A new network, or the one of a checkpoint, which must be the network that the configuration names, if any."""
+    """A new network, or that of a checkpoint; options may build it otherwise (another input) if its weights fit."""
     from portend.models.checkpoint import load_checkpoint
     from portend.models.zoo import build
 
@@ -403,12 +408,17 @@ def _first_weights(config: str, network: str, options: dict[str, Any], init: str
         return build(network, **options)
     backbone = load_checkpoint(init, allow_code=(network, str(options.get("heads", ""))))
     asked = {**backbone.architecture, **options}
-    if network not in ("", backbone.name) or asked != backbone.architecture:
-        raise ConfigError(
-            f"{config}: {init} holds {backbone.name} {backbone.architecture}, but network and options say "
-            f"{network or 'nothing'} {options}; leave them out, or begin with a checkpoint of that network"
-        )
-    return backbone
+    if network in ("", backbone.name) and asked == backbone.architecture:
+        return backbone
+    if network in ("", backbone.name):
+        other = build(backbone.name, **asked)
+        with suppress(RuntimeError):  # PyTorch's word for names or shapes that differ
+            other.load_state_dict(backbone.state_dict())
+            return other
+    raise ConfigError(
+        f"{config}: {init} holds {backbone.name} {backbone.architecture}, whose weights do not fit what network and "
+        f"options say: {network or 'nothing'} {options}; leave them out, or begin with a checkpoint of that network"
+    )
 
 
 @cli.command()

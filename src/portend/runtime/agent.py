@@ -30,7 +30,7 @@ from portend.execution import Execution
 from portend.measurement import SPAN_KINDS
 from portend.models.decoding import decoder_from_dict
 from portend.profile import ValueRange
-from portend.runtime.codecs import FLOAT32, Codec, Sample, make_codec
+from portend.runtime.codecs import FLOAT32, Codec, Payload, Sample, make_codec
 from portend.runtime.deployed import Deployed
 from portend.runtime.executors import Partition, make_executor
 from portend.runtime.messages import (
@@ -90,14 +90,6 @@ def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_
         work()
         done, now = done + 1, time.monotonic_ns()
     return (now - began) // done
-
-
-def _once_and_again_ns(work: Callable[[], object], first: Callable[[], object] = lambda: None) -> tuple[int, int]:
-    """Nanoseconds of work done once, after ``first``, and of the work alone right after."""
-    began = time.monotonic_ns()
-    first()
-    work()
-    return time.monotonic_ns() - began, _busy_ns(work, times=3)
 
 
 class Agent:
@@ -308,7 +300,7 @@ class Agent:
         """Time partitions on the first sample's own tensors: each job (start, end, branch) in order, in bursts.
 
         Where a job has a partition ``before`` it, that one runs as often, untimed, after the pause. Where it names
-        codecs, its input is decoded before the burst, or its output encoded after it, once and again.
+        codecs, its input is decoded before the burst, or its output encoded after it, as in a run, and again.
         """
         gap_ns = int(1e9 * values["gap_s"])
         if values["fresh"]:
@@ -333,8 +325,11 @@ class Agent:
             if to_take is None:
                 coding += _NOT_CODED
             else:
-                decode = partial(to_take.decode, memoryview(bytearray(payload)), self._shapes[start])  # just copied
-                coding += _once_and_again_ns(decode, partial(unpack_header, self._packed))  # as from its receipt
+                frame = memoryview(bytearray(payload))  # just copied, as from its receipt
+                began = time.monotonic_ns()
+                unpack_header(self._packed)
+                took = self._decoded(to_take, frame, start, began)[1] - began
+                coding += self._first_and_busy_ns(took, partial(to_take.decode, frame, self._shapes[start]))
             if ahead is not None and first is not None:
                 for _run in range(burst):
                     ahead(first)
@@ -345,7 +340,9 @@ class Agent:
             if to_give is None:
                 coding += _NOT_CODED
             else:
-                coding += _once_and_again_ns(partial(to_give.encode, outcome.features))
+                began = time.monotonic_ns()
+                took = self._encoded(to_give, outcome.features, began)[1] - began
+                coding += self._first_and_busy_ns(took, partial(to_give.encode, outcome.features))
             if time.monotonic_ns() - self._told_ns > _PROGRESS_EVERY_NS:
                 self._told_ns = time.monotonic_ns()
                 self._tell("progress", answered=done)
@@ -429,12 +426,26 @@ class Agent:
         codec = plan.codecs[header.step]
         if codec is None:
             raise MessageError(f"partition {header.step} takes its tensor in process, but got a message")
-        shape = self._shapes[plan.cuts[header.step]]
-        tensor = codec.decode(payload[0], shape)
-        end = self._slowed(received, partial(codec.decode, payload[0], shape))
+        tensor, end = self._decoded(codec, payload[0], plan.cuts[header.step], received)
         self._span(header.request, _TRANSFER, header.step, header.sent_ns, received)
         self._span(header.request, _DECODE, header.step, received, end)
         return tensor
+
+    def _decoded(self, codec: Codec, payload: memoryview, cut: int, began: int) -> tuple[Tensor, int]:
+        """The tensor of a message that came at ``began``, and when it is there on a device as slow as this tier."""
+        shape = self._shapes[cut]
+        tensor = codec.decode(payload, shape)
+        return tensor, self._slowed(began, partial(codec.decode, payload, shape))
+
+    def _encoded(self, codec: Codec, value: Tensor | Sample, began: int) -> tuple[Payload, int]:
+        """What a message carries, and when it is there on a device as slow as this tier."""
+        payload = codec.encode(value)
+        return payload, self._slowed(began, partial(codec.encode, value))
+
+    def _first_and_busy_ns(self, took_ns: int, work: Callable[[], object]) -> tuple[int, int]:
+        """Nanoseconds of work on this machine, done once and right after, of which a slower device took ``took_ns``."""
+        busy_ns = _busy_ns(work, times=3)
+        return max(busy_ns, round(took_ns - (max(self._slowdown, 1.0) - 1) * busy_ns)), busy_ns
 
     def _walk(self, request: int, step: int, tensor: Tensor) -> None:
         """Run the partitions that follow each other on this tier, until the sample leaves or moves on."""
@@ -458,8 +469,8 @@ class Agent:
         if codec is None:
             raise DeploymentError(f"partition {step} is on another tier, but the plan names no codec for it")
         began = time.monotonic_ns()
-        payload = codec.encode(value)
-        self._span(request, _ENCODE, step, began, self._slowed(began, partial(codec.encode, value)))
+        payload, ended = self._encoded(codec, value, began)
+        self._span(request, _ENCODE, step, began, ended)
         self._post(self._deployed().placement[step], "tensor", request, step, payload)
 
     def _finish(self, request: int, exit_index: int, label: int, score: float) -> None:
