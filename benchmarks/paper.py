@@ -244,7 +244,7 @@ def _measure_fine_tuning(case: Case, tell: Tell) -> dict[str, Any]:
     refine(
         network.profile, network.file, network.dataset, splits, case.topology,
         Problem(minimize=latency, subject_to=(accuracy >= bound,), space=SearchSpace(exits_per_tier=2)), folder,
-        training=TrainingConfig(epochs=case.choose(2, 4) if digits else case.choose(1, 3), batch_size=64,
+        training=TrainingConfig(epochs=case.choose(2, 4) if digits else case.choose(1, 2), batch_size=64,
                                 learning_rate=0.01, threads=1),
         rounds=1, tell=tell,
     )  # fmt: skip
@@ -482,7 +482,7 @@ SCRIPTS: Final = (
         Script(
             short=("tcp.py", "measure", "{topology}", "--controls", "cubic", "--sizes", "300,12000,65000,400000",
                    "--repeats", "2", "--json", "{json}"),
-            long=("tcp.py", "measure", "{topology}", "--json", "{json}"),
+            long=("tcp.py", "measure", "{topology}", "--repeats", "2", "--json", "{json}"),
             figure=("tcp.py", "figure", "{json}", "{svg}"),
             words="One way on new and warm connections, and after a second of idling: measured, and by the model with "
             "its slow-start term off and on.",

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +105,7 @@ def run_in_turns(
     rng = random.Random(seed)
     total, answered = sum(counts), 0
     idle = idle_s or (gap_s,) * len(deployment.topology.tiers)
-    again = partial(_time_again, deployment, plans, num_blocks, repeats, idle, rng)
+    again = partial(_time_again, deployment, plans, num_blocks, repeats, idle)
     before = deployment.count()
     times = [again()]
     for turn in range(turns):
@@ -160,37 +160,39 @@ class TimedStep(NamedTuple):
 
 
 def _time_again(
-    deployment: Deployment,
-    plans: Iterable[Plan],
-    num_blocks: int,
-    repeats: int,
-    idle_s: Sequence[float],
-    rng: random.Random,
+    deployment: Deployment, plans: Iterable[Plan], num_blocks: int, repeats: int, idle_s: Sequence[float]
 ) -> tuple[list[Floats], list[dict[str, Floats]]]:
     """``Turns.bursts_s`` and ``Turns.coding_s`` of every partition on the tiers that run it, ``repeats`` times.
 
-    The tiers take turns, as they do in a run: what one computes is no longer in the caches of another.
+    In the order of a sample's way: when a tier's turn comes, others have computed since, and what it needs is no longer
+    in the caches, as in a run. All partitions are made before, for making one brings all of it there.
     """
     size, tiers = num_blocks + 1, deployment.topology.tiers
     mine = timed_steps(plans, deployment.topology)
     tables = [np.full((2, repeats, burst_runs(tier), size, size), np.nan) for tier in tiers]
     coding: list[dict[str, Floats]] = [coding_tables(steps, repeats, size) for steps in mine]
+
+    def timed(tier: int, steps: Sequence[TimedStep], **how: Any) -> tuple[Floats, Floats]:
+        return deployment.time_steps(
+            tier, [(step.start, step.end, True) for step in steps],
+            before=[None if step.before is None else (step.before, step.start) for step in steps],
+            codecs=[(step.takes, step.gives) for step in steps], **how,
+        )  # fmt: skip
+
+    for tier, steps in enumerate(mine):
+        if steps:
+            timed(tier, steps, fresh=True)
+    way = sorted(
+        ((tier, step) for tier, steps in enumerate(mine) for step in steps), key=lambda at: (at[1].start, at[1].end)
+    )
     for repeat in range(repeats):
-        for index in rng.sample(range(len(tiers)), len(tiers)):
-            order = rng.sample(mine[index], len(mine[index]))
-            if order:
-                seconds, coded = deployment.time_steps(
-                    index, [(step.start, step.end, True) for step in order],
-                    before=[None if step.before is None else (step.before, step.start) for step in order],
-                    codecs=[(step.takes, step.gives) for step in order],
-                    burst=burst_runs(tiers[index]), gap_s=idle_s[index], fresh=repeat == 0,
-                )  # fmt: skip
-                for step, runs, codes in zip(order, seconds, coded, strict=True):
-                    tables[index][int(step.before is None), repeat, :, step.start, step.end] = runs
-                    if step.takes:
-                        coding[index][step.takes][:2, repeat, step.start] = codes[:2]
-                    if step.gives:
-                        coding[index][step.gives][2:, repeat, step.end] = codes[2:]
+        for tier, step in way:
+            seconds, codes = timed(tier, [step], burst=burst_runs(tiers[tier]), gap_s=idle_s[tier], fresh=False)
+            tables[tier][int(step.before is None), repeat, :, step.start, step.end] = seconds[0]
+            if step.takes:
+                coding[tier][step.takes][:2, repeat, step.start] = codes[0, :2]
+            if step.gives:
+                coding[tier][step.gives][2:, repeat, step.end] = codes[0, 2:]
     return tables, coding
 
 

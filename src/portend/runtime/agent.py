@@ -243,8 +243,14 @@ class Agent:
         self._told_ns = time.monotonic_ns()
 
     def _on_expect(self, values: dict[str, Any], _: list[bytes]) -> None:
-        """Receiver of probes: cut and codec of the next ones."""
-        self._probe = (int(values["cut"]), self._codec(values["codec"], int(values["cut"])))
+        """Receiver of probes: cut and codec of the next ones.
+
+        What runs after each is made now: it would take longer than the time between two, and the next ones would wait.
+        """
+        cut = int(values["cut"])
+        self._probe = (cut, self._codec(values["codec"], cut))
+        if self._executor.spec.num_blocks > cut:
+            self._timeable(cut, cut + 1, False)
         self._tell("ready")
 
     def _on_probe(self, values: dict[str, Any], _: list[bytes]) -> None:
