@@ -32,7 +32,7 @@ from portend.profiling.bench import Bench
 from portend.profiling.journal import Journal
 from portend.profiling.losses import profile_ranges
 from portend.profiling.messages import count_messages, profile_messages
-from portend.profiling.turns import run_in_turns
+from portend.profiling.turns import message_ways, run_in_turns, timed_steps
 from portend.runtime.codecs import Encoded, Sample, make_codec
 from portend.runtime.coordinator import Deployment
 from portend.runtime.messages import (
@@ -325,9 +325,25 @@ def test_plans_run_in_turns_and_the_tiers_are_timed_in_between(deployment: Deplo
         assert {(k, cut) for k, cut in np.argwhere(np.isfinite(table).all(axis=1)).tolist()} == where
         assert np.isfinite(table).sum() == 8 * len(where)
         assert np.nanmin(table) > 0
+    ways = {(0, 1), (1, 2), (1, 0), (2, 0)}
+    assert {(i, j) for i, j in np.argwhere(np.isfinite(found.empty_s).all(axis=0)).tolist()} == ways
+    assert np.isfinite(found.empty_s).sum() == 8 * len(ways)
+    links_s = deployment.topology.propagation_s()
+    assert all(np.all(found.empty_s[:, i, j] > links_s[i, j]) for i, j in ways)
     for wrong in ({}, {PLANS[0]: 0}):
         with pytest.raises(InvalidValue, match="at least 1"):
             run_in_turns(deployment, wrong, 4)
+
+
+def test_what_is_timed_again_by_hand() -> None:
+    topology = chain(1.0, 1.0, 1.0)
+    assert message_ways([PLANS[0]], topology) == []
+    assert message_ways([PLANS[2]], topology) == [(0, 1), (1, 2), (2, 0)], "nobody leaves at a threshold of 0"
+    assert message_ways([PLANS[4], PLANS[1]], topology) == [(0, 2), (2, 0)]
+    edge, base, cloud = timed_steps([PLANS[3]], topology)
+    assert edge == [(None, 0, 1, None, None, None), (0, 1, 2, None, "float32", None)]
+    assert base == [(None, 2, 3, "float32", "float32", 0)]
+    assert cloud == [(None, 3, 4, "float32", None, 1)]
 
 
 def test_credits_bound_what_is_under_way(deployment: Deployment) -> None:

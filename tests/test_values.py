@@ -372,6 +372,16 @@ def test_coding_timed_again_changes_only_what_was_timed() -> None:
         old.coded_again({"f": again[:, :, :2]})
 
 
+def test_dispatch_timed_again_changes_every_message_by_as_much() -> None:
+    old = device("d", np.triu(np.ones((3, 3)), 1), codecs={"f": codec([1, 1, 1])})
+    by_codec, of_results = old.codecs["f"].dispatch_s, old.result.dispatch_s
+    new = old.dispatched_again([[NAN, of_results + 0.2], [NAN, of_results + 0.6]])
+    assert new.result.dispatch_s == pytest.approx(of_results + 0.4)
+    assert new.codecs["f"].dispatch_s == pytest.approx(by_codec + 0.4)
+    assert old.dispatched_again([-9.0]).codecs["f"].dispatch_s.tolist() == [0.0, 0.0, 0.0]
+    assert old.dispatched_again([NAN, NAN]) is old, "no message came"
+
+
 def test_what_waking_costs_by_hand() -> None:
     busy = np.array([[0, 1.0, 3.0], [0, 0, 2.0], [0, 0, 0]])
     unmeasured = device("d", busy, codecs={"f": codec([1, 1, 1])})

@@ -714,7 +714,8 @@ class DeviceProfile:
     def timed_again(self, bursts_s: ArrayLike) -> DeviceProfile:
         """Return the device as it was when partitions were timed again, each in bursts of runs.
 
-        Encoding, decoding and dispatch are taken to have changed as those partitions did, in proportion.
+        Encoding, decoding and dispatch are taken to have changed as those partitions did, in proportion, until they are
+        timed again themselves (``coded_again``, ``dispatched_again``).
 
         Args:
             bursts_s: [2, R, B', N+1, N+1], following another partition and after idling, with more runs in a
@@ -762,6 +763,24 @@ class DeviceProfile:
                 old, **{key: _overlaid(getattr(old, key), new) for key, new in zip(names, again, strict=True)}
             )
         return replace(self, codecs=codecs)
+
+    def dispatched_again(self, dispatch_s: ArrayLike) -> DeviceProfile:
+        """Return the device with dispatch as it was when messages without a tensor were timed again.
+
+        Args:
+            dispatch_s: of such messages to this device, what they took beyond their links, any shape, NaN where none
+                came. What every message takes is taken to have changed by as much as their mean.
+        """
+        again = np.asarray(dispatch_s, dtype=np.float64)
+        if not np.isfinite(again).any():
+            return self
+        change = float(np.nanmean(again)) - self.result.dispatch_s
+
+        def changed(messages: _M) -> _M:
+            return replace(messages, dispatch_repeats_s=np.maximum(messages.dispatch_repeats_s + change, 0.0))
+
+        codecs = {name: changed(codec) for name, codec in self.codecs.items()}
+        return replace(self, codecs=codecs, result=changed(self.result))
 
     @property
     def branch_s(self) -> Floats:

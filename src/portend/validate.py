@@ -41,7 +41,7 @@ from portend.planner.problem import SearchSpace
 from portend.planner.stated import read_hints
 from portend.profile import Profile, SampleExits
 from portend.profiling.journal import Journal
-from portend.profiling.turns import Turns, burst_runs, coding_tables, run_in_turns, timed_steps
+from portend.profiling.turns import Turns, burst_runs, coding_tables, message_ways, run_in_turns, timed_steps
 from portend.runtime.coordinator import Deployment
 from portend.storage import load_measurement, load_profile, save, to_plain, write_json
 from portend.topology import Topology
@@ -294,7 +294,7 @@ class _Bench:
             "ends": [places.source, places.destination, places.ingest],
             **_plain(self._campaign),
             "gap_s": self._gap_s,
-            "timed again": "partitions, encoding and decoding, after as long as nobody computes before",
+            "timed again": "partitions, encoding, decoding and empty messages, in the order of a sample's way",
             "number of samples": len(self._population),
             "digest of the samples": hashlib.sha256(samples).hexdigest()[:16],
             "digest of the plans and their predictions": hashlib.sha256(json.dumps(predictions).encode()).hexdigest()[
@@ -484,7 +484,8 @@ def _plain(campaign: Campaign) -> dict[str, Any]:
 def _flat(turns: Turns, plan: Plan) -> list[float]:
     """The times between the turns as numbers for the journal.
 
-    How many bursts; then of each tier its runs in a burst, and of each partition their seconds, and those of coding.
+    How many bursts; of each tier its runs in a burst, and of each partition their seconds, and those of coding; then
+    the seconds of messages without a tensor.
     """
     numbers = [float(turns.bursts_s[0].shape[1])]
     for table, coding, steps in zip(turns.bursts_s, turns.coding_s, timed_steps([plan], turns.topology), strict=True):
@@ -495,6 +496,8 @@ def _flat(turns: Turns, plan: Plan) -> list[float]:
                 numbers += coding[step.takes][:2, :, step.start].ravel().tolist()
             if step.gives:
                 numbers += coding[step.gives][2:, :, step.end].ravel().tolist()
+    for way in message_ways([plan], turns.topology):
+        numbers += turns.empty_s[:, *way].tolist()
     return numbers
 
 
@@ -518,6 +521,11 @@ def _turns(numbers: Sequence[float], plan: Plan, measured: Measurement, num_bloc
                 coding[step.gives][2:, :, step.end] = take(2, repeats)
         tables.append(table)
         codings.append(coding)
+    tiers = len(measured.topology.tiers)
+    empty = np.full((repeats, tiers, tiers), np.nan)
+    for way in message_ways([plan], measured.topology):
+        empty[:, *way] = take(repeats)
     return Turns(
-        topology=measured.topology, measurements={plan: measured}, bursts_s=tuple(tables), coding_s=tuple(codings)
-    )
+        topology=measured.topology, measurements={plan: measured}, bursts_s=tuple(tables), coding_s=tuple(codings),
+        empty_s=empty,
+    )  # fmt: skip

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,22 +46,34 @@ class Turns:
             between the turns; NaN elsewhere.
         coding_s: by tier and codec, float64 [4, R, N+1]: seconds to decode what such a partition takes by message,
             before it, and to encode what it sends, after it, each once and again (``DeviceProfile.coded_again``).
+        empty_s: float64 [R, M, M]: seconds from sending to receipt of a message without a tensor, from tier to tier,
+            where the plans send any; NaN elsewhere.
     """
 
     topology: Topology
     measurements: Mapping[Plan, Measurement]
     bursts_s: tuple[Floats, ...]
     coding_s: tuple[Mapping[str, Floats], ...]
+    empty_s: Floats
 
     def then(self, planned: Profile) -> tuple[Profile, Topology]:
         """Return the tiers as fast as they were while the plans ran, each a device by its own name."""
         tiers = self.topology.tiers
         devices = {
-            tier.name: planned.devices[tier.device].timed_again(bursts).coded_again(coding)
-            for tier, bursts, coding in zip(tiers, self.bursts_s, self.coding_s, strict=True)
+            tier.name: planned.devices[tier.device]
+            .timed_again(bursts)
+            .coded_again(coding)
+            .dispatched_again(empty - self._links_s(planned.devices[tier.device].result.message_bytes)[:, number])
+            for number, (tier, bursts, coding, empty) in enumerate(
+                zip(tiers, self.bursts_s, self.coding_s, np.moveaxis(self.empty_s, -1, 0), strict=True)
+            )
         }
         own = tuple(replace(tier, device=tier.name) for tier in tiers)
         return replace(planned, devices=devices), replace(self.topology, tiers=own)
+
+    def _links_s(self, message_bytes: float) -> Floats:
+        """Seconds that the links take for a message, [M, M]."""
+        return self.topology.transmission_s(message_bytes) + self.topology.propagation_s()
 
     def speed_drift(self, planned: Profile) -> float:
         """How much slower the tiers were than in ``planned``: mean relative difference over the timed partitions."""
@@ -124,11 +137,12 @@ def run_in_turns(
     return Turns(
         topology=deployment.topology,
         measurements={plan: _under(Measurement.joined(measured), meanwhile) for plan, measured in parts.items()},
-        bursts_s=tuple(np.concatenate(found, axis=1) for found in zip(*(bursts for bursts, _ in times), strict=True)),
+        bursts_s=tuple(np.concatenate(found, axis=1) for found in zip(*(each[0] for each in times), strict=True)),
         coding_s=tuple(
             {name: np.concatenate([each[name] for each in found], axis=1) for name in found[0]}
-            for found in zip(*(coding for _, coding in times), strict=True)
+            for found in zip(*(each[1] for each in times), strict=True)
         ),
+        empty_s=np.concatenate([each[2] for each in times]),
     )
 
 
@@ -150,6 +164,7 @@ class TimedStep(NamedTuple):
     Attributes:
         before: the cut where the partition begins that it follows on this tier; None: none, it is woken.
         start, end: its cuts. takes, gives: the codecs by which its input comes and its output goes, if by message.
+        sender: the tier that its input comes from over links; None: from this one.
     """
 
     before: int | None
@@ -157,43 +172,54 @@ class TimedStep(NamedTuple):
     end: int
     takes: str | None = None
     gives: str | None = None
+    sender: int | None = None
 
 
 def _time_again(
-    deployment: Deployment, plans: Iterable[Plan], num_blocks: int, repeats: int, idle_s: Sequence[float]
-) -> tuple[list[Floats], list[dict[str, Floats]]]:
-    """``Turns.bursts_s`` and ``Turns.coding_s`` of every partition on the tiers that run it, ``repeats`` times.
+    deployment: Deployment, plans: Collection[Plan], num_blocks: int, repeats: int, idle_s: Sequence[float]
+) -> tuple[list[Floats], list[dict[str, Floats]], Floats]:
+    """``Turns.bursts_s``, ``coding_s`` and ``empty_s`` of all that the plans run and send, ``repeats`` times.
 
-    In the order of a sample's way: when a tier's turn comes, others have computed since, and what it needs is no longer
-    in the caches, as in a run. All partitions are made before, for making one brings all of it there.
+    In the order of a sample's way, woken by messages as in a run: when a tier's turn comes, others have computed since,
+    and what it needs is no longer in the caches.
     """
-    size, tiers = num_blocks + 1, deployment.topology.tiers
-    mine = timed_steps(plans, deployment.topology)
+    size, topology = num_blocks + 1, deployment.topology
+    tiers, mine, ways = topology.tiers, timed_steps(plans, topology), message_ways(plans, topology)
     tables = [np.full((2, repeats, burst_runs(tier), size, size), np.nan) for tier in tiers]
     coding: list[dict[str, Floats]] = [coding_tables(steps, repeats, size) for steps in mine]
-
-    def timed(tier: int, steps: Sequence[TimedStep], **how: Any) -> tuple[Floats, Floats]:
-        return deployment.time_steps(
-            tier, [(step.start, step.end, True) for step in steps],
-            before=[None if step.before is None else (step.before, step.start) for step in steps],
-            codecs=[(step.takes, step.gives) for step in steps], **how,
-        )  # fmt: skip
-
-    for tier, steps in enumerate(mine):
-        if steps:
-            timed(tier, steps, fresh=True)
-    way = sorted(
-        ((tier, step) for tier, steps in enumerate(mine) for step in steps), key=lambda at: (at[1].start, at[1].end)
+    empty = np.full((repeats, len(tiers), len(tiers)), np.nan)
+    deployment.arm(
+        {
+            tier: [(step.start, step.end, step.before, step.takes, step.gives) for step in steps]
+            for tier, steps in enumerate(mine)
+        },
+        [burst_runs(tier) for tier in tiers],
     )
+    jobs = [(tier, job, step) for tier, steps in enumerate(mine) for job, step in enumerate(steps)]
+    jobs.sort(key=lambda at: (at[2].start, at[2].end))
     for repeat in range(repeats):
-        for tier, step in way:
-            seconds, codes = timed(tier, [step], burst=burst_runs(tiers[tier]), gap_s=idle_s[tier], fresh=False)
-            tables[tier][int(step.before is None), repeat, :, step.start, step.end] = seconds[0]
+        for tier, job, step in jobs:
+            seconds, codes = deployment.time_armed(
+                tier, job, sender=step.sender, cut=step.start, codec=step.takes or "", gap_s=idle_s[tier]
+            )
+            tables[tier][int(step.before is None), repeat, :, step.start, step.end] = seconds
             if step.takes:
-                coding[tier][step.takes][:2, repeat, step.start] = codes[0, :2]
+                coding[tier][step.takes][:2, repeat, step.start] = codes[:2]
             if step.gives:
-                coding[tier][step.gives][2:, repeat, step.end] = codes[0, 2:]
-    return tables, coding
+                coding[tier][step.gives][2:, repeat, step.end] = codes[2:]
+        for sender, receiver in ways:
+            empty[repeat, sender, receiver] = deployment.time_empty(sender, receiver)
+    return tables, coding, empty
+
+
+def message_ways(plans: Iterable[Plan], topology: Topology) -> list[tuple[int, int]]:
+    """Return (sender, receiver) of the messages that cross links under the plans: tensors, and the results."""
+    ways = set()
+    for plan in plans:
+        at = (topology.source, *plan.placement)
+        leaves = {tier for tier, threshold in zip(plan.placement, plan.thresholds, strict=False) if threshold}
+        ways |= {*pairwise(at), *((tier, topology.destination) for tier in leaves | {plan.placement[-1]})}
+    return sorted((sender, receiver) for sender, receiver in ways if sender != receiver)
 
 
 def coding_tables(steps: Iterable[TimedStep], repeats: int, size: int) -> dict[str, Floats]:
@@ -215,11 +241,14 @@ def timed_steps(plans: Iterable[Plan], topology: Topology) -> list[list[TimedSte
             where = plan.placement[step]
             follows = step > 0 and plan.placement[step - 1] == where
             before = plan.partitions[step - 1][0] if follows else None
-            known = found[where].get((follows, start, end), TimedStep(before, start, end))
+            ahead = plan.placement[step - 1] if step else topology.source
+            known = found[where].get((follows, start, end))
+            if known is None:
+                known = TimedStep(before, start, end, codecs[step], None, None if ahead == where else ahead)
             sends = step + 1 < len(plan) and plan.placement[step + 1] != where
             found[where][follows, start, end] = TimedStep(
                 before if before is None or known.before is None else min(before, known.before), start, end,
-                known.takes or codecs[step], known.gives or (codecs[step + 1] if sends else None),
+                known.takes, known.gives or (codecs[step + 1] if sends else None), known.sender,
             )  # fmt: skip
     for end in (topology.source, topology.destination):
         if not found[end]:

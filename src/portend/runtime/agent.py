@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 import numpy as np
@@ -92,6 +92,18 @@ def _busy_ns(work: Callable[[], object], times: int = 20, limit_ns: int = 5_000_
     return (now - began) // done
 
 
+class _Job(NamedTuple):
+    """A partition to be timed: between two cuts, its input, what runs ``ahead`` of it, the codecs of its messages."""
+
+    start: int
+    end: int
+    partition: Partition
+    tensor: Tensor
+    ahead: Callable[[], object] | None
+    takes: Codec | None = None
+    gives: Codec | None = None
+
+
 class Agent:
     """The agent of one tier.
 
@@ -144,6 +156,8 @@ class Agent:
         self._credits = 0
         self._gap_ns = 0
         self._told_ns = 0
+        self._armed: list[_Job] = []
+        self._armed_burst = 1
 
     # -- control -------------------------------------------------------------------------------
 
@@ -305,53 +319,86 @@ class Agent:
     def _on_time(self, values: dict[str, Any], _: list[bytes]) -> None:
         """Time partitions on the first sample's own tensors: each job (start, end, branch) in order, in bursts.
 
-        Where a job has a partition ``before`` it, that one runs as often, untimed, after the pause. Where it names
-        codecs, its input is decoded before the burst, or its output encoded after it, as in a run, and again.
+        Where a job has a partition ``before`` it, that one runs as often, untimed, after the pause.
         """
         gap_ns = int(1e9 * values["gap_s"])
         if values["fresh"]:
             self._timed.clear()
         times: list[int] = []
-        coding: list[int] = []
-        burst = int(values["burst"])
-        for done, ((start, end, branch), before, (takes, gives)) in enumerate(
-            zip(values["jobs"], values["before"], values["codecs"], strict=True)
-        ):
-            tensor = self._inputs(start)
-            partition = self._timeable(start, end, branch)
-            ahead = self._timeable(before[0], before[1], True) if before else None
-            first = self._inputs(before[0]) if before else None
-            to_take = self._codec(takes, start) if takes else None
-            payload = to_take.encode(tensor if start else self._samples[0]) if to_take else b""
-            to_give = self._codec(gives, end) if gives else None
+        for done, ((start, end, branch), before) in enumerate(zip(values["jobs"], values["before"], strict=True)):
+            job = self._job(start, end, branch, before)
             if gap_ns:
                 wait_until(time.monotonic_ns() + gap_ns)
             else:
-                partition(tensor)
-            if to_take is None:
-                coding += _NOT_CODED
-            else:
-                frame = memoryview(bytearray(payload))  # just copied, as from its receipt
-                began = time.monotonic_ns()
-                unpack_header(self._packed)
-                took = self._decoded(to_take, frame, start, began)[1] - began
-                coding += self._first_and_busy_ns(took, partial(to_take.decode, frame, self._shapes[start]))
-            if ahead is not None and first is not None:
-                for _run in range(burst):
-                    ahead(first)
-            for _run in range(burst):
-                began = time.monotonic_ns()
-                outcome = partition(tensor)
-                times.append(time.monotonic_ns() - began)
-            if to_give is None:
-                coding += _NOT_CODED
-            else:
-                began = time.monotonic_ns()
-                took = self._encoded(to_give, outcome.features, began)[1] - began
-                coding += self._first_and_busy_ns(took, partial(to_give.encode, outcome.features))
+                job.partition(job.tensor)
+            times += self._burst_ns(job, int(values["burst"]))[0]
             if time.monotonic_ns() - self._told_ns > _PROGRESS_EVERY_NS:
                 self._told_ns = time.monotonic_ns()
                 self._tell("progress", answered=done)
+        self._tell("timed", [np.asarray(times, dtype="<i8").tobytes()])
+
+    def _job(self, start: int, end: int, branch: bool, before: Sequence[int] | None) -> _Job:
+        """A partition to be timed, on the first sample's tensor, after the one before it if there is one."""
+        ahead = None if before is None else partial(self._timeable(before[0], before[1], True), self._inputs(before[0]))
+        return _Job(start, end, self._timeable(start, end, branch), self._inputs(start), ahead)
+
+    def _burst_ns(self, job: _Job, burst: int) -> tuple[list[int], Tensor]:
+        """Nanoseconds of each run of a burst, and what the last one gave."""
+        if job.ahead is not None:
+            for _ in range(burst):
+                job.ahead()
+        times = []
+        for _ in range(burst):
+            began = time.monotonic_ns()
+            outcome = job.partition(job.tensor)
+            times.append(time.monotonic_ns() - began)
+        return times, outcome.features
+
+    def _on_arm(self, values: dict[str, Any], _: list[bytes]) -> None:
+        """Make what ``go``, or a probe with a job's number, will time: (start, end, before, takes, gives) each.
+
+        Made beforehand, for that brings all that a job needs into the caches. A job that takes a codec decodes its
+        input by it before the burst, one that gives by a codec encodes its output after it, as in a run, and again.
+        """
+        self._timed.clear()
+        self._armed = [
+            self._job(start, end, True, before)._replace(
+                takes=self._codec(takes, start) if takes else None, gives=self._codec(gives, end) if gives else None
+            )
+            for start, end, before, takes, gives in values["jobs"]
+        ]
+        self._armed_burst = int(values["burst"])
+        self._tell("ready")
+
+    def _on_go(self, values: dict[str, Any], _: list[bytes]) -> None:
+        """Time an armed job that no message wakes, after idling; what it takes by a codec comes from this tier."""
+        job = self._armed[values["job"]]
+        payload = b"" if job.takes is None else job.takes.encode(job.tensor if job.start else self._samples[0])
+        began = wait_until(time.monotonic_ns() + int(1e9 * values["gap_s"]))
+        if job.takes is not None:
+            unpack_header(self._packed)  # as from its receipt
+        self._time_armed(job, payload, began)
+
+    def _on_send(self, values: dict[str, Any], _: list[bytes]) -> None:
+        """Send the tensor of a cut, or (cut -1) nothing, to where a job is armed for it; that tier answers."""
+        cut = int(values["cut"])
+        payload = None
+        if cut >= 0:
+            codec = self._codec(values["codec"], cut)
+            payload = codec.encode(self._inputs(cut) if cut else self._samples[0])
+        self._post(int(values["to"]), "probe", 0, int(values["job"]), payload)
+
+    def _time_armed(self, job: _Job, payload: Payload, began: int) -> None:
+        """Decode, run and encode as in a run, and tell what it took: decoding began ``began``."""
+        coding = [*_NOT_CODED, *_NOT_CODED]
+        if job.takes is not None:
+            took = self._decoded(job.takes, payload, job.start, began)[1] - began
+            coding[:2] = self._first_and_busy_ns(took, partial(job.takes.decode, payload, self._shapes[job.start]))
+        times, features = self._burst_ns(job, self._armed_burst)
+        if job.gives is not None:
+            began = time.monotonic_ns()
+            took = self._encoded(job.gives, features, began)[1] - began
+            coding[2:] = self._first_and_busy_ns(took, partial(job.gives.encode, features))
         self._tell("timed", [np.asarray(numbers, dtype="<i8").tobytes() for numbers in (times, coding)])
 
     def _timeable(self, start: int, end: int, branch: bool) -> Partition:
@@ -402,7 +449,14 @@ class Agent:
             return
         self._span(header.request, _TRANSFER, header.step, header.sent_ns, received)
         if header.kind == "probe":
-            self._probed(header.request, payload, received)
+            if not self._armed:
+                self._probed(header.request, payload, received)
+            elif not payload:
+                self._tell("timed", [np.asarray([received - header.sent_ns], dtype="<i8").tobytes()])
+            elif 0 <= header.step < len(self._armed):
+                self._time_armed(self._armed[header.step], payload[0], received)
+            else:
+                raise MessageError(f"{len(self._armed)} jobs are armed, but got a message for number {header.step}")
             return
         end = self._slowed(received, partial(unpack_header, pack_header(header)))
         self._span(header.request, _DECODE, header.step, received, end)
@@ -437,7 +491,7 @@ class Agent:
         self._span(header.request, _DECODE, header.step, received, end)
         return tensor
 
-    def _decoded(self, codec: Codec, payload: memoryview, cut: int, began: int) -> tuple[Tensor, int]:
+    def _decoded(self, codec: Codec, payload: Payload, cut: int, began: int) -> tuple[Tensor, int]:
         """The tensor of a message that came at ``began``, and when it is there on a device as slow as this tier."""
         shape = self._shapes[cut]
         tensor = codec.decode(payload, shape)

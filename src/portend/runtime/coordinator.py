@@ -454,27 +454,7 @@ class Deployment:
         fresh: bool = True,
         on_progress: Progress | None = None,
     ) -> NDArray[np.float64]:
-        """Seconds of each job (start, end, branch) in the given order, run ``burst`` times, [jobs, burst]."""
-        return self.time_steps(
-            tier, jobs, before=before, burst=burst, gap_s=gap_s, fresh=fresh, on_progress=on_progress
-        )[0]
-
-    def time_steps(
-        self,
-        tier: int,
-        jobs: Sequence[tuple[int, int, bool]],
-        *,
-        before: Sequence[tuple[int, int] | None] = (),
-        codecs: Sequence[tuple[str | None, str | None]] = (),
-        burst: int = 1,
-        gap_s: float = 0.0,
-        fresh: bool = True,
-        on_progress: Progress | None = None,
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Seconds of each job (start, end, branch) in the given order, run ``burst`` times, and of coding for it.
-
-        [jobs, burst], and [jobs, 4]: to decode its input by the first of its ``codecs`` before the burst and to encode
-        its output by the second one after it, each once and again right after; 0 where None.
+        """Seconds of each job (start, end, branch) in the given order, run ``burst`` times, [jobs, burst].
 
         With ``gap_s`` the agent idles that long before each job; without, it runs each once more
         before it is timed, so that it finds its caches as a busy device does. ``before``: for each job
@@ -483,19 +463,52 @@ class Deployment:
         """
         self._begin(expected=0)
         ahead = [None if pair is None else list(pair) for pair in before or (None,) * len(jobs)]
-        self._tell(
-            tier, "time", jobs=[list(job) for job in jobs], before=ahead,
-            codecs=[list(pair) for pair in codecs or ((None, None),) * len(jobs)],
-            burst=burst, gap_s=gap_s, fresh=fresh,
-        )  # fmt: skip
+        self._tell(tier, "time", jobs=[list(job) for job in jobs], before=ahead, burst=burst, gap_s=gap_s, fresh=fresh)
 
         def tell(values: dict[str, Any]) -> None:
             if on_progress:
                 on_progress(int(values["answered"]), len(jobs))
 
         _, frames = self._await("timed", [tier], tell)[tier]
-        seconds, coding = (1e-9 * np.frombuffer(frame, dtype="<i8").reshape(len(jobs), -1) for frame in frames[:2])
+        return 1e-9 * np.frombuffer(frames[0], dtype="<i8").reshape(len(jobs), -1)
+
+    def arm(
+        self, jobs: Mapping[int, Sequence[tuple[int, int, int | None, str | None, str | None]]], bursts: Sequence[int]
+    ) -> None:
+        """Have each tier make what ``time_armed`` will time there, in bursts of as many runs, by tier.
+
+        Args:
+            jobs: by tier, (start, end, before, takes, gives): the partition between two cuts, with its branch; the cut
+                where the one begins that runs as often ahead of it; the codecs by which its input comes and its output
+                goes. None where there is none.
+        """
+        self._begin(expected=0)
+        for tier, mine in jobs.items():
+            listed = [[start, end, None if at is None else [at, start], *codecs] for start, end, at, *codecs in mine]
+            self._tell(tier, "arm", jobs=listed, burst=bursts[tier])
+        self._await("ready", jobs)
+
+    def time_armed(
+        self, tier: int, job: int, *, sender: int | None = None, cut: int = 0, codec: str = "", gap_s: float = 0.0
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Seconds of a job's burst, and [4] to decode its input and to encode its output, once and right after; else 0.
+
+        Where there is a ``sender``, it sends the tensor of the ``cut`` by the ``codec`` at once, and that wakes the
+        tier; otherwise it idles ``gap_s`` before.
+        """
+        if sender is None:
+            self._tell(tier, "go", job=job, gap_s=gap_s)
+        else:
+            self._tell(sender, "send", to=tier, job=job, cut=cut, codec=codec)
+        _, frames = self._await("timed", [tier])[tier]
+        seconds, coding = (1e-9 * np.frombuffer(frame, dtype="<i8") for frame in frames[:2])
         return seconds, coding
+
+    def time_empty(self, sender: int, receiver: int) -> float:
+        """Seconds from the sending to the receipt of a message without a tensor, after ``arm``."""
+        self._tell(sender, "send", to=receiver, job=0, cut=-1, codec="")
+        _, frames = self._await("timed", [receiver])[receiver]
+        return float(1e-9 * np.frombuffer(frames[0], dtype="<i8")[0])
 
     def time_codecs(
         self, tier: int, codecs: Sequence[Sequence[str]], *, samples: int, on_progress: Progress | None = None
