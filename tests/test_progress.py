@@ -25,3 +25,14 @@ def test_a_log_has_a_line_a_minute_with_the_time_left() -> None:
     now += 70.0
     log.tell("profile", 10, 10)
     assert len(lines) == 17, "of what is done nothing is left to say"
+
+
+def test_a_stage_that_comes_once_more_begins_anew() -> None:
+    lines: list[str] = []
+    now = 0.0
+    log = Log(lines.append, lambda: now)
+    for _ in range(2):  # 100 steps of 1 s each
+        for step in range(101):
+            now += 1.0
+            log.tell("run", step, 100)
+    assert lines == ["run: 60 of 100, 1 min left"] * 2

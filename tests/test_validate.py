@@ -541,13 +541,20 @@ def test_a_campaign_runs_in_namespaces_and_does_not_go_on_elsewhere(folder: Path
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_ran(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    code, told = killed(words(folder, out, "--samples", 40), lambda: len(entries(out)) >= 1, signal.SIGINT)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_keeps_what_ran_and_leaves_nothing_else(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    """As do SIGTERM and a terminal that is gone."""
+    out, temporary = tmp_path / "out", tmp_path / "t"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    code, told = killed(words(folder, out, "--samples", 40), lambda: len(entries(out)) >= 1, how)
     assert code == 130
     assert "the same command goes on with the plans that are left" in told.replace("\n", " ")
     assert "Traceback" not in told
     assert entries(out)
+    assert not list(temporary.glob("portend*"))
 
 
 @pytest.mark.parametrize(

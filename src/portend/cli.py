@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -1292,7 +1293,6 @@ def testbed() -> None:
 @_json
 def up(topology: str, traces: dict[str, str], as_json: bool) -> None:
     """Set up the namespaces of TOPOLOGY, verify every link, and keep them until Ctrl-C or `portend testbed down`."""
-    import signal
     import time
 
     from portend.config import load_topology
@@ -1302,11 +1302,6 @@ def up(topology: str, traces: dict[str, str], as_json: bool) -> None:
     if reason := unavailable():
         raise DeploymentError(f"{reason}; without that, `portend run` emulates the links by its relay")
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
     standing = Namespaces(places, traces=_load_traces(traces, places), purpose="testbed")
     try:
         with standing:
@@ -1725,8 +1720,18 @@ for _command in (cli_observe.links, cli_observe.top, cli_observe.trace, *COMMAND
     cli.add_command(_command)
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
-    """Run the command line; errors are one line, without a stack trace."""
+    """Run the command line; errors are one line, without a stack trace.
+
+    SIGTERM and a lost terminal (unless it runs by nohup) end a command as Ctrl-C does, so that it leaves nothing.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -35,14 +35,15 @@ class Log:
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._write, self._clock = write, clock
-        self._stage, self._first = "", 0
+        self._stage, self._first, self._done = "", 0, 0
         self._began_s = self._said_s = 0.0
 
     def tell(self, stage: str, done: int, total: int) -> None:
-        """Write the line if it is due."""
+        """Write the line if it is due; a stage that comes once more, with less done, begins anew."""
         now = self._clock()
-        if stage != self._stage:
+        if stage != self._stage or done < self._done:
             self._stage, self._first, self._began_s, self._said_s = stage, done, now, now
+        self._done = done
         if now - self._said_s < _EVERY_S or not self._first < done < total:
             return
         left_s = (now - self._began_s) * (total - done) / (done - self._first)
@@ -78,6 +79,8 @@ def progress(*, quiet: bool = False) -> Iterator[Tell]:
                 for earlier in tasks.values():
                     bars.update(earlier, completed=bars.tasks[earlier].total)
                 tasks[stage] = bars.add_task(stage, total=total)
+            elif done < bars.tasks[tasks[stage]].completed:
+                bars.reset(tasks[stage])
             bars.update(tasks[stage], completed=done, total=total)
             if log is not None:
                 log.tell(stage, done, total)
