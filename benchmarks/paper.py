@@ -327,10 +327,13 @@ def _show_baselines(found: Mapping[str, Any]) -> str:
 
 
 def _joined(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The rows with points given up, planner and plan in one cell, which wraps."""
-    head, *others = rows
-    return [["planner, points given up: plan", *head[3:]]] + [
-        [f"{planner}, {points}: {plan}", *rest] for points, planner, plan, *rest in others
+    """The rows with planner, points given up and plan in one cell, which wraps; a planner's plan comes once."""
+    (_, _, _, *head), *others = rows
+    points: dict[tuple[str, ...], list[str]] = {}
+    for given_up, *row in others:
+        points.setdefault(tuple(row), []).append(given_up)
+    return [["planner, points given up: plan", *head]] + [
+        [f"{planner}, {', '.join(given_up)}: {plan}", *rest] for (planner, plan, *rest), given_up in points.items()
     ]
 
 

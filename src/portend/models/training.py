@@ -36,7 +36,6 @@ from portend.models.tensorfile import tensors_sha256
 from portend.storage import atomic_path
 
 __all__ = [
-    "CIFAR10_TRAINING",
     "DIGITS_TRAINING",
     "Distillation",
     "EarlyStopping",
@@ -160,9 +159,6 @@ class TrainingConfig:
 
 
 DIGITS_TRAINING = TrainingConfig(epochs=12, batch_size=32, learning_rate=0.05)
-CIFAR10_TRAINING = TrainingConfig(
-    epochs=30, batch_size=128, learning_rate=0.1, augment="crop+flip", precision="bfloat16"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
