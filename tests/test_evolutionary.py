@@ -104,7 +104,7 @@ def few_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_seeds")
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_it_comes_within_a_percent_of_the_true_front(seed: int) -> None:
     from pymoo.indicators.hv import HV
 

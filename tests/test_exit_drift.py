@@ -195,7 +195,12 @@ def first_alarm(watch: ExitWatch, exits: NDArray[np.int64], step: int) -> int | 
 
 
 @pytest.mark.parametrize(
-    ("profiled", "rates"), [(200, (0.5, 0.3, 0.2)), (5000, (0.5, 0.3, 0.2)), (500, (0.9, 0.07, 0.03))]
+    ("profiled", "rates"),
+    [
+        (200, (0.5, 0.3, 0.2)),
+        pytest.param(5000, (0.5, 0.3, 0.2), marks=pytest.mark.slow),
+        pytest.param(500, (0.9, 0.07, 0.03), marks=pytest.mark.slow),
+    ],
 )
 def test_looking_all_the_time_raises_no_more_false_alarms(profiled: int, rates: tuple[float, ...]) -> None:
     """80 % watches of 1,000 samples, looked at 50 times: a test repeated so often would alarm most of them."""
