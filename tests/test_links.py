@@ -27,6 +27,7 @@ from portend.config import load_topology, topology_yaml
 from portend.emulation.namespaces import Namespaces, unavailable
 from portend.errors import ConfigError, DeploymentError, InvalidValue
 from portend.profiling.links import measured_link
+from portend.runtime import links
 from portend.runtime.links import Budget, LinkMeasurement, Peer, measure
 from portend.service.keys import OPERATOR, make_keys
 from portend.topology import Link, SlowStart, Tier, Topology, TransferCurve
@@ -156,11 +157,21 @@ def test_a_measurement_gives_the_fields_of_a_link() -> None:
 
 
 @contextmanager
-def peer(secret: bytes) -> Iterator[Callable[[], socket.socket]]:
+def peer(secret: bytes, buffer_bytes: int = 0) -> Iterator[Callable[[], socket.socket]]:
+    """A peer and what connects to it; what their sockets take in before it is read is that small, if it is said."""
     listener = socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
-    with Peer(listener, secret):
-        yield lambda: socket.create_connection(address, 5)
+
+    def connect() -> socket.socket:
+        return small(socket.create_connection(address, 5))
+
+    def small(sock: socket.socket) -> socket.socket:
+        if buffer_bytes:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        return sock
+
+    with Peer(small(listener), secret):
+        yield connect
 
 
 def test_the_loopback_interface_is_quick_and_has_one_clock() -> None:
@@ -181,12 +192,27 @@ def test_the_loopback_interface_is_quick_and_has_one_clock() -> None:
 
 def test_a_small_budget_is_kept() -> None:
     secret = secrets.token_bytes(16)
-    with peer(secret) as connect:
+    with peer(secret, buffer_bytes=8192) as connect:  # so that no stream comes in one piece
         began = time.monotonic()
         found = measure(connect, secret, Budget(seconds=0.5, bytes=400_000))
         assert time.monotonic() - began < 5
     assert found.bytes <= 400_000
     assert found.sizes_bytes[-1] < 64_000
+
+
+def test_the_rate_is_known_whenever_the_bytes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host so busy that whole streams wait in its sockets, with a budget that is spent by then."""
+    take = links._take
+
+    def late(connection: socket.socket, size: int, buffer: bytearray) -> tuple[float, float]:
+        time.sleep(0.05)
+        return take(connection, size, buffer)
+
+    monkeypatch.setattr(links, "_take", late)
+    secret = secrets.token_bytes(16)
+    with peer(secret) as connect:
+        found = measure(connect, secret, Budget(seconds=0.1, bytes=200_000))
+    assert all(50e6 < rate < math.inf for rate in found.rates_bps)
 
 
 def test_strangers_get_no_answer_and_the_peer_goes_on() -> None:

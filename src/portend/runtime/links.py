@@ -59,6 +59,7 @@ _OF_STREAMS: Final = 0.5
 """Shares of the budget after which probes, and then streams, have to end; the rest is for the transfer curve."""
 _SKIPPED: Final = 0.5
 _MARKS: Final = 48
+_LEAST_PIECE: Final = 1500
 _STREAMS: Final = 3
 _CONNECTIONS: Final = 3
 _WARM: Final = 2
@@ -177,12 +178,15 @@ class Peer:
 
 
 def _take(connection: socket.socket, size: int, buffer: bytearray) -> tuple[float, float]:
-    """Receive ``size`` bytes; return when the last of them came, and the rate of their second half in bit/s."""
+    """Receive ``size`` bytes; return when the last of them came, and the rate of their second half in bit/s.
+
+    In pieces, so that the kernel's word of when each came makes a rate also of bytes that were read late, all at once.
+    """
     view, got, last = memoryview(buffer), 0, 0.0
     marks: list[tuple[int, float]] = []
-    due = _SKIPPED * size
+    due, piece = _SKIPPED * size, max(_LEAST_PIECE, size // _MARKS)
     while got < size:
-        more, last, _ = receive(connection, view[: min(len(view), size - got)])
+        more, last, _ = receive(connection, view[: min(len(view), piece, size - got)])
         if not more:
             raise ConnectionResetError("the other side hung up")
         got += more
@@ -365,7 +369,11 @@ def _probe(session: _Session, purse: _Purse) -> list[tuple[float, float, float, 
 def _rates(session: _Session, purse: _Purse, round_trip_s: float) -> tuple[float, float]:
     """Payload bit/s there and back: medians of streams that take some round trips, as far as their budget reaches.
 
-    Shorter ones, each longer than the one before it, say how long those are; they also open the windows.
+    Shorter ones, each longer than the one before it, say how long those are; they also open the windows. A stream that
+    came in one piece tells no rate: whatever the budget says, a longer one follows it.
+
+    Raises:
+        DeploymentError: the longest stream came in one piece.
     """
     wanted_s = max(0.2, 5 * round_trip_s)
     size = _FIRST_BULK
@@ -377,11 +385,14 @@ def _rates(session: _Session, purse: _Purse, round_trip_s: float) -> tuple[float
         back.append(session.give(size))
         took_s = monotonic() - began
         purse.bytes += 2 * size
-        grown = size if took_s >= 2 * wanted_s else min(4 * size, _LARGEST)
-        if not purse.allows(2 * grown, took_s * grown / size, _OF_STREAMS):
+        known = all(map(math.isfinite, (*there, *back)))
+        grown = size if known and took_s >= 2 * wanted_s else min(4 * size, _LARGEST)
+        if known and not purse.allows(2 * grown, took_s * grown / size, _OF_STREAMS):
             break
         if grown > size:
             there, back, size = [], [], grown
+        elif not known:
+            raise DeploymentError(f"{size:,} bytes came over a link at one moment: its rate cannot be measured")
     return statistics.median(there), statistics.median(back)
 
 
