@@ -129,15 +129,11 @@ class _Whole(nn.Module):
         return tuple(found)
 
 
-class _Score(nn.Module):
-    """One of the values that an exit gives, of its logits."""
+class _Exit(nn.Module):
+    """The values that an exit gives (``_EXIT_VALUES``), of its logits."""
 
-    def __init__(self, criterion: str) -> None:
-        super().__init__()
-        self.criterion = criterion
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits.argmax(dim=-1) if self.criterion == "label" else score(logits, self.criterion)
+    def forward(self, logits: Tensor) -> tuple[Tensor, ...]:
+        return logits.argmax(dim=-1), *(score(logits, criterion) for criterion in CRITERIA)
 
 
 def _graph(backbone: Backbone, batch: Any) -> onnx.ModelProto:
@@ -148,23 +144,23 @@ def _graph(backbone: Backbone, batch: Any) -> onnx.ModelProto:
     example = torch.zeros(1 if batch is None else 2, *backbone.input_shape)
     graph = _model(_Whole(backbone), example, names, batch)
     shape = (1 if batch is None else 2, backbone.num_classes)
-    functions = [
-        _function(what, _model(_Score(what), torch.zeros(shape), ["logits", what], batch)) for what in _EXIT_VALUES
-    ]
+    function = _function(_model(_Exit(), torch.zeros(shape), ["logits", *_EXIT_VALUES], batch))
     outputs = []
     for value in graph.graph.output:
         kind, _, cut = value.name.rpartition("_")
         if kind == "cut":
             outputs.append(value)
             continue
-        dims = [value.type.tensor_type.shape.dim[0].dim_param or 1]
-        for what, name in zip(_EXIT_VALUES, exit_values(int(cut)), strict=True):
-            graph.graph.node.append(onnx.helper.make_node(what, [value.name], [name], name=name, domain=_OWN))
+        dims, values = [value.type.tensor_type.shape.dim[0].dim_param or 1], exit_values(int(cut))
+        graph.graph.node.append(
+            onnx.helper.make_node(function.name, [value.name], values, name=f"exit_{cut}", domain=_OWN)
+        )
+        for what, name in zip(_EXIT_VALUES, values, strict=True):
             number = onnx.TensorProto.INT64 if what == "label" else onnx.TensorProto.FLOAT
             outputs.append(onnx.helper.make_tensor_value_info(name, number, dims))
     del graph.graph.output[:]
     graph.graph.output.extend(outputs)
-    graph.functions.extend(functions)
+    graph.functions.append(function)
     graph.opset_import.append(onnx.helper.make_opsetid(_OWN, 1))
     inlined = onnx.inliner.inline_local_functions(graph)
     kept = [opset for opset in inlined.opset_import if opset.domain != _OWN]
@@ -190,7 +186,7 @@ def _model(module: nn.Module, example: Tensor, names: list[str], batch: Any) -> 
     return model
 
 
-def _function(name: str, model: onnx.ModelProto) -> onnx.FunctionProto:
+def _function(model: onnx.ModelProto) -> onnx.FunctionProto:
     """Return the graph of a small model as a function, which has no weights of its own but constants."""
     graph = model.graph
     constants = [
@@ -198,7 +194,7 @@ def _function(name: str, model: onnx.ModelProto) -> onnx.FunctionProto:
         for tensor in graph.initializer
     ]
     inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
-    return onnx.helper.make_function(_OWN, name, inputs, outputs, [*constants, *graph.node], model.opset_import)
+    return onnx.helper.make_function(_OWN, "exit", inputs, outputs, [*constants, *graph.node], model.opset_import)
 
 
 def _exported(backbone: Backbone, provenance: Mapping[str, str]) -> OnnxNetwork:
