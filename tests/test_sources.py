@@ -139,6 +139,18 @@ def test_a_column_makes_the_groups(tmp_path: Path) -> None:
         load_dataset(f"parquet:{tmp_path}:group=nobody")
 
 
+def test_the_sources_own_test_set_is_dissolved_when_asked_for(tmp_path: Path) -> None:
+    sounds(tmp_path / "train.parquet", [0, 1] * 9)
+    sounds(tmp_path / "test.parquet", [0, 1])
+    dataset = load_dataset(f"parquet:{tmp_path}:own_test=no:bands=32")
+    assert dataset.own_test is None
+    assert dataset.name == f"parquet:{tmp_path}:own_test=no"  # so that a checkpoint's splits are drawn alike
+    splits = make_splits(dataset)
+    assert (splits.profiling.size, splits.test.size, splits.train.size) == (5, 5, 10)
+    with pytest.raises(DataError, match="yes or no, but got 'none'"):
+        load_dataset(f"parquet:{tmp_path}:own_test=none")
+
+
 def test_parts_with_other_classes_are_refused(tmp_path: Path) -> None:
     sounds(tmp_path / "train.parquet", [0, 1])
     pq.write_table(pa.table({"image": [{"bytes": b"x", "path": ""}], "label": [0]}), tmp_path / "test.parquet")

@@ -216,7 +216,7 @@ def _check_groups(dataset: Dataset, pool: Indices) -> None:
         if shared:
             raise InvalidValue(
                 f"splits of {dataset.name} share no group, but its own test set shares {shared} with the rest; "
-                "make it without `own_test`"
+                "dissolve it by `own_test=no`"
             )
 
 

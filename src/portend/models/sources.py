@@ -27,7 +27,7 @@ __all__ = ["code_in", "load"]
 
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _SOUNDS: Final = (".wav", ".flac", ".ogg")
-_SAMPLES: Final = ("limit", "group", "classes", "label")  # options that change the samples, not only their decoding
+_SAMPLES: Final = ("limit", "own_test", "group", "classes", "label")  # options that change the samples, not only their decoding
 
 _NORMALIZATIONS: Final = MappingProxyType(
     {
@@ -53,7 +53,7 @@ class _Options:
 
     spec: str
     values: dict[str, str]
-    known: list[str] = field(default_factory=lambda: ["limit"])
+    known: list[str] = field(default_factory=lambda: ["limit", "own_test"])
 
     def text(self, name: str, default: str) -> str:
         self.known.append(name)
@@ -88,7 +88,7 @@ def load(spec: str) -> Dataset:
         values[name] = value
     kind, where = parts[0], ":".join(parts[1:])
     sample_options = [f"{name}={values[name]}" for name in _SAMPLES if name in values]
-    limit = values.pop("limit", None)
+    limit, own_test = values.pop("limit", None), values.pop("own_test", "yes")
     options = _Options(spec, values)
     try:
         if kind in _LOADERS:
@@ -101,6 +101,9 @@ def load(spec: str) -> Dataset:
                 "or write package.module:object"
             )
         options.done()
+        _require(own_test in ("yes", "no"), f"own_test is yes or no, but got {own_test!r} in {spec!r}")
+        if own_test == "no":
+            dataset = replace(dataset, own_test=None)
         if limit is not None:
             _require(limit.isdecimal(), f"limit is a number of samples, but got {limit!r} in {spec!r}")
             dataset = limited(dataset, int(limit))
