@@ -27,7 +27,8 @@ __all__ = ["code_in", "load"]
 
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _SOUNDS: Final = (".wav", ".flac", ".ogg")
-_SAMPLES: Final = ("limit", "own_test", "group", "classes", "label")  # options that change the samples, not only their decoding
+_SAMPLES: Final = ("limit", "own_test", "group", "classes", "label")
+"""Options that change the samples, not only their decoding."""
 
 _NORMALIZATIONS: Final = MappingProxyType(
     {
