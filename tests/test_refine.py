@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from portend.cli import cli
 from portend.errors import InvalidValue, MismatchError
 from portend.models import zoo
 from portend.models.checkpoint import load_checkpoint, save_checkpoint
@@ -163,15 +165,16 @@ def test_everything_is_left_in_the_folder(refined: Refinement, folder: Path) -> 
 
 
 def test_a_killed_refinement_goes_on_to_the_same_end(
-    refined: Refinement, digits: Dataset, splits: Splits, checkpoint: Path, profile: Profile, tmp_path: Path
+    refined: Refinement, checkpoint: Path, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(profile, tmp_path / "profile.zip")
     (tmp_path / "t.yaml").write_text(TOPOLOGY_YAML)
     (tmp_path / "tuning.yaml").write_text(TUNING_YAML)
-    command = [sys.executable, "-m", "portend.cli", "refine", "profile.zip", "--checkpoint", str(checkpoint)]
-    command += ["--topology", "t.yaml", "--min-accuracy", "0.8", "--exits-per-tier", "2", "--rounds", "3"]
+    monkeypatch.chdir(tmp_path)
+    command = ["refine", "profile.zip", "--checkpoint", str(checkpoint), "--topology", "t.yaml"]
+    command += ["--min-accuracy", "0.8", "--exits-per-tier", "2", "--rounds", "3"]
     command += ["--training", "tuning.yaml", "--out", "out"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen([sys.executable, "-m", "portend.cli", *command], stderr=subprocess.DEVNULL) as child:
         state = tmp_path / "out/round-1/training/state.safetensors"
         for _ in range(1200):
             if state.exists():
@@ -180,8 +183,8 @@ def test_a_killed_refinement_goes_on_to_the_same_end(
         child.kill()
     left = json.loads((tmp_path / "out/refinement.json").read_text(encoding="utf-8"))
     assert len(left["rounds"]) < len(refined.rounds)
-    done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(cli, [*command, "--json"])
+    assert done.exit_code == 0, done.stderr
     answer, whole = json.loads(done.stdout), refined.to_dict()
     for one, other in zip(answer["rounds"], whole["rounds"], strict=True):
         assert one | {"checkpoint": ""} == other | {"checkpoint": ""}

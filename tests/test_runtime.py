@@ -21,9 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portend.errors import DeploymentError, InvalidValue, MessageError
+from portend.execution import Execution
 from portend.models.checkpoint import load_checkpoint, save_checkpoint
 from portend.models.data import Dataset, load_dataset
 from portend.models.evaluators import TorchEvaluator
+from portend.models.exporting import export
 from portend.models.scoring import score_samples
 from portend.models.zoo import build
 from portend.plan import CODECS, Plan, takes_exit
@@ -63,6 +65,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 parameter.mul_(10)  # untrained scores lie close to 1; spread them, so that some samples leave early
     save_checkpoint(backbone, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def network(checkpoint: Path) -> Path:
+    """The same network, for agents that start at once: onnxruntime needs no PyTorch."""
+    path = checkpoint.with_suffix(".onnx")
+    export(load_checkpoint(checkpoint)).save(path)
+    return path
+
+
+ONNX = (Execution(executor="onnxruntime"),) * 2
 
 
 def chain(*slowdowns: float, delay_s: float = 0.004) -> Topology:
@@ -219,24 +232,28 @@ def test_the_agents_send_by_any_codec(
 
 
 def test_a_hop_by_int8_needs_the_range_of_its_cut(
-    checkpoint: Path, digits: Dataset, deployment: Deployment, ranges: tuple[ValueRange, ...]
+    network: Path, digits: Dataset, deployment: Deployment, ranges: tuple[ValueRange, ...]
 ) -> None:
     plan = Plan(cuts=(3, 4), placement=(0, 1), thresholds=(0.0,), codecs=(None, "int8+lz4"))
     with pytest.raises(InvalidValue, match=r"takes its tensor by int8\+lz4, but .* no range of the values at cut 3"):
         deployment.deploy(plan)
     other = {3: replace(ranges[0], channels=np.zeros((2, 5)))}
+    odd = Deployment(chain(1.0, 1.0), network, digits.decoder, executions=ONNX, ranges=other, emulation="none")
     with (
-        Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, ranges=other, emulation="none") as running,
+        odd as running,
         pytest.raises(DeploymentError, match="channels, but got ranges of 5"),
     ):
         running.deploy(replace(plan, codecs=(None, "int8-channel")))
 
 
-def test_messages_are_profiled_at_every_cut(checkpoint: Path, digits: Dataset, ranges: tuple[ValueRange, ...]) -> None:
+def test_messages_are_profiled_at_every_cut(
+    checkpoint: Path, network: Path, digits: Dataset, ranges: tuple[ValueRange, ...]
+) -> None:
     """Cut 0 and two sizes by real messages, the others on lines; compressed sizes are those of the samples' tensors."""
     backbone, names = load_checkpoint(checkpoint).eval(), ("float32", "encoded", "int8-channel+zstd")
     known = dict(enumerate(ranges))
-    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, emulation="none", ranges=known) as running:
+    two = Deployment(chain(1.0, 1.0), network, digits.decoder, executions=ONNX, emulation="none", ranges=known)
+    with two as running:
         running.load_samples([digits.encoded[i] for i in range(5)], digits.labels[:5])
         spec = backbone.spec()
         journal = Journal(None, {})
@@ -382,10 +399,10 @@ def test_a_cut_beyond_the_network_is_the_agents_error(deployment: Deployment) ->
     assert len(deployment.run(range(3))) == 3
 
 
-def test_strangers_on_the_data_socket_do_no_harm(checkpoint: Path, digits: Dataset) -> None:
+def test_strangers_on_the_data_socket_do_no_harm(network: Path, digits: Dataset) -> None:
     import zmq
 
-    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder, emulation="none") as running:
+    with Deployment(chain(1.0, 1.0), network, digits.decoder, executions=ONNX, emulation="none") as running:
         running.load_samples(list(digits.encoded[:4]), digits.labels[:4])
         running.deploy(Plan(cuts=(4,), placement=(1,), codecs=("float32",)))
         context = zmq.Context()
@@ -411,9 +428,9 @@ def test_strangers_on_the_data_socket_do_no_harm(checkpoint: Path, digits: Datas
 # -- breaking --------------------------------------------------------------------------------------
 
 
-def test_a_killed_agent_is_named_and_nothing_stays_behind(checkpoint: Path, digits: Dataset) -> None:
+def test_a_killed_agent_is_named_and_nothing_stays_behind(network: Path, digits: Dataset) -> None:
     before = children(os.getpid())
-    with Deployment(chain(1.0, 1.0), checkpoint, digits.decoder) as running:
+    with Deployment(chain(1.0, 1.0), network, digits.decoder, executions=ONNX) as running:
         running.load_samples(list(digits.encoded[:4]), digits.labels[:4])
         running.deploy(Plan(cuts=(4,), placement=(1,), codecs=("float32",)))
         everyone = children(os.getpid()) - before
@@ -462,7 +479,7 @@ def test_impossible_deployments_are_refused(checkpoint: Path, digits: Dataset) -
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_an_interrupted_run_leaves_no_process_and_no_file(
-    tmp_path: Path, checkpoint: Path, how: signal.Signals, code: int
+    tmp_path: Path, network: Path, how: signal.Signals, code: int
 ) -> None:
     topology = tmp_path / "t.yaml"
     topology.write_text(
@@ -471,7 +488,7 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(Plan(cuts=(4,), placement=(1,), codecs=("float32",)).to_dict()), encoding="utf-8")
     out = tmp_path / "out.zip"
-    command = [sys.executable, "-m", "portend.cli", "run", str(plan), "--network", str(checkpoint)]
+    command = [sys.executable, "-m", "portend.cli", "run", str(plan), "--network", str(network)]
     command += ["--topology", str(topology), "--data", "digits:size=16", "--samples", "400", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
