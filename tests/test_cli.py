@@ -11,16 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from commands import ROOT, portend
 from portend.storage import load_profile
 
-ROOT = Path(__file__).parent.parent
 PROFILE = str(ROOT / "profiles/resnet20-digits.zip")
 TOPOLOGY = str(ROOT / "configs/topologies/three_tier.yaml")
-
-
-def portend(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "portend.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=120)
 
 
 def test_plan_prints_the_promised_json() -> None:
@@ -242,25 +237,18 @@ def test_a_training_section_that_is_wrong(tmp_path: Path, training: str, message
 
 
 def test_a_search_that_is_cut_short_says_so() -> None:
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "portend.cli", "plan", str(root / "profiles/resnet20-digits.zip")]
-    command += ["--topology", str(root / "configs/topologies/three_tier.yaml"), "--min-accuracy", "0.97", "--json"]
+    command = ["plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.97", "--json"]
     command += ["--per-exit-thresholds", "--exits-per-tier", "3"]
-    whole, cut_short = (
-        json.loads(subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout)
-        for more in ((), ("--seconds", "0"))
-    )
+    whole, cut_short = (json.loads(portend(*command, *more).stdout) for more in ((), ("--seconds", "0")))
     assert (whole["status"], whole["gap"], cut_short["status"]) == ("optimal", 0, "feasible")
     mean_ms = {name: answer["estimate"]["latency_ms"]["mean"] for name, answer in (("w", whole), ("c", cut_short))}
     assert mean_ms["c"] * (1 - cut_short["gap"]) <= mean_ms["w"] + 1e-9 <= mean_ms["c"] + 2e-9
 
 
 def test_exits_per_tier_and_robust_are_heeded() -> None:
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "portend.cli", "plan", str(root / "profiles/resnet20-digits.zip")]
-    command += ["--topology", str(root / "configs/topologies/three_tier.yaml"), "--min-accuracy", "0.96", "--json"]
+    command = ["plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.96", "--json"]
     one, two, sure = (
-        json.loads(subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout)
+        json.loads(portend(*command, *more).stdout)
         for more in (("--exits-per-tier", "1"), ("--exits-per-tier", "2"), ("--robust", "0.95"))
     )
     assert one["stats"]["plans"] < two["stats"]["plans"]
@@ -331,9 +319,7 @@ def test_a_checkpoint_is_trained_further_at_another_size_on_some_of_the_samples(
 
 
 def test_tiers_go_by_name_or_number(tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent
-    base = ["plan", str(root / "profiles/resnet20-digits.zip")]
-    base += ["--topology", str(root / "configs/topologies/three_tier.yaml"), "--min-accuracy", "0.97", "--json"]
+    base = ["plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.97", "--json"]
     stated = tmp_path / "problem.yaml"
     stated.write_text("hints: {tiers: [edge, 2], block_tiers: {1: edge}, truncation: false}\n", encoding="utf-8")
     by_number, by_name, by_file = (
@@ -366,13 +352,11 @@ def test_tiers_go_by_name_or_number(tmp_path: Path) -> None:
     ],
 )
 def test_hints_that_are_wrong_are_named(tmp_path: Path, given: str, message: str) -> None:
-    root = Path(__file__).parent.parent
     if not given.startswith("--"):
         (tmp_path / "p.yaml").write_text(f"hints: {given}\n", encoding="utf-8")
         given = f"--problem={tmp_path / 'p.yaml'}"
     done = portend(
-        "plan", str(root / "profiles/resnet20-digits.zip"), "--topology",
-        str(root / "configs/topologies/three_tier.yaml"), "--min-accuracy", "0.97", given,
+        "plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.97", given,
     )  # fmt: skip
     assert done.returncode == 1
     assert message in done.stderr

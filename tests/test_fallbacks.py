@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from commands import ROOT, portend
 from portend.config import load_topology
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.fallbacks import find_fallbacks
@@ -18,7 +17,6 @@ from portend.planner.solve import solve
 from portend.storage import load_profile
 from portend.topology import Topology
 
-ROOT = Path(__file__).parent.parent
 PROFILE, TOPOLOGY = ROOT / "profiles/resnet20-digits.zip", ROOT / "configs/topologies/three_tier.yaml"
 
 
@@ -66,11 +64,11 @@ def test_a_tier_that_the_hints_need_has_no_fallback(model: PerformanceModel) -> 
 
 def test_the_command_writes_fallbacks_for_deploy(tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
-    command = [
-        sys.executable, "-m", "portend.cli", "plan", str(PROFILE), "--topology", str(TOPOLOGY), "--tiers", "base,cloud",
-        "--min-accuracy", "0.96", "--fallbacks", "--out", str(out),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    done = portend(
+        "plan", PROFILE, "--topology", TOPOLOGY, "--tiers", "base,cloud", "--min-accuracy", "0.96", "--fallbacks",
+        "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     (fallback,) = json.loads(out.read_text())["fallbacks"]
     assert fallback["without"] == ["base"]
     assert set(fallback["plan"]["placement"]) == {2}

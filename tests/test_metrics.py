@@ -6,7 +6,6 @@ import json
 import math
 import pickle
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from commands import ROOT, portend
 from portend.errors import ConfigError, InvalidValue, MismatchError, SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
@@ -45,7 +45,6 @@ from problems import Case, Floats, backbone, codec, device, random_case, random_
 from reference import Reference, enumerate_plans
 from test_planner import random_space, small_case
 
-ROOT = Path(__file__).parent.parent
 PROFILE = str(ROOT / "profiles/resnet20-digits.zip")
 TOPOLOGY = str(ROOT / "configs/topologies/three_tier.yaml")
 BUILT_IN = (
@@ -555,13 +554,12 @@ def test_wrong_constraints_are_explained(text: str, message: str) -> None:
 # -- the command line ------------------------------------------------------------------------------
 
 
-def portend(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "portend.cli", "plan", PROFILE, "--topology", TOPOLOGY, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=120)
+def plan(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return portend("plan", PROFILE, "--topology", TOPOLOGY, *arguments, cwd=cwd)
 
 
 def test_metrics_from_the_command_line() -> None:
-    done = portend(
+    done = plan(
         "--minimize", "p95", "--subject-to", "deadline_misses(80 ms)<=0.1", "--subject-to", "link_bytes(0)<=4 kB",
         "--min-accuracy", "0.9", "--arrival-rate", "20", "--json",
     )  # fmt: skip
@@ -580,7 +578,7 @@ def test_a_problem_from_a_file_with_an_own_metric(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("def hops(estimate):\n    return len(set(estimate.plan.placement))\n")
     problem = tmp_path / "problem.yaml"
     problem.write_text("minimize: [p95, 'own:hops']\nsubject_to: [accuracy>=0.97]\narrival_rate: 20\n")
-    done = portend("--problem", str(problem), "--exits-per-tier", "1", "--thresholds", "0,0.3", "--front", cwd=tmp_path)
+    done = plan("--problem", str(problem), "--exits-per-tier", "1", "--thresholds", "0,0.3", "--front", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, *_ = done.stdout.splitlines()
     assert first == "minimize p95 and minimize hops subject to accuracy ≥ 0.97, utilization(20) ≤ 1: optimal"
@@ -597,7 +595,7 @@ def test_a_problem_from_a_file_with_an_own_metric(tmp_path: Path) -> None:
     ],
 )
 def test_the_command_line_explains_wrong_metrics(arguments: tuple[str, ...], message: str) -> None:
-    done = portend(*arguments)
+    done = plan(*arguments)
     assert done.returncode in (1, 2)
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from commands import ROOT, portend
 from portend.demo import DemoConfig, DemoResult, run_demo, three_tier
 from portend.errors import MismatchError
 from portend.execution import Execution
@@ -94,22 +93,13 @@ def test_predicted_and_measured_are_of_the_same_kind(result: DemoResult) -> None
 def test_what_was_saved_loads_and_compares_again(result: DemoResult, folder: Path) -> None:
     profile = load_profile(folder / "profile.zip")
     assert profile.backbone == result.profile.backbone
-    command = [sys.executable, "-m", "portend.cli"]
-    measured = str(folder / "measurements/portend.zip")
-    done = subprocess.run(
-        [*command, "compare", str(folder / "profile.zip"), measured, "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    measured = folder / "measurements/portend.zip"
+    done = portend("compare", folder / "profile.zip", measured, "--json")
     assert done.returncode == 0, done.stderr
     comparison = json.loads(done.stdout)["comparisons"][0]
     assert comparison["plan"] == result.solution.plan.to_dict()
     page = folder / "again.html"
-    done = subprocess.run(
-        [*command, "report", str(folder / "profile.zip"), measured, "--out", str(page)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = portend("report", folder / "profile.zip", measured, "--out", page)
     assert done.returncode == 0, done.stderr
     assert page.stat().st_size > 100_000
 
@@ -130,17 +120,13 @@ def test_runs_and_profiles_of_different_weights_or_conditions_are_not_compared(
     }
     for message, provenance in cases.items():
         save(replace(measured, provenance=provenance), tmp_path / "m.zip")
-        command = [sys.executable, "-m", "portend.cli", "compare", str(folder / "profile.zip"), str(tmp_path / "m.zip")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = portend("compare", folder / "profile.zip", tmp_path / "m.zip")
         assert done.returncode == 1
         assert message in done.stderr
 
 
 def test_a_checkpoint_keeps_the_seed_of_its_splits(result: DemoResult, folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "portend.cli", "profile", str(folder / "training/checkpoint.safetensors")]
-    done = subprocess.run(
-        [*command, "--seed", "7", "--out", str(tmp_path / "p.zip")], capture_output=True, text=True, check=False
-    )
+    done = portend("profile", folder / "training/checkpoint.safetensors", "--seed", "7", "--out", tmp_path / "p.zip")
     assert done.returncode == 1
     assert "splits of seed 0" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -151,10 +137,9 @@ def test_a_plan_of_a_larger_network_is_refused_before_anything_starts(
 ) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text('{"cuts": [9], "placement": [0], "codecs": [null]}', encoding="utf-8")
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "portend.cli", "run", str(plan), "--out", str(tmp_path / "m.zip")]
-    command += ["--network", str(folder / "training/checkpoint.safetensors")]
-    command += ["--topology", str(root / "configs/topologies/three_tier.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = portend(
+        "run", plan, "--out", tmp_path / "m.zip", "--network", folder / "training/checkpoint.safetensors",
+        "--topology", ROOT / "configs/topologies/three_tier.yaml",
+    )  # fmt: skip
     assert done.returncode == 1
     assert "resnet8 has the cuts 1–4, but" in done.stderr

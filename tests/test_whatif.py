@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from commands import ROOT, portend
 from portend.analysis import whatif_page
 from portend.analysis.whatif import (
     Axis,
@@ -32,7 +33,6 @@ from portend.profile import Profile, SampleExits, TabulatedExits
 from portend.topology import Link, Tier, Topology
 from problems import backbone, codec, device, random_case, result_profile
 
-ROOT = Path(__file__).parent.parent
 PROFILE = str(ROOT / "profiles/resnet20-digits.zip")
 TOPOLOGY = str(ROOT / "configs/topologies/three_tier.yaml")
 
@@ -443,8 +443,7 @@ def test_without_a_backend_nothing_is_connected() -> None:
 
 
 def whatif(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "portend.cli", "whatif", PROFILE, "--topology", TOPOLOGY, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=120)
+    return portend("whatif", PROFILE, "--topology", TOPOLOGY, *arguments, cwd=cwd)
 
 
 def test_the_command_prints_json_only_and_writes_the_page(tmp_path: Path) -> None:
