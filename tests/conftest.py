@@ -28,3 +28,32 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keys")
     make_keys(folder, [*NAMES, OPERATOR])
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network for digits of 16 x 16 pixels, whose samples leave at several exits; nothing was trained."""
+    import torch
+
+    from portend.models.checkpoint import save_checkpoint
+    from portend.models.zoo import build
+
+    path = tmp_path_factory.mktemp("checkpoint") / "net.safetensors"
+    backbone = build("resnet8", in_channels=1, num_classes=10, input_size=16)
+    with torch.no_grad():
+        for branch in backbone.branches:
+            for parameter in branch.parameters():
+                parameter.mul_(10)  # untrained scores lie close together; spread them
+    save_checkpoint(backbone, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def network(checkpoint: Path) -> Path:
+    """The same network, for agents that start at once: onnxruntime needs no PyTorch."""
+    from portend.models.checkpoint import load_checkpoint
+    from portend.models.exporting import export
+
+    path = checkpoint.with_suffix(".onnx")
+    export(load_checkpoint(checkpoint)).save(path)
+    return path

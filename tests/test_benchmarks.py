@@ -292,6 +292,30 @@ def test_contenders_of_the_trace_replay(capsys: pytest.CaptureFixture[str], tmp_
     assert "| ride |" in capsys.readouterr().out
 
 
+def test_slopes_over_splits_that_are_drawn_anew(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    draws = load("draws")
+    exact, _ = draws.slopes(np.array([[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]), np.eye(2), draws=1)
+    assert np.isnan(exact), "two plans that are measured alike have no slope"
+    exact, drawn = draws.slopes(np.diag([1.0, 1.0, 0.0]), np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0] * 3]), 8)
+    assert exact == pytest.approx(0.5)  # 1/3, 1/3, 0 over 2/3, 1/3, 0
+    assert len(drawn) == 8
+
+    profile = Path(__file__).parent.parent / "profiles/resnet20-digits.zip"
+    (tmp_path / "scores.zip").write_bytes(profile.read_bytes())
+    plans = [Plan(cuts=(3, 10), placement=(0, 0), thresholds=(eta,), codecs=(None, None)) for eta in (0.5, 0.7, 0.9)]
+    (tmp_path / "predictions.json").write_text(json.dumps({"plans": [{"plan": plan.to_dict()} for plan in plans]}))
+    draws.main([str(profile), str(tmp_path), "--draws", "50"])
+    head, _, _, accuracy, rate = capsys.readouterr().out.splitlines()
+    assert head.startswith("3 plans, 450 profiling and 450 test samples")
+    for row in (accuracy, rate):
+        same, anew = (cell.split() for cell in row.split("|")[2:4])
+        assert float(same[0]) == pytest.approx(1), "both splits are one here"
+        assert float(anew[0]) == pytest.approx(1, abs=0.2)
+        assert 0 < float(anew[2]) < 0.5
+
+
 def test_tables_and_figure_of_campaigns(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = Validation(cases=FOUR, planned=4, full_accuracy=0.95).to_dict() | {"network": "vggish"}
     (tmp_path / "s.json").write_text(json.dumps(found), encoding="utf-8")

@@ -13,6 +13,7 @@ import pytest
 
 from portend.config import load_topology
 from portend.errors import DeploymentError, MismatchError
+from portend.execution import Execution
 from portend.models.checkpoint import load_checkpoint
 from portend.models.data import load_dataset, make_splits
 from portend.models.evaluators import TorchEvaluator
@@ -58,7 +59,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = TrainingConfig(epochs=2, batch_size=32, learning_rate=0.1)
     trained = train(network, dataset, splits, config, path / "training").checkpoint
     backbone = load_checkpoint(trained)
-    quick = DeviceProfiling(repeats=3, idle_repeats=1, message_repeats=2, message_samples=8, gap_s=0.002)
+    quick = DeviceProfiling(
+        repeats=3, idle_repeats=1, message_repeats=2, message_samples=8, gap_s=0.002,
+        execution=Execution(executor="onnxruntime"),
+    )  # fmt: skip
     device = profile_device("local", trained, dataset, quick, indices=splits.profiling)
     exits = profile_exits(TorchEvaluator(backbone), dataset, splits.profiling)
     save(Profile(backbone=backbone.spec(), exits=exits, devices={"local": device}), path / "profile.zip")

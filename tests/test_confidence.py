@@ -19,13 +19,13 @@ from torch import nn
 
 from portend.cli import cli
 from portend.errors import ConfigError, InvalidValue, MismatchError
+from portend.execution import Execution
 from portend.models.calibration import calibrate, calibration_error, fit_temperature
 from portend.models.checkpoint import load_checkpoint, read_provenance, save_checkpoint
 from portend.models.data import Dataset, load_dataset, make_splits
 from portend.models.evaluators import TorchEvaluator
 from portend.models.exits import score, scores
 from portend.models.scoring import score_samples
-from portend.models.zoo import build
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import CRITERIA, Plan, takes_exit
 from portend.planner.metrics import accuracy, latency
@@ -146,20 +146,10 @@ def digits() -> Dataset:
     return load_dataset("digits:size=16")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("net") / "net.safetensors"
-    backbone = build("resnet8", in_channels=1, num_classes=10, input_size=16)
-    with torch.no_grad():
-        for branch in backbone.branches:
-            for parameter in branch.parameters():
-                parameter.mul_(10)  # untrained scores lie close together; spread them
-    save_checkpoint(backbone, path)
-    return path
-
-
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_agents_leave_where_the_profiles_scores_say(checkpoint: Path, digits: Dataset, criterion: str) -> None:
+def test_agents_leave_where_the_profiles_scores_say(
+    checkpoint: Path, network: Path, digits: Dataset, criterion: str
+) -> None:
     samples = np.arange(24)
     exits = profile_exits(TorchEvaluator(load_checkpoint(checkpoint)), digits, samples).by(criterion)
     thresholds = tuple(float(np.quantile(exits.score[:, branch], 0.4)) + 1e-6 for branch in (0, 1))
@@ -173,7 +163,9 @@ def test_agents_leave_where_the_profiles_scores_say(checkpoint: Path, digits: Da
     leaves = [exits.score[:, cut - 1] < t for cut, t in zip(plan.cuts, (*thresholds, np.inf), strict=True)]
     expected = np.argmax(leaves, axis=0)
     assert len(set(expected.tolist())) == 3
-    with Deployment(chain(1.0, 1.0, delay_s=0.0), checkpoint, digits.decoder, criterion=criterion) as running:
+    onnx = (Execution(executor="onnxruntime"),) * 2
+    places = chain(1.0, 1.0, delay_s=0.0)
+    with Deployment(places, network, digits.decoder, executions=onnx, criterion=criterion) as running:
         running.load_samples(list(digits.encoded[:24]), digits.labels[samples])
         running.deploy(plan)
         measured = running.run(window=4)

@@ -22,12 +22,10 @@ from hypothesis import strategies as st
 
 from portend.errors import DeploymentError, InvalidValue, MessageError
 from portend.execution import Execution
-from portend.models.checkpoint import load_checkpoint, save_checkpoint
+from portend.models.checkpoint import load_checkpoint
 from portend.models.data import Dataset, load_dataset
 from portend.models.evaluators import TorchEvaluator
-from portend.models.exporting import export
 from portend.models.scoring import score_samples
-from portend.models.zoo import build
 from portend.plan import CODECS, Plan, takes_exit
 from portend.profile import ValueRange
 from portend.profiling.bench import Bench
@@ -53,26 +51,6 @@ SAMPLES = 24
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return load_dataset("digits:size=16")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("net") / "net.safetensors"
-    backbone = build("resnet8", in_channels=1, num_classes=10, input_size=16)
-    with torch.no_grad():
-        for branch in backbone.branches:
-            for parameter in branch.parameters():
-                parameter.mul_(10)  # untrained scores lie close to 1; spread them, so that some samples leave early
-    save_checkpoint(backbone, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def network(checkpoint: Path) -> Path:
-    """The same network, for agents that start at once: onnxruntime needs no PyTorch."""
-    path = checkpoint.with_suffix(".onnx")
-    export(load_checkpoint(checkpoint)).save(path)
-    return path
 
 
 ONNX = (Execution(executor="onnxruntime"),) * 2

@@ -34,12 +34,12 @@ from portend.emulation.remains import NAMESPACES, standing
 from portend.emulation.traces import BandwidthTrace, load_trace
 from portend.emulation.verify import Check
 from portend.errors import ConfigError, DeploymentError, InvalidValue, MismatchError
+from portend.execution import Execution
 from portend.measurement import SPAN_KINDS
-from portend.models.checkpoint import save_checkpoint
+from portend.models.checkpoint import load_checkpoint
 from portend.models.data import load_dataset
 from portend.models.evaluators import TorchEvaluator
 from portend.models.scoring import score_samples
-from portend.models.zoo import build
 from portend.plan import Plan
 from portend.runtime.coordinator import Deployment
 from portend.topology import Link, SlowStart, Tier, Topology
@@ -600,14 +600,11 @@ def test_a_living_run_is_left_alone_and_a_dead_forwarder_noticed(tmp_path: Path)
 
 
 @real
-def test_agents_in_namespaces_answer_as_over_the_relay(tmp_path: Path) -> None:
-    digits = load_dataset("digits:size=16")
-    backbone = build("resnet8", in_channels=1, num_classes=10, input_size=16)
-    network = tmp_path / "net.safetensors"
-    save_checkpoint(backbone, network)
+def test_agents_in_namespaces_answer_as_over_the_relay(checkpoint: Path, network: Path) -> None:
+    digits, onnx = load_dataset("digits:size=16"), (Execution(executor="onnxruntime"),) * 2
     link = Link(bandwidth_bps=20e6, propagation_delay_s=0.01)
     topology = chain(link)
-    scores, _ = score_samples(TorchEvaluator(backbone), digits, np.arange(24))
+    scores, _ = score_samples(TorchEvaluator(load_checkpoint(checkpoint)), digits, np.arange(24))
     threshold = float(np.quantile(scores["entropy"][:, 0], 0.4))
     plan = Plan(cuts=(1, 4), placement=(0, 1), thresholds=(threshold,), codecs=(None, "float32"))
     with pytest.raises(MismatchError, match="one topology"):
@@ -616,7 +613,7 @@ def test_agents_in_namespaces_answer_as_over_the_relay(tmp_path: Path) -> None:
         Deployment(topology, network, digits.decoder, emulation="namespaces", port=7000)
     measured = {}
     for emulation in ("relay", "namespaces"):
-        with Deployment(topology, network, digits.decoder, emulation=emulation) as running:
+        with Deployment(topology, network, digits.decoder, executions=onnx, emulation=emulation) as running:
             if emulation == "namespaces":
                 assert [running.endpoints[tier].split(":")[0] for tier in range(2)] == [
                     "198.18.0.1", "198.18.0.2",
