@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from portend.perfmodel.model import Estimator, PerformanceModel
@@ -28,6 +29,11 @@ from portend.topology import Link, SlowStart, Tier, Topology
 
 Floats = NDArray[np.float64]
 THRESHOLDS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
+
+
+def draws(count: int, fast: int) -> list[Any]:
+    """Return 0 ... count − 1 as parameters of a test; all but the first ``fast`` are run with the slow tests only."""
+    return [pytest.param(each, marks=() if each < fast else pytest.mark.slow) for each in range(count)]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from portend.planner.search import search
 from portend.planner.solve import solve
 from portend.planner.space import PlanSpace
 from portend.planner.terms import Additive, Runs
-from problems import Case, Floats, random_case, random_plan
+from problems import Case, Floats, draws, random_case, random_plan
 from test_metrics import hand_model, powered, value
 from test_planner import random_space
 
@@ -155,11 +155,12 @@ def the_front(space: PlanSpace) -> list[tuple[float, float, Plan]]:
 
 
 @pytest.mark.parametrize("estimator", ["marginal", "sample"])
-@pytest.mark.parametrize("block", range(12))
+@pytest.mark.parametrize("block", draws(12, 5))
 def test_the_front_and_every_optimum_equal_the_exhaustive_search_to_the_last_bit(
     block: int, estimator: Estimator
 ) -> None:
-    """480 random instances with any hints, ties (every other case is exact) and each of the metrics."""
+    """480 random instances with any hints, ties (every other case is exact) and each of the metrics;
+    200 of them fast."""
     for seed in range(20 * block, 20 * block + 20):
         case, hints = a_case(seed, estimator)
         model, asked = case.model(), METRICS[seed % len(METRICS)]

@@ -27,6 +27,7 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from commands import portend
 from portend.config import load_topology, topology_yaml
 from portend.errors import ConfigError, DeploymentError, MessageError, StorageError
 from portend.execution import Execution
@@ -619,11 +620,6 @@ def test_a_log_for_machines_is_json(tmp_path: Path) -> None:
 
 
 # -- the command line ------------------------------------------------------------------------------
-
-
-def portend(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "portend.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_the_commands_deploy_feed_and_tell(hosts: Hosts, agents: Agents, work: Workload, tmp_path: Path) -> None:
