@@ -41,6 +41,7 @@ def result(folder: Path) -> DemoResult:
         exit_samples=10,
         plain_samples=6,
         gap_s=0.01,
+        turns=4,
         executions=(Execution(executor="onnxruntime"),),
         training=TrainingConfig(epochs=4, batch_size=32, learning_rate=0.1),
         profiling=DeviceProfiling(repeats=4, idle_repeats=2, message_repeats=3),
