@@ -13,8 +13,9 @@ demo: $(READY)
 paper: $(READY)
 	$(BIN)/python benchmarks/paper.py $(if $(LONG),--long --out runs/paper-long,--out runs/paper)
 
+# Tests start hundreds of processes: what they import is compiled once, also where the environment forbids it.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

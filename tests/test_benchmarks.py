@@ -178,6 +178,7 @@ def test_messages_of_the_testbed_benchmark() -> None:
     assert min(*cold, *warm) >= topology.transmission_s(10_000)[0, 1] + 0.01
 
 
+@pytest.mark.slow
 def test_rows_of_the_runtime_benchmark() -> None:
     hops = {row["way"]: row for row in load("runtime").measure_hops(4096, turns=2, messages=3)}
     assert set(hops) == {"portend", "pickle", "grpc", "pyzmq"}

@@ -271,7 +271,7 @@ WANTED = (
 def test_links_are_found_as_they_were_set(emulation: str, tmp_path: Path) -> None:
     topology = chain(*WANTED)
     (tmp_path / "t.yaml").write_text(topology_yaml(topology))
-    words = ["links", str(tmp_path / "t.yaml"), "--emulation", emulation, "--time", "5 s", "--bytes", "32 MB"]
+    words = ["links", str(tmp_path / "t.yaml"), "--emulation", emulation, "--time", "3 s", "--bytes", "32 MB"]
     done = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "m.yaml"), "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -306,7 +306,7 @@ def test_links_between_hosts_are_measured_by_their_agents(tmp_path: Path) -> Non
             agent = ends.enter_context(hosts.start(at, [*command, *words], cwd=tmp_path))
             ends.callback(agent.terminate)
         words = ["links", "hosts.yaml", "--keys", "keys", "--out", "m.yaml", "--json"]
-        limits = ["--time", "5 s", "--bytes", "32 MB"]
+        limits = ["--time", "3 s", "--bytes", "32 MB"]
         asked = ends.enter_context(
             hosts.start(0, [*command, *words, *limits], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         )
