@@ -30,7 +30,7 @@ from portend.plan import CRITERIA
 __all__ = ["deviation", "export", "exported"]
 
 _OPSET: Final = 20
-_OWN: Final = "portend"  # domain of the functions that are exported once and put in at every exit
+_OWN: Final = "portend"  # domain of the function that is exported once and put in at every exit
 _EXIT_VALUES: Final = ("label", *CRITERIA)
 _TOLERANCE: Final = 1e-3
 _LOGGERS: Final = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")

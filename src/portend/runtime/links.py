@@ -60,6 +60,7 @@ _OF_STREAMS: Final = 0.5
 _SKIPPED: Final = 0.5
 _MARKS: Final = 48
 _LEAST_PIECE: Final = 1500
+"""Bytes that are read at once of a small message: about a packet."""
 _STREAMS: Final = 3
 _CONNECTIONS: Final = 3
 _WARM: Final = 2
