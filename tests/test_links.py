@@ -201,7 +201,7 @@ def test_a_small_budget_is_kept() -> None:
 
 
 def test_the_rate_is_known_whenever_the_bytes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a host so busy that whole streams wait in its sockets, with a budget that is spent by then."""
+    """On a host so busy that whole streams wait in its sockets: the kernel tells when their pieces came."""
     take = links._take
 
     def late(connection: socket.socket, size: int, buffer: bytearray) -> tuple[float, float]:
@@ -213,6 +213,18 @@ def test_the_rate_is_known_whenever_the_bytes_are_read(monkeypatch: pytest.Monke
     with peer(secret) as connect:
         found = measure(connect, secret, Budget(seconds=0.1, bytes=200_000))
     assert all(50e6 < rate < math.inf for rate in found.rates_bps)
+    assert found.bytes <= 200_000
+
+
+def test_a_stream_that_tells_no_rate_is_followed_by_a_longer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a budget that is spent by the first, which came at one moment, as the second did."""
+    rate = links._rate
+    monkeypatch.setattr(links, "_rate", lambda marks: rate(marks) if marks and marks[-1][0] > 300_000 else math.nan)
+    secret = secrets.token_bytes(16)
+    with peer(secret) as connect:
+        found = measure(connect, secret, Budget(seconds=0.1, bytes=200_000))
+    assert all(50e6 < rate < math.inf for rate in found.rates_bps)
+    assert 2 * (1 << 20) < found.bytes < 3 * (1 << 20)
 
 
 def test_strangers_get_no_answer_and_the_peer_goes_on() -> None:

@@ -59,17 +59,17 @@ def test_the_parts_are_apart_and_always_the_same() -> None:
 
 
 def test_the_best_of_many_plans_breaks_a_promise_as_seldom_as_it_says() -> None:
-    """No plan is right four times in five and a bit, so every promise of it is broken: at most 5 of 100, here 9 of 80
+    """No plan is right four times in five and a bit, so every promise of it is broken: at most 5 of 100, here 12 of 150
     with a probability below 2 %. Asking one plan's margin of the best of many breaks it nearly always."""
     broken, naive = 0, 0
     problem = Problem(minimize=latency, subject_to=(accuracy >= 0.8 + 1e-9,), space=SPACE, robust=0.95)
     assert count_plans(SPACE, a_model(0)) > 10_000
-    for seed in range(80):
+    for seed in range(150):
         model = a_model(seed)
         broken += search(problem, model).status != "infeasible"
         naive += search(problem.promised(model.samples), model).status == "optimal"
-    assert broken < 9
-    assert naive > 50
+    assert broken < 13
+    assert naive > 100
 
 
 @pytest.mark.parametrize("seed", range(6))

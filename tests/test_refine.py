@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from portend.cli import cli
+from commands import portend
 from portend.errors import InvalidValue, MismatchError
 from portend.models import zoo
 from portend.models.checkpoint import load_checkpoint, save_checkpoint
@@ -165,16 +164,16 @@ def test_everything_is_left_in_the_folder(refined: Refinement, folder: Path) -> 
 
 
 def test_a_killed_refinement_goes_on_to_the_same_end(
-    refined: Refinement, checkpoint: Path, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refined: Refinement, checkpoint: Path, profile: Profile, tmp_path: Path
 ) -> None:
     save(profile, tmp_path / "profile.zip")
     (tmp_path / "t.yaml").write_text(TOPOLOGY_YAML)
     (tmp_path / "tuning.yaml").write_text(TUNING_YAML)
-    monkeypatch.chdir(tmp_path)
     command = ["refine", "profile.zip", "--checkpoint", str(checkpoint), "--topology", "t.yaml"]
     command += ["--min-accuracy", "0.8", "--exits-per-tier", "2", "--rounds", "3"]
     command += ["--training", "tuning.yaml", "--out", "out"]
-    with subprocess.Popen([sys.executable, "-m", "portend.cli", *command], stderr=subprocess.DEVNULL) as child:
+    alone = [sys.executable, "-m", "portend.cli", *command]
+    with subprocess.Popen(alone, cwd=tmp_path, stderr=subprocess.DEVNULL) as child:
         state = tmp_path / "out/round-1/training/state.safetensors"
         for _ in range(1200):
             if state.exists():
@@ -183,8 +182,8 @@ def test_a_killed_refinement_goes_on_to_the_same_end(
         child.kill()
     left = json.loads((tmp_path / "out/refinement.json").read_text(encoding="utf-8"))
     assert len(left["rounds"]) < len(refined.rounds)
-    done = CliRunner().invoke(cli, [*command, "--json"])
-    assert done.exit_code == 0, done.stderr
+    done = portend(*command, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     answer, whole = json.loads(done.stdout), refined.to_dict()
     for one, other in zip(answer["rounds"], whole["rounds"], strict=True):
         assert one | {"checkpoint": ""} == other | {"checkpoint": ""}
