@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.analysis.compare import fit
-from portend.errors import MismatchError
+from portend.analysis.compare import fit, undecided_exits
+from portend.errors import MismatchError, PortendError
 from portend.perfmodel.exits import replay
 from portend.plan import Plan
 from portend.profile import Exits, SampleExits
@@ -28,12 +28,16 @@ Floats = NDArray[np.float64]
 
 
 def outcomes(plans: Sequence[Plan], exits: Exits) -> tuple[Floats, Floats]:
-    """Return what each sample does by each plan: right [n, S], and [E, S] leaves at each exit before a plan's last."""
+    """Return what each sample does by each plan: right [n, S], and [E, S] leaves at each exit whose rate is open."""
     if not isinstance(exits, SampleExits):
         raise MismatchError("drawing samples anew needs the scores of each; profile a network with its data set")
-    runs = [(len(plan.cuts), *replay(exits, plan)) for plan in plans]
-    right = np.array([correct for _, _, correct in runs], dtype=np.float64)
-    leaves = [(left == at).astype(np.float64) for count, left, _ in runs for at in range(count - 1)]
+    runs = [replay(exits, plan) for plan in plans]
+    right = np.array([correct for _, correct in runs], dtype=np.float64)
+    leaves = [
+        (left == at).astype(np.float64)
+        for plan, (left, _) in zip(plans, runs, strict=True)
+        for at in np.flatnonzero(undecided_exits(plan))
+    ]
     return right, np.array(leaves).reshape(-1, right.shape[1])
 
 
@@ -48,16 +52,26 @@ def slopes(profiled: Floats, tested: Floats, draws: int, seed: int = 0) -> tuple
     return float("nan" if there is None else there), np.array(found, dtype=np.float64)
 
 
+def _read(profile: Path, campaign: Path) -> tuple[list[Plan], tuple[Floats, Floats], tuple[Floats, Floats]]:
+    """Return a campaign's plans, and what they do with the profiling samples and with the test's."""
+    told = json.loads((campaign / "predictions.json").read_text(encoding="utf-8"))
+    plans = [Plan.from_dict(one["plan"]) for one in told["plans"]]
+    ours, theirs = load_profile(profile), load_profile(campaign / "scores.zip")
+    if ours.backbone != theirs.backbone:
+        raise MismatchError(f"{campaign} ran another network than that of {profile}; give the profile it was made from")
+    return plans, outcomes(plans, ours.exits), outcomes(plans, theirs.exits)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", type=Path, help="what the campaign was predicted from")
     parser.add_argument("campaign", type=Path, help="the folder that `portend validate` wrote")
     parser.add_argument("--draws", type=int, default=2000)
     given = parser.parse_args(argv)
-    told = json.loads((given.campaign / "predictions.json").read_text(encoding="utf-8"))
-    plans = [Plan.from_dict(one["plan"]) for one in told["plans"]]
-    profiled = outcomes(plans, load_profile(given.profile).exits)
-    tested = outcomes(plans, load_profile(given.campaign / "scores.zip").exits)
+    try:
+        plans, profiled, tested = _read(given.profile, given.campaign)
+    except (PortendError, OSError) as error:
+        parser.error(str(error))
     print(f"{len(plans)} plans, {profiled[0].shape[1]} profiling and {tested[0].shape[1]} test samples")
     print("| | β of these splits | of splits drawn anew: mean ± s.d. | within 1 ± 0.02 | within 1 ± 0.05 |")
     print("|---|--:|--:|--:|--:|")

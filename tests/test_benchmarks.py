@@ -315,6 +315,11 @@ def test_slopes_over_splits_that_are_drawn_anew(
         assert float(same[0]) == pytest.approx(1), "both splits are one here"
         assert float(anew[0]) == pytest.approx(1, abs=0.2)
         assert 0 < float(anew[2]) < 0.5
+    (tmp_path / "scores.zip").write_bytes((profile.parent / "resnet20-cifar10.zip").read_bytes())
+    for campaign, said in ((tmp_path, "ran another network"), (tmp_path / "none", "predictions.json")):
+        with pytest.raises(SystemExit):
+            draws.main([str(profile), str(campaign)])
+        assert said in capsys.readouterr().err
 
 
 def test_tables_and_figure_of_campaigns(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -20,7 +20,19 @@ from portend.perfmodel.estimate import PARTS, Estimate
 from portend.perfmodel.exit_drift import ExitDrift, exit_drift
 from portend.plan import Plan
 
-__all__ = ["TERMS", "Comparison", "Fit", "Intervals", "Term", "agreement", "compare", "exit_drifts", "fit", "inside"]
+__all__ = [
+    "TERMS",
+    "Comparison",
+    "Fit",
+    "Intervals",
+    "Term",
+    "agreement",
+    "compare",
+    "exit_drifts",
+    "fit",
+    "inside",
+    "undecided_exits",
+]
 
 Floats = NDArray[np.float64]
 
@@ -142,9 +154,8 @@ class Comparison:
         return exit_drift(self.plan, self.estimate.exit_counts, counts, level)
 
     def undecided(self) -> NDArray[np.bool_]:
-        """Exits whose rate the plan leaves open, [L]: not a branch with threshold 0, nor the only way out."""
-        open_ = np.append(np.asarray(self.plan.thresholds) > 0, True)
-        return open_ if open_.sum() > 1 else np.zeros_like(open_)
+        """Exits whose rate the plan leaves open, [L] (``undecided_exits``)."""
+        return undecided_exits(self.plan)
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -278,6 +289,12 @@ class Fit:
     rmse: float | None
     bias: float | None
     mape: float | None
+
+
+def undecided_exits(plan: Plan) -> NDArray[np.bool_]:
+    """Return which exits' rates the plan leaves open, [L]: no branch with threshold 0, nor the only way out."""
+    open_ = np.append(np.asarray(plan.thresholds) > 0, True)
+    return open_ if open_.sum() > 1 else np.zeros_like(open_)
 
 
 def fit(measured: ArrayLike, predicted: ArrayLike) -> Fit:
