@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -233,53 +234,87 @@ def _network(rng: np.random.Generator, provenance: dict[str, str]) -> OnnxNetwor
 
 
 class Cable:
-    """A TCP forwarder before a port that can be cut: bytes then stop, connections stay, until it is mended."""
+    """A TCP forwarder before a port that can be cut: bytes then stop, connections stay, until it is mended.
 
-    def __init__(self, to: int) -> None:
-        self.to = to
-        self._whole = threading.Event()
-        self._whole.set()
+    Args:
+        rate_bps: bytes of each direction pass one after the other at this rate; 0: at once. delay_s: on top of it.
+    """
+
+    def __init__(self, to: int, *, rate_bps: float = 0.0, delay_s: float = 0.0) -> None:
+        self.to, self._rate_bps, self._delay_s = to, rate_bps, delay_s
+        self._whole = {"there": threading.Event(), "back": threading.Event()}
+        self._free_at = dict.fromkeys(self._whole, 0.0)
+        self._turn = {way: threading.Lock() for way in self._whole}
+        self.passed = dict.fromkeys(self._whole, 0)
+        self.mend()
         self._server = socket.create_server(("127.0.0.1", 0))
+        if rate_bps:
+            self._server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # what waits, waits at the sender
         self.port: int = self._server.getsockname()[1]
-        self._open: list[socket.socket] = []
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._kept: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def cut(self) -> None:
-        self._whole.clear()
+    def cut(self, *ways: str) -> None:
+        """Stop the bytes ``there``, ``back`` or (no word) both ways."""
+        for way in ways or self._whole:
+            self._whole[way].clear()
 
     def mend(self) -> None:
-        self._whole.set()
+        for way in self._whole.values():
+            way.set()
+
+    def hang_up_near(self) -> None:
+        """Close the connections of who called, as a host does that forgot them; the other side hears nothing of it."""
+        pairs, self._pairs = self._pairs, []
+        for near, far in pairs:
+            self._kept.add(far)
+            with contextlib.suppress(OSError):
+                near.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        self._whole.set()
-        for one in (self._server, *self._open):
+        self.mend()
+        for one in (self._server, *(each for pair in self._pairs for each in pair), *self._kept):
             one.close()
 
     def _accept(self) -> None:
         while True:
             try:
                 near, _ = self._server.accept()
-                self._whole.wait()
+                for whole in self._whole.values():
+                    whole.wait()
                 far = socket.create_connection(("127.0.0.1", self.to))
             except ConnectionRefusedError:
                 near.close()
                 continue
             except OSError:
                 return
-            self._open += [near, far]
-            for a, b in ((near, far), (far, near)):
-                threading.Thread(target=self._forward, args=(a, b), daemon=True).start()
+            self._pairs.append((near, far))
+            for way, a, b in (("there", near, far), ("back", far, near)):
+                threading.Thread(target=self._forward, args=(way, a, b), daemon=True).start()
 
-    def _forward(self, a: socket.socket, b: socket.socket) -> None:
+    def _forward(self, way: str, a: socket.socket, b: socket.socket) -> None:
         try:
-            while data := a.recv(65536):
-                self._whole.wait()
+            while data := a.recv(1448 if self._rate_bps else 65536):
+                self._whole[way].wait()
+                self._pass(way, len(data))
                 b.sendall(data)
+                self.passed[way] += len(data)
         except OSError:
             pass
         finally:
-            for one in (a, b):
+            for one in {a, b} - self._kept:
                 one.close()
+
+    def _pass(self, way: str, size: int) -> None:
+        """Wait until so many bytes have passed, after those of all connections before them."""
+        if not self._rate_bps:
+            return
+        with self._turn[way]:
+            now = time.monotonic()
+            self._free_at[way] = max(now, self._free_at[way]) + 8 * size / self._rate_bps
+            wait_s = self._free_at[way] - now + self._delay_s
+        time.sleep(wait_s)
 
 
 def until(condition: Callable[[], object], within_s: float = 30.0) -> float:

@@ -365,7 +365,7 @@ class connected:  # noqa: N801  (used as a function)
     def __init__(self, hosts: Hosts, keys: Path, name: str) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         endpoint = f"127.0.0.1:{hosts.listen['edge']}"
-        self.socket = call(self.context, "edge", endpoint, load_keys(keys, name), f"{name}/test")
+        self.socket = call(self.context, "edge", endpoint, load_keys(keys, name), name)
 
     def __enter__(self) -> zmq.Socket[bytes]:
         return self.socket
@@ -425,7 +425,7 @@ def test_a_replayed_tensor_is_run_once(tmp_path: Path, work: Workload) -> None:
         frames = [pack_header(Header("tensor", release.number(0), 5, 0, time.monotonic_ns())), bytes(4 * shape[1] ** 2)]
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
-            socket = call(context, "base", f"127.0.0.1:{hosts.listen['base']}", None, "edge/test")
+            socket = call(context, "base", f"127.0.0.1:{hosts.listen['base']}", None, "edge")
             for _ in range(3):
                 send(socket, frames)
             line = 'portend_dropped_messages_total{why="replayed"}'

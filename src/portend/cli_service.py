@@ -195,12 +195,14 @@ def deploy(
             batches=largest_batches, exit_counts=exit_counts, limits=limits, on_progress=tell,
         )  # fmt: skip
         settled = agents.settled(release.version)
+        lacks = agents.ask(places.source, "status")["lacks"]
     if as_json:
         answer = {
             "release": release.version,
             "plans": [each.to_dict() for each in plans],
             "clock_offset_s": {agent.name: agent.offset_s for agent in found},
             "settled": settled,
+            "lacks": lacks,
         }
         click.echo(json.dumps(answer))
         return
@@ -212,6 +214,8 @@ def deploy(
         click.echo(
             f"  clock of {agent.name}: {1e3 * agent.offset_s:+.2f} ms, give or take {1e3 * agent.within_s:.2f} ms"
         )
+    if lacks:
+        click.echo(f"  note: the wanted plan cannot be used now: {'; '.join(lacks)}", err=True)
     if not settled:
         click.echo("  note: samples of the release before are still under way", err=True)
 
@@ -374,6 +378,7 @@ def _state(told: dict[str, Any]) -> str:
     line = f"release {told['active'] or 'none'}; {peers or 'no peers'}"
     if told["source"]:
         plan = "no plan can be used" if told["plan"] is None else f"plan {told['plan']}"
+        plan += f" ({'; '.join(told['lacks'])})" if told["lacks"] else ""
         line += f"; source: {plan}, {told['under_way']} of {told['window']} under way, {told['waiting']} waiting"
     return line
 

@@ -61,7 +61,7 @@ _SEEN: Final = 8192  # messages that are remembered, so that none is run twice
 _MOST_ORDERS: Final = 16  # that take their time, at once
 _MOST_AT_ONCE: Final = 64  # messages that are read before anything else has its turn
 _STOP_S: Final = 5.0
-_SETTLE_S: Final = 2.0  # how long an activation waits for the others' word that they run the release
+_SETTLE_S: Final = 3.0  # how long an activation waits for the wanted plan when another one can be used
 _COMPLAINTS_PER_S: Final = 10
 
 _FAILURES: Final = ("sample", "error")
@@ -193,6 +193,7 @@ class ServiceAgent:
         inbox.setsockopt(zmq.RCVHWM, 1000)
         inbox.setsockopt(zmq.SNDHWM, 1000)
         inbox.setsockopt(zmq.HANDSHAKE_IVL, 3000)
+        inbox.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a connection that is made anew takes the place of the broken one
         inbox.setsockopt(zmq.IPV6, int(":" in self._host))
         if self._keys is not None:
             self._keys.serve(inbox)
@@ -566,19 +567,30 @@ class ServiceAgent:
 
     def _way(self, release: Release, index: int, now: float) -> Hashable:
         """The lives of the tiers that a plan needs; None if one is away or does not reach the next."""
-        lives, silence = [], self.intake.limits.silence_s
-        for tier in sorted(release.tiers_of(index)):
-            name = release.tiers[tier]
-            if name == self.name:
-                continue
-            peer = self._peers[name]
-            if peer.beat is None or not peer.alive(now, silence) or release.version not in peer.beat.versions:
-                return None
-            lives.append(peer.beat.incarnation)
-        names = release.tiers
-        if not all(self._joined(names[a], names[b]) for a, b in release.hops_of(index)):
+        if self._lacks(release, index, now):
             return None
-        return (tuple(lives),)
+        others = sorted(tier for tier in release.tiers_of(index) if release.tiers[tier] != self.name)
+        beats = [self._peers[release.tiers[tier]].beat for tier in others]
+        return (tuple(beat.incarnation for beat in beats if beat),)
+
+    def _lacks(self, release: Release, index: int, now: float) -> list[str]:
+        """What keeps a plan from being used: who is away, who does not run it, who does not reach whom."""
+        names, away, lacks = release.tiers, set(), []
+        for tier in sorted(release.tiers_of(index)):
+            peer = self._peers.get(names[tier])
+            if peer is None:  # it is this agent
+                continue
+            if peer.beat is None or not peer.alive(now, self.intake.limits.silence_s):
+                away.add(peer.name)
+                lacks.append(f"{peer.name} is away ({release.endpoints[tier]})")
+            elif release.version not in peer.beat.versions:
+                lacks.append(f"{peer.name} does not run release {release.version}")
+        lacks += [
+            f"{names[a]} does not reach {names[b]} at {release.endpoints[b]}"
+            for a, b in sorted(release.hops_of(index))
+            if not away & {names[a], names[b]} and not self._joined(names[a], names[b])
+        ]
+        return lacks
 
     def _joined(self, sender: str, receiver: str) -> bool:
         """Whether messages of one agent reach another, as both say."""
@@ -593,10 +605,10 @@ class ServiceAgent:
         return reached and heard is not None and sender in heard.hears
 
     def _why_not(self, now: float) -> str:
-        if self._usable(self.releases[self.active].release) is not None:
+        release = self.releases[self.active].release
+        if self._usable(release) is not None:
             return ""
-        silent = [n for n, peer in self._peers.items() if not peer.alive(now, self.intake.limits.silence_s)]
-        return f"no plan can be used: {', '.join(silent) or 'a link'} is away"
+        return f"no plan can be used: {'; '.join(self._lacks(release, 0, now)) or 'the link was lost just now'}"
 
     def _gauge(self, who: Who | None, now: float) -> None:
         self._exits.look()
@@ -644,13 +656,12 @@ class ServiceAgent:
         """
         release = loaded.release
         made: list[Peer] = []
-        identity = f"{self.name}/{self.incarnation:x}"
         for name, endpoint in zip(release.tiers, release.endpoints, strict=True):
             known = self._peers.get(name)
             if name == self.name or (known is not None and known.endpoint == endpoint):
                 continue
             try:
-                made.append(Peer(self._context, name, endpoint, self._keys, identity))
+                made.append(Peer(self._context, name, endpoint, self._keys, self.name))
             except PortendError:
                 for peer in made:
                     peer.close()
@@ -769,10 +780,19 @@ class ServiceAgent:
         return {"network": loaded.spec.name, "weights_sha256": loaded.spec.weights_sha256}
 
     async def _on_activate(self, _: bytes, values: dict[str, Any], __: Any) -> dict[str, Any]:
-        version, deadline = int(values["release"]), time.monotonic() + _SETTLE_S
-        while version in self.releases and time.monotonic() < deadline:
-            if self._usable(self.releases[version].release) is not None:
-                break  # all have said that they run it, so new samples need not wait
+        """Let new samples take a release, once one of its plans can be used; the wanted one, if that is soon."""
+        version, began = int(values["release"]), time.monotonic()
+        wait_s = float(values["wait_s"])
+        while (loaded := self.releases.get(version)) is not None:
+            usable, waited = self._usable(loaded.release), time.monotonic() - began
+            if usable == 0 or (usable is not None and waited > _SETTLE_S):
+                break
+            if not waited < wait_s:
+                lacks = "; ".join(self._lacks(loaded.release, 0, time.monotonic()))
+                raise DeploymentError(
+                    f"release {version} was not activated, for no sample could be answered: {lacks}; correct the "
+                    "addresses in the topology, or what lies between the hosts, and deploy again"
+                )
             await asyncio.sleep(0.005)
         self._activate(version)
         self._save()
@@ -787,7 +807,8 @@ class ServiceAgent:
     def status(self) -> dict[str, Any]:
         """Return how this agent does, as JSON values."""
         now, silence = time.monotonic(), self.intake.limits.silence_s
-        usable = self._usable(self.releases[self.active].release) if self.is_source else None
+        release = self.releases[self.active].release if self.is_source else None
+        usable = self._usable(release) if release else None
         return {
             "name": self.name,
             "incarnation": self.incarnation,
@@ -795,6 +816,7 @@ class ServiceAgent:
             "versions": list(self.releases),
             "source": self.is_source,
             "plan": usable,
+            "lacks": self._lacks(release, 0, now) if release else [],
             "in_use": sorted({number // MOST_PLANS for number in self.intake.plans_in_use()}),
             "waiting": self.intake.waiting,
             "under_way": self.intake.under_way,

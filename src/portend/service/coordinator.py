@@ -34,6 +34,7 @@ __all__ = ["Agents", "Found", "Submitter"]
 
 _PATIENCE_S: Final = 10.0
 _LOAD_S: Final = 600.0
+_JOIN_S: Final = 10.0  # how long the agents may take to reach each other
 _ASK_S: Final = 0.5  # how often a submitter asks whether its samples are known
 _POLL_MS: Final = 20
 
@@ -77,7 +78,7 @@ class Agents:
             self._context = zmq.Context()
             made.callback(self._context.destroy, linger=0)
             self.sockets = [
-                call(self._context, tier.name, f"{tier.host}:{tier.port}", keys, _identity()) for tier in topology.tiers
+                call(self._context, tier.name, f"{tier.host}:{tier.port}", keys, OPERATOR) for tier in topology.tiers
             ]
             self._cleanup = made.pop_all()
 
@@ -197,8 +198,8 @@ class Agents:
                 (``perfmodel.exits.exit_counts``), for the source to watch its exits; empty: it does not.
 
         Raises:
-            InvalidValue: a plan does not fit the topology. DeploymentError: an agent cannot run it; then all go on as
-                before.
+            InvalidValue: a plan does not fit the topology. DeploymentError: an agent cannot run it, or the agents
+                of no plan reach each other; then all go on as before.
         """
         found = self.hello()
         made: dict[Path, NetworkFile] = {
@@ -232,7 +233,10 @@ class Agents:
             on_progress("loading", tier, len(files))
             self.ask(tier, "load", patience_s=_LOAD_S, release=release.to_dict())
         on_progress("loading", len(files), len(files))
-        self.ask(places.source, "activate", release=release.version)
+        wait_s = max(_JOIN_S, 60 * max(agent.within_s for agent in found))  # some ten round trips open a connection
+        self.ask(
+            places.source, "activate", patience_s=wait_s + self._patience_s, release=release.version, wait_s=wait_s
+        )
         return release
 
     def measure_links(self, budget: Budget, *, port: int = 0) -> tuple[LinkMeasurement, ...]:
@@ -386,7 +390,3 @@ def post(socket: zmq.Socket[bytes], frames: list[bytes], deadline: float, name: 
                     "sides have each other's public keys"
                 ) from None
             time.sleep(0.02)
-
-
-def _identity() -> str:
-    return f"{OPERATOR}/{secrets.token_hex(8)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,26 +29,28 @@ def call(
     name: str,
     endpoint: str,
     keys: Keys | None,
-    identity: str,
+    ours: str,
     before: Callable[[zmq.Socket[bytes]], None] = lambda _: None,
 ) -> zmq.Socket[bytes]:
     """Return a socket that connects to the agent ``name`` at host:port, and again whenever the connection breaks.
 
     It holds nothing for who is not there: what is sent then is refused with ``zmq.Again``. ``before`` gets the socket
-    before it connects.
+    before it connects. The far socket hands a routing id over to a new connection (``ZMQ_ROUTER_HANDOVER``), so the id
+    is 128 random bits after ``ours``: nobody else can guess it, and a new socket never meets the id of an old one.
 
     Raises:
         ConfigError: there is no public key of that name. DeploymentError: this is no endpoint.
     """
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.IDENTITY, identity.encode())
+    socket.setsockopt(zmq.IDENTITY, f"{ours}/{secrets.token_hex(16)}".encode())
     socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, _LARGEST)
     socket.setsockopt(zmq.SNDHWM, _HELD)
     socket.setsockopt(zmq.RCVHWM, _HELD)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, 1000)  # then it calls again; the system's own pauses double each time
     socket.setsockopt(zmq.HANDSHAKE_IVL, 3000)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)  # a dead connection is given up, so that a new one can be made
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
@@ -128,10 +131,10 @@ def read_beat(values: dict[str, Any]) -> Beat:
 class Peer:
     """One other agent."""
 
-    def __init__(self, context: Any, name: str, endpoint: str, keys: Keys | None, identity: str) -> None:
+    def __init__(self, context: Any, name: str, endpoint: str, keys: Keys | None, ours: str) -> None:
         self.name, self.endpoint = name, endpoint
         self._monitor: zmq.Socket[bytes]
-        self._socket = call(context, name, endpoint, keys, identity, self._listen)
+        self._socket = call(context, name, endpoint, keys, ours, self._listen)
         self.connected = False
         self.beat: Beat | None = None
         self.heard_s = -math.inf
