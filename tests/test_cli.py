@@ -348,7 +348,7 @@ def test_tiers_go_by_name_or_number(tmp_path: Path) -> None:
         ("{block_tiers: {one: edge}}", "hints.block_tiers: blocks are numbered from 1, but got ['one']"),
         ("{cuts: [1, two]}", "hints.cuts: a list of whole numbers is needed here, but got [1, 'two']"),
         ("{exits_per_teir: 2}", "hints.exits_per_teir: this key is unknown; did you mean 'exits_per_tier'?"),
-        ("{tier_order: downward}", "tier_order is 'any' or 'increasing', but got 'downward'"),
+        ("{tier_order: downward}", "tier_order is one of any, increasing, but got 'downward'"),
     ],
 )
 def test_hints_that_are_wrong_are_named(tmp_path: Path, given: str, message: str) -> None:

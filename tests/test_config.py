@@ -79,7 +79,7 @@ def test_the_demo_runs_on_the_topology_that_is_shipped() -> None:
         ("destination: cloud", "slow_start: {initial_window: 0}", r"slow_start: a connection's initial window"),
         ("destination: cloud", "slow_start: {receive_window: 0 B}", r"slow_start: a receiver lets in at least one"),
         ("destination: cloud", "slow_start: {window: 10}", r"slow_start\.window: this key is unknown"),
-        ("destination: cloud", "ingest: post", r"ingest is 'in_process' or 'message'"),
+        ("destination: cloud", "ingest: post", r"ingest is one of in_process, message"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -147,7 +147,7 @@ def test_the_sources_own_test_set_is_dissolved_when_asked_for(tmp_path: Path) ->
     assert dataset.name == f"parquet:{tmp_path}:own_test=no"  # so that a checkpoint's splits are drawn alike
     splits = make_splits(dataset)
     assert (splits.profiling.size, splits.test.size, splits.train.size) == (5, 5, 10)
-    with pytest.raises(DataError, match="yes or no, but got 'none'"):
+    with pytest.raises(DataError, match="yes, no, but got 'none'"):
         load_dataset(f"parquet:{tmp_path}:own_test=none")
 
 

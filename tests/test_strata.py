@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -166,7 +167,8 @@ def test_outcomes_by_class_add_up_to_the_estimate_and_narrow_its_intervals() -> 
         own = exits.part(np.flatnonzero(exits.labels == label))
         assert outcomes_by_class(own, plan)[0].tolist() == counts[label].tolist()
     stratified, pooled = estimate.draws(), replace(estimate, class_counts=None).draws()
-    for quantity, at_most in (("exit_rates", 0.9), ("accuracy", 0.99)):
+    quantities: tuple[tuple[Literal["exit_rates", "accuracy"], float], ...] = (("exit_rates", 0.9), ("accuracy", 0.99))
+    for quantity, at_most in quantities:
         width, wide = np.ptp(stratified.interval(quantity), axis=0), np.ptp(pooled.interval(quantity), axis=0)
         assert np.all(width < at_most * wide)
     assert stratified.exit_rates.mean(axis=0) == pytest.approx(pooled.exit_rates.mean(axis=0), abs=2e-3)

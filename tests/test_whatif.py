@@ -117,7 +117,7 @@ def test_axes_are_read_as_written(text: str, path: str, values: tuple[Any, ...])
         ("links[0].propagation_delay=0..1 ms log 3", "starts above 0"),
         ("links[0].bandwidth=1..2 Mbit/s 1", "at least two values"),
         ("links[0].mtu=1.5 B", "links[0].mtu: a whole number is needed here, but got 1.5"),
-        ("tiers[edge].device=pi", "tiers[edge].device: one of edge, cloud is needed here, but got 'pi'"),
+        ("tiers[edge].device=pi", "tiers[edge].device: what is needed here is one of edge, cloud, but got 'pi'"),
         ("tiers[edge].slowdown=fast", "tiers[edge].slowdown: a number is needed here, but got 'fast'"),
         ("space.truncation=maybe", "yes or no, but got 'maybe'"),
         ("space.tier_order=any..increasing", "a range needs numbers"),

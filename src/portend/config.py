@@ -5,7 +5,6 @@ Quantities carry their unit (``bandwidth: 10 Mbit/s``); unknown keys are refused
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import yaml
 
-from portend.errors import ConfigError, InvalidValue
+from portend.errors import ConfigError, InvalidValue, nearest
 from portend.topology import Link, SlowStart, Tier, Topology, TransferCurve
 from portend.units import Dimension, parse
 
@@ -67,8 +66,8 @@ class Section:
         self._asked.add(key)
         value = self._values.get(key, default)
         if value is _REQUIRED:
-            near = difflib.get_close_matches(key, map(str, self._values), n=1)
-            hint = f"; did you mean {key!r} where it says {near[0]!r}?" if near else ""
+            near = nearest(key, map(str, self._values))
+            hint = f"; did you mean {key!r} where it says {near!r}?" if near else ""
             raise ConfigError(f"{self.place}: {key} is missing{hint}")
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
@@ -98,8 +97,8 @@ class Section:
         """Refuse the keys that were not asked for."""
         for key in self._values:
             if key not in self._asked:
-                near = difflib.get_close_matches(str(key), self._asked, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(sorted(self._asked))}"
+                near = nearest(key, self._asked)
+                hint = f"did you mean {near!r}?" if near else f"the keys here are {', '.join(sorted(self._asked))}"
                 raise ConfigError(f"{self.at(str(key))}: this key is unknown; {hint}")
 
 

@@ -17,6 +17,9 @@ A message states the law that was broken, the values that broke it, and the reme
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "ConfigError",
     "DataError",
@@ -30,7 +33,9 @@ __all__ = [
     "SplitError",
     "StorageError",
     "TrainingError",
+    "choice",
     "law",
+    "nearest",
 ]
 
 
@@ -46,6 +51,25 @@ def law(holds: bool, message: str) -> None:
     """Raise InvalidValue with ``message`` unless the law holds."""
     if not holds:
         raise InvalidValue(message)
+
+
+def nearest(word: object, words: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the one of the words that a mistyped one was meant to be, if any comes near (case does not count)."""
+    known = {each.casefold(): each for each in words}
+    near = difflib.get_close_matches(str(word).casefold(), known, n=1, cutoff=cutoff)
+    return known[near[0]] if near else None
+
+
+def choice(what: str, value: object, words: Iterable[str], *, error: type[PortendError] | None = None) -> None:
+    """Raise InvalidValue, or another error, unless ``value`` is one of the words; the message names them.
+
+    ``what`` begins the message, such as "an executor".
+    """
+    known = tuple(words)
+    if value not in known:
+        near = nearest(value, known)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise (error or InvalidValue)(f"{what} is one of {', '.join(known)}, but got {value!r}{hint}")
 
 
 class ConfigError(PortendError):

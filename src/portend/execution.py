@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from portend.errors import law
+from portend.errors import choice, law
 
 __all__ = ["EXECUTORS", "PRECISIONS", "Execution", "Executor", "Precision", "available_cores"]
 
@@ -36,8 +36,8 @@ class Execution:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        law(self.executor in EXECUTORS, f"an executor is one of {', '.join(EXECUTORS)}, but got {self.executor!r}")
-        law(self.precision in PRECISIONS, f"a precision is one of {', '.join(PRECISIONS)}, but got {self.precision!r}")
+        choice("an executor", self.executor, EXECUTORS)
+        choice("a precision", self.precision, PRECISIONS)
         law(bool(self.processor), "a processor has a name such as cpu or cuda, but got an empty one")
         law(
             type(self.threads) is int and self.threads >= 1,

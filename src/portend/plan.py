@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.errors import InvalidValue, law
+from portend.errors import InvalidValue, choice, law
 
 __all__ = ["CODECS", "CRITERIA", "LOSSY", "NUMBERS", "Plan", "PlanBatch", "codec_parts", "takes_exit"]
 
@@ -48,10 +48,8 @@ def codec_parts(name: str) -> tuple[str, str]:
         InvalidValue: there is no such codec, or it is ``encoded``, which writes no numbers.
     """
     numbers, plus, compressor = name.partition("+")
-    law(
-        numbers in NUMBERS and compressor in _COMPRESSORS and bool(plus) == bool(compressor),
-        f"the codecs are {', '.join(CODECS)}, but got {name!r}",
-    )
+    if name == "encoded" or numbers not in NUMBERS or compressor not in _COMPRESSORS or bool(plus) != bool(compressor):
+        choice("a codec that writes numbers", name, [codec for codec in CODECS if codec != "encoded"])
     return numbers, compressor
 
 
@@ -118,7 +116,7 @@ class Plan:
             f"each partition has one incoming codec (or None), but got {count} partitions and "
             f"{len(self.codecs)} codecs",
         )
-        law(self.criterion in CRITERIA, f"a criterion is one of {', '.join(CRITERIA)}, but got {self.criterion!r}")
+        choice("a criterion", self.criterion, CRITERIA)
 
     @property
     def asks(self) -> bool:

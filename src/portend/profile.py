@@ -19,9 +19,9 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.errors import InvalidValue, MismatchError, law
+from portend.errors import InvalidValue, MismatchError, choice, law
 from portend.execution import Execution
-from portend.plan import CRITERIA, LOSSY, Plan, takes_exit
+from portend.plan import CODECS, CRITERIA, LOSSY, Plan, takes_exit
 
 __all__ = [
     "BackboneSpec",
@@ -229,7 +229,7 @@ class SampleExits:
         scores = {name: _frozen(table, kinds[name]) for name, table in given.items()}
         object.__setattr__(self, "scores", scores)
         for name in (*scores, self.criterion):
-            law(name in CRITERIA, f"a criterion is one of {', '.join(CRITERIA)}, but got {name!r}")
+            choice("a criterion", name, CRITERIA)
         law(
             self.criterion in scores,
             f"exits are viewed by one of the criteria that they have scores of, which are {', '.join(scores)}, "
@@ -858,6 +858,7 @@ class Profile:
 
         0 for a codec that loses nothing.
         """
+        choice("a codec", codec, CODECS)
         numbers = codec.partition("+")[0]
         if numbers not in LOSSY:
             return np.zeros(self.num_blocks + 1)

@@ -6,19 +6,20 @@ crosses every link in between, in either direction.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.errors import InvalidValue, law
+from portend.errors import InvalidValue, choice, law, nearest
 
-__all__ = ["Link", "SlowStart", "Tier", "Topology", "TransferCurve"]
+__all__ = ["Ingest", "Link", "SlowStart", "Tier", "Topology", "TransferCurve"]
+
+Ingest = Literal["in_process", "message"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +178,7 @@ class Topology:
     links: tuple[Link, ...]
     source: int = 0
     destination: int = 0
-    ingest: Literal["in_process", "message"] = "in_process"
+    ingest: Ingest = "in_process"
     slow_start: SlowStart | None = None
 
     def __post_init__(self) -> None:
@@ -192,10 +193,7 @@ class Topology:
         law(len(set(names)) == count, f"tier names are unique, but got {names}")
         for role, index in (("source", self.source), ("destination", self.destination)):
             law(0 <= index < count, f"the {role} is one of the tiers 0–{count - 1}, but got {index}")
-        law(
-            self.ingest in ("in_process", "message"),
-            f"ingest is 'in_process' or 'message', but got {self.ingest!r}",
-        )
+        choice("ingest", self.ingest, get_args(Ingest))
 
     def tier_index(self, name: str) -> int:
         """Return the index of the tier called ``name``, or that has this number, from 0 on; InvalidValue if none."""
@@ -204,8 +202,8 @@ class Topology:
             return names.index(name)
         if name.isdecimal() and int(name) < len(names):
             return int(name)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        near = nearest(name, names)
+        hint = f"did you mean {near!r}? " if near else ""
         raise InvalidValue(f"no tier is called {name!r}; {hint}the tiers are {', '.join(names)}, or 0–{len(names) - 1}")
 
     def with_link(self, index: int, **changes: Any) -> Topology:

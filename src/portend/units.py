@@ -10,7 +10,7 @@ import math
 import re
 from typing import Final, Literal
 
-from portend.errors import InvalidValue
+from portend.errors import InvalidValue, choice
 
 __all__ = ["Dimension", "format_bandwidth", "format_bytes", "format_time", "parse"]
 
@@ -48,6 +48,7 @@ def parse(text: str | float, dimension: Dimension) -> float:
     Raises:
         InvalidValue: unknown or missing unit, or a number that is negative or not finite.
     """
+    choice("a dimension", dimension, _UNITS)
     units = _UNITS[dimension]
     hint = f"write it like '{_EXAMPLES[dimension]}' (units: {', '.join(units)})"
     match = _QUANTITY.fullmatch(str(text))

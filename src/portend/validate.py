@@ -28,7 +28,7 @@ from portend.analysis.validation import Case, Validation
 from portend.analysis.validation_page import write_page
 from portend.config import read_yaml
 from portend.emulation import EMULATIONS
-from portend.errors import ConfigError, InvalidValue, MismatchError, law
+from portend.errors import ConfigError, InvalidValue, MismatchError, choice, law
 from portend.measurement import Measurement
 from portend.models.data import Dataset, draw
 from portend.models.networkfile import read_spec
@@ -100,14 +100,9 @@ class Campaign:
             self.gap_s is None or 0 <= self.gap_s < math.inf,
             f"the idle time before a sample is finite and not negative, but got {self.gap_s} s",
         )
-        law(
-            self.criterion is None or self.criterion in CRITERIA,
-            f"a criterion is one of {', '.join(CRITERIA)}, but got {self.criterion!r}",
-        )
-        law(
-            self.emulation in EMULATIONS,
-            f"links are emulated by one of {', '.join(EMULATIONS)}, but got {self.emulation!r}",
-        )
+        if self.criterion is not None:
+            choice("a criterion", self.criterion, CRITERIA)
+        choice("an emulation", self.emulation, EMULATIONS)
 
 
 def read_campaign(path: str | Path, topology: Topology) -> Campaign:

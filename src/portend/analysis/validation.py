@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from portend.analysis.compare import TERMS, Comparison, Fit, fit, inside
 from portend.analysis.tables import signed
-from portend.errors import law
+from portend.errors import choice, law
 from portend.perfmodel.estimate import Estimate
 from portend.planner.mix import FACTORS
 from portend.planner.pareto import front_indices
@@ -346,6 +346,7 @@ class Validation:
         ``other samples``: predicted - replayed on the test's samples. ``what ran``: replayed - measured, such as what
         codecs lost, or an executor that computes otherwise. Empty where replaying was not possible, or nothing is open.
         """
+        choice("a quantity", quantity, ("exit_rate", "accuracy"))
         if not self._replayed:
             return {}
         if quantity == "accuracy":

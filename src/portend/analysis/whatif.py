@@ -9,7 +9,6 @@ plan flips. Sweeps run one after the other, or through joblib on a backend named
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +19,13 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 
-from portend.errors import ConfigError, InvalidValue, SearchError, law
+from portend.errors import ConfigError, InvalidValue, SearchError, choice, law, nearest
 from portend.perfmodel.model import CODEC_TOLERANCE, Estimator, PerformanceModel
 from portend.plan import Plan
-from portend.planner.problem import Constraint, Metric, Problem, SearchSpace, Solution, accuracy, latency
+from portend.planner.problem import Constraint, Metric, Problem, SearchSpace, Solution, TierOrder, accuracy, latency
 from portend.planner.solve import solve
 from portend.profile import CodecProfile, DeviceProfile, Exits, Profile, ResultProfile, SampleExits
-from portend.topology import Topology
+from portend.topology import Ingest, Topology
 from portend.units import Dimension, format_bandwidth, format_bytes, format_time, parse
 
 __all__ = [
@@ -62,6 +61,10 @@ class Scenario:
     problem: Problem
     estimator: Estimator | None = None
     codec_tolerance: float = CODEC_TOLERANCE
+
+    def __post_init__(self) -> None:
+        if self.estimator is not None:
+            choice("an estimator", self.estimator, get_args(Estimator))
 
     def model(self) -> PerformanceModel:
         return PerformanceModel(
@@ -154,7 +157,7 @@ class Field:
     def _chosen(self, text: str) -> str:
         if text.isdecimal() and int(text) < len(self.choices) and text not in self.choices:
             return self.choices[int(text)]
-        law(text in self.choices, f"one of {', '.join(self.choices)} is needed here, but got {text!r}")
+        choice("what is needed here", text, self.choices)
         return text
 
     def _whole(self, value: float) -> int:
@@ -226,8 +229,8 @@ def find_field(scenario: Scenario, path: str) -> Field:
             break
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, known, cutoff=0.75)
+    hint = f"; did you mean {near!r}?" if near else ""
     groups = groupby(known, key=lambda path: path.rpartition(".")[0])
     listed = (f"{group}.{{{', '.join(p.rpartition('.')[2] for p in paths)}}}" for group, paths in groups)
     raise InvalidValue(f"there is no field {path!r}{hint}; the fields here are {'; '.join(listed)}")
@@ -285,7 +288,7 @@ def _tier_fields(scenario: Scenario) -> Iterator[Field]:
         kind="choice",
         read=lambda s: s.topology.ingest,
         write=lambda s, value: replace(s, topology=replace(s.topology, ingest=value)),
-        choices=("in_process", "message"),
+        choices=get_args(Ingest),
     )
 
 
@@ -345,7 +348,7 @@ def _space_fields(scenario: Scenario) -> Iterator[Field]:
         "min_partitions": {"kind": "number", "whole": True},
         "max_partitions": {"kind": "number", "whole": True, "optional": True},
         "exits_per_tier": {"kind": "number", "whole": True},
-        "tier_order": {"kind": "choice", "choices": ("any", "increasing")},
+        "tier_order": {"kind": "choice", "choices": get_args(TierOrder)},
         "truncation": {"kind": "switch"},
         "codecs": {"kind": "list", "element": "choice", "choices": codecs},
     }

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from portend.emulation import EMULATIONS
 from portend.emulation.relay import Relay, Route
 from portend.emulation.traces import BandwidthTrace
-from portend.errors import DeploymentError, InvalidValue
+from portend.errors import DeploymentError, InvalidValue, choice
 from portend.topology import Topology
 
 __all__ = ["Direct", "Emulation", "Relayed", "make_emulation"]
@@ -153,8 +153,7 @@ def make_emulation(name: str, topology: Topology, traces: Mapping[int, Bandwidth
         InvalidValue: no emulation has this name, or it knows constant bandwidths only.
         DeploymentError: this machine does not allow it; says why and what to do instead.
     """
-    if name not in EMULATIONS:
-        raise InvalidValue(f"an emulation is one of {', '.join(EMULATIONS)}, but got {name!r}")
+    choice("an emulation", name, EMULATIONS)
     if name == "namespaces":
         from portend.emulation.namespaces import Namespaces
 

@@ -33,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, get_args
 
 from portend.emulation import quota
 from portend.emulation.base import Emulation
@@ -41,7 +41,7 @@ from portend.emulation.forwarder import IP_TCP_BYTES, Forwarder, WireEnds, devic
 from portend.emulation.remains import NAMESPACES, Claim, namespace
 from portend.emulation.traces import BandwidthTrace
 from portend.emulation.verify import Check, check_links
-from portend.errors import DeploymentError, InvalidValue, law
+from portend.errors import DeploymentError, InvalidValue, choice, law
 from portend.topology import Link, SlowStart, Topology
 
 __all__ = ["Driver", "Namespaces", "unavailable"]
@@ -146,6 +146,8 @@ class Namespaces(Emulation):
                 )
         for link in topology.links:
             device_mtu(link)
+        if driver is not None:
+            choice("a driver", driver, get_args(Driver))
         if driver == "netem" and traces:
             raise InvalidValue("bandwidth over time needs the driver 'forwarder', but got 'netem'")
         self._traces = dict(traces)

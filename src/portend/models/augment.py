@@ -5,12 +5,14 @@ Axes: B batch, C channels, H height (of a spectrogram: time), W width (of a spec
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from portend.errors import choice
 
 __all__ = ["Augment", "augmented"]
 
@@ -24,6 +26,7 @@ def augmented(samples: Tensor, augment: Augment, rng: np.random.Generator) -> Te
     mirrored; ``spectrogram``: shifted by up to an eighth of the time, and up to an eighth of the time and
     of the frequencies replaced by the sample's mean (Park et al. 2019, SpecAugment, without warping).
     """
+    choice("augment", augment, get_args(Augment))
     if augment == "none":
         return samples
     return _masked(samples, rng) if augment == "spectrogram" else _shifted(samples, augment == "crop+flip", rng)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol, final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import DataError, InvalidValue
+from portend.errors import DataError, InvalidValue, choice
 
 __all__ = ["AudioDecoder", "ImageDecoder", "InputDecoder", "TensorDecoder", "decoder_from_dict"]
 
@@ -93,10 +93,7 @@ class ImageDecoder:
             raise InvalidValue(f"std is positive, but got {self.std}; 1 leaves the values as they are")
         if self.crop is not None and not 0.1 <= self.crop <= 1:
             raise InvalidValue(f"crop is the share of the shorter side that is kept, 0.1–1, but got {self.crop}")
-        if self.interpolation not in get_args(Interpolation):
-            raise InvalidValue(
-                f"interpolation is one of {', '.join(get_args(Interpolation))}, but got {self.interpolation!r}"
-            )
+        choice("interpolation", self.interpolation, get_args(Interpolation))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -198,8 +195,7 @@ class AudioDecoder:
             raise InvalidValue(
                 f"a patch has 1–512 bands and 1–10,000 frames, but got {self.bands} bands and {self.frames} frames"
             )
-        if self.patch not in get_args(Patch):
-            raise InvalidValue(f"patch is one of {', '.join(get_args(Patch))}, but got {self.patch!r}")
+        choice("patch", self.patch, get_args(Patch))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -365,8 +361,7 @@ def decoder_from_dict(values: Mapping[str, Any]) -> InputDecoder:
         InvalidValue: the kind or a field is missing, unknown or out of its range.
     """
     kind = values.get("kind", ImageDecoder.kind)
-    if not isinstance(kind, str) or kind not in _CLASSES:
-        raise InvalidValue(f"a decoder is one of {', '.join(_CLASSES)}, but got {kind!r}")
+    choice("a decoder", kind, _CLASSES)
     chosen = _CLASSES[kind]
     known = {item.name for item in fields(chosen)}
     needed = {"image": {"channels", "size", "mean", "std"}, "audio": known, "tensor": known}[kind]

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from portend.errors import InvalidValue
+from portend.errors import InvalidValue, choice
 from portend.plan import CRITERIA
 
 __all__ = ["normalized_entropy", "score", "scores"]
@@ -55,15 +55,14 @@ def scores(logits: Tensor, criteria: Iterable[str] = tuple(CRITERIA)) -> dict[st
     wrong = ~logits.isfinite().all(dim=-1)
     values = {}
     for criterion in criteria:
+        choice("a criterion", criterion, CRITERIA)
         if criterion == "entropy":
             value = -(log_p.exp() * log_p.clamp_min(_EXP_UNDERFLOW)).sum(dim=-1) / math.log(classes)
         elif criterion == "max_probability":
             value = -torch.expm1(log_p.amax(dim=-1))
-        elif criterion == "margin":
+        else:
             first, second = log_p.topk(2, dim=-1).values.unbind(dim=-1)
             value = second.exp() - torch.expm1(first)
-        else:
-            raise InvalidValue(f"a criterion is one of {', '.join(CRITERIA)}, but got {criterion!r}")
         values[criterion] = value.clamp(0.0, 1.0).masked_fill(wrong, math.nan).float()
     return values
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from portend.errors import InvalidValue, StorageError
+from portend.errors import InvalidValue, StorageError, choice
 from portend.models.backbone import Backbone
 from portend.models.pretrained import read_weights
 
@@ -159,8 +159,7 @@ def _initialize(backbone: Backbone) -> None:
 def _check(depth: int, architecture: Mapping[str, Any]) -> None:
     if depth < 8 or (depth - 2) % 6:
         raise InvalidValue(f"a CIFAR ResNet has depth 6n+2 (8, 14, 20, ...), but got {depth}")
-    if architecture["shortcut"] not in SHORTCUTS:
-        raise InvalidValue(f"shortcut is one of {', '.join(SHORTCUTS)}, but got {architecture['shortcut']!r}")
+    choice("shortcut", architecture["shortcut"], SHORTCUTS)
     for key, least in (("num_classes", 2), ("in_channels", 1), ("input_size", 4), ("seed", 0)):
         value = architecture[key]
         if not isinstance(value, int) or value < least:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
+
+from portend.errors import choice
 
 __all__ = ["Schedule", "peak_share"]
 
@@ -19,6 +21,7 @@ def peak_share(schedule: Schedule, step: int, steps: int) -> float:
     ``one-cycle``: 30 % linear rise from 1/25, then half a cosine to 1/10,000 (Smith and Topin 2017);
     ``cosine``: half a cosine from 1 to 1/10,000 (Loshchilov and Hutter 2017, without restarts).
     """
+    choice("schedule", schedule, get_args(Schedule))
     if schedule == "constant":
         return 1.0
     rise = max(1.0, _WARM_UP * steps) if schedule == "one-cycle" else 0.0

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import DataError, InvalidValue
+from portend.errors import DataError, InvalidValue, choice, nearest
 from portend.models.data import Dataset, limited
 from portend.models.decoding import AudioDecoder, ImageDecoder, InputDecoder, TensorDecoder
 from portend.models.encodings import Encodings, Files, Joined, ParquetColumn, Pictures, Tensors, png
@@ -70,8 +70,14 @@ class _Options:
     def done(self) -> None:
         _require(
             not self.values,
-            f"{self.spec!r} has the options {', '.join(sorted(self.known))}, but got {', '.join(self.values)}",
+            f"{self.spec!r} has the options {', '.join(sorted(self.known))}, but got {', '.join(self.values)}"
+            + _meant(next(iter(self.values), ""), self.known),
         )
+
+
+def _meant(word: str, words: Iterable[str]) -> str:
+    near = nearest(word, words)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def code_in(spec: str) -> str | None:
@@ -97,12 +103,9 @@ def load(spec: str) -> Dataset:
         elif re.fullmatch(r"[A-Za-z_][\w.]*", where) and re.fullmatch(r"[A-Za-z_][\w.]*", kind):
             dataset = _load_object(f"{kind}:{where}", options)
         else:
-            raise DataError(
-                f"{kind!r} is not a kind of dataset; choose one of {', '.join(_LOADERS)}, "
-                "or write package.module:object"
-            )
+            choice("a kind of dataset (or package.module:object)", kind, _LOADERS, error=DataError)
         options.done()
-        _require(own_test in ("yes", "no"), f"own_test is yes or no, but got {own_test!r} in {spec!r}")
+        choice(f"{spec!r}: own_test", own_test, ("yes", "no"), error=DataError)
         if own_test == "no":
             dataset = replace(dataset, own_test=None)
         if limit is not None:
@@ -119,10 +122,7 @@ def load(spec: str) -> Dataset:
 def _image_decoder(options: _Options, *, channels: int = 3) -> ImageDecoder:
     channels = options.number("channels", int, channels)
     name = options.text("normalize", "unit")
-    _require(
-        name in _NORMALIZATIONS,
-        f"normalize is one of {', '.join(_NORMALIZATIONS)}, but got {name!r} in {options.spec!r}",
-    )
+    choice(f"{options.spec!r}: normalize", name, _NORMALIZATIONS, error=DataError)
     mean, std = (
         values if channels == 3 else (sum(values) / len(values),) * channels for values in _NORMALIZATIONS[name]
     )
@@ -408,7 +408,7 @@ def _load_object(text: str, options: _Options) -> Dataset:
     except ImportError as error:
         raise DataError(
             f"the dataset {text!r} cannot be imported: {error}; write package.module:object, "
-            f"or one of the kinds {', '.join(_LOADERS)}"
+            f"or one of the kinds {', '.join(_LOADERS)}{_meant(module, _LOADERS)}"
         ) from error
     for part in name.split("."):
         _require(hasattr(found, part), f"the dataset {text!r} does not exist: {module} has no {name!r}")

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor, nn
 
-from portend.errors import SplitError
+from portend.errors import SplitError, choice
 from portend.models.dataflow import Cost, Flow, path_of
 from portend.models.tracing import evaluating, only_tensor, trace
 
@@ -113,6 +113,7 @@ def split(
         SplitError: the network cannot be traced, does not run on the example, has several inputs or outputs, or
             cannot be cut where ``at`` says.
     """
+    choice("the cost of a block", cost, get_args(Cost))
     sample = _one_input(example)
     if blocks is not None and (at is not None or blocks < 1):
         raise SplitError(f"give blocks (at least 1) or at, but got blocks={blocks} and at={at}")

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from portend.errors import InvalidValue, MismatchError, StorageError, law
+from portend.errors import InvalidValue, MismatchError, StorageError, choice, law
 from portend.models.augment import Augment
 from portend.models.backbone import Backbone
 from portend.models.checkpoint import save_checkpoint
@@ -146,8 +146,7 @@ class TrainingConfig:
         law(0 <= self.label_smoothing < 1, f"label_smoothing lies within 0–1, but got {self.label_smoothing}")
         choices = {"augment": Augment, "precision": Precision, "optimizer": Optimizer, "schedule": Schedule}
         for name, kind in choices.items():
-            value = getattr(self, name)
-            law(value in get_args(kind), f"{name} is one of {', '.join(get_args(kind))}, but got {value!r}")
+            choice(name, getattr(self, name), get_args(kind))
         law(
             list(self.exits) == sorted(set(self.exits)) and all(cut >= 1 for cut in self.exits),
             f"exits are cuts from 1 on in increasing order, but got {self.exits}",

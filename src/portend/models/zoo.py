@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from portend.errors import InvalidValue
+from portend.errors import InvalidValue, choice
 from portend.models.backbone import Backbone
 from portend.models.efficientnet import INPUT_SIZES, efficientnet
 from portend.models.named import code_in, count_weights, named
@@ -41,11 +41,8 @@ def build(name: str, **options: Any) -> Backbone:
         InvalidValue: an unknown name or option, or an option out of its range; SplitError, MismatchError: a network
             that cannot be cut as asked; StorageError: weights that cannot be had or do not fit.
     """
-    if name not in _NETWORKS and ":" not in name:
-        raise InvalidValue(
-            f"{name!r} is not a network of the zoo; choose one of {', '.join(names())}, "
-            "or timm:NAME, torchvision:NAME or module:object"
-        )
+    if ":" not in name:
+        choice("a network of the zoo (others are timm:NAME, torchvision:NAME or module:object)", name, names())
     make: Callable[..., Backbone] = _NETWORKS.get(name, named)
     known = [key for key in inspect.signature(make).parameters if key not in ("name", "depth")]
     unknown = sorted(set(options) - set(known))

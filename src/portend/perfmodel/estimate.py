@@ -8,18 +8,19 @@ these pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.errors import InvalidValue
+from portend.errors import InvalidValue, choice
 from portend.perfmodel.strata import draw_rates
 from portend.plan import Plan
 
 __all__ = ["PARTS", "Estimate", "EstimateBatch", "quantile_s"]
 
 Floats = NDArray[np.float64]
+Quantity = Literal["exit_rates", "accuracy", "mean"]
 
 PARTS: Final = ("compute", "encode", "decode", "transmission", "propagation", "dispatch")
 """The latency terms: the paper's four with serialization split in two, and what the runtime spends per message."""
@@ -202,8 +203,9 @@ class OutcomeDraws:
     accuracy: Floats
     latency_s: Floats
 
-    def interval(self, quantity: str, level: float = 0.95) -> Floats:
+    def interval(self, quantity: Quantity, level: float = 0.95) -> Floats:
         """Central interval of ``exit_rates`` [2, L], ``accuracy`` [2] or ``mean`` latency in s [2]."""
+        choice("an interval's quantity", quantity, get_args(Quantity))
         values = {
             "exit_rates": self.exit_rates,
             "accuracy": self.accuracy,

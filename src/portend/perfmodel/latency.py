@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import MismatchError
+from portend.errors import MismatchError, choice
 from portend.perfmodel.estimate import PARTS
 from portend.profile import DeviceProfile, Profile
 from portend.topology import Topology
@@ -86,6 +86,8 @@ class LatencyTables:
         With another ``cost`` [K, N+1, M, M] than seconds, that of the codec that is cheapest in it (of equals the
         fastest). For fixed cuts and placement the best codec of a hop does not depend on the other hops.
         """
+        for name in codecs or ():
+            choice("a codec of the profile", name, self.codecs, error=MismatchError)
         admitted = [k for k, name in enumerate(self.codecs) if codecs is None or name in codecs]
         if not admitted:
             raise MismatchError(f"none of the codecs {codecs} was profiled; the profile has {list(self.codecs)}")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import MismatchError, law
+from portend.errors import MismatchError, choice, law
 from portend.perfmodel.estimate import PARTS, Estimate, EstimateBatch
 from portend.perfmodel.exits import marginal_outcomes, outcomes_by_class, sample_outcomes
 from portend.perfmodel.latency import LatencyTables
@@ -52,6 +52,8 @@ class PerformanceModel:
         codec_tolerance: float = CODEC_TOLERANCE,
     ) -> None:
         law(codec_tolerance >= 0, f"the accuracy that a codec may cost is at least 0, but got {codec_tolerance}")
+        if estimator is not None:
+            choice("an estimator", estimator, get_args(Estimator))
         has_samples = isinstance(profile.exits, SampleExits)
         if estimator == "sample" and not has_samples:
             raise MismatchError(
@@ -60,7 +62,7 @@ class PerformanceModel:
             )
         self.profile = profile
         self.topology = topology
-        self.estimator: Estimator = estimator or ("sample" if has_samples else "marginal")
+        self.estimator: Estimator = estimator if estimator is not None else ("sample" if has_samples else "marginal")
         self.codec_tolerance = codec_tolerance
         self.tables = LatencyTables(profile, topology, codec_tolerance)
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import ConfigError, InvalidValue, MismatchError, law
+from portend.errors import ConfigError, InvalidValue, MismatchError, choice, law, nearest
 from portend.perfmodel.estimate import PARTS, Estimate
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.batch import Batch, Block, OnBlocks, weighted
@@ -49,6 +50,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
+Sense = Literal["<=", ">="]
 
 ACCURACY_SLACK: Final = 1e-12
 LATENCY_SLACK: Final = 1e-9
@@ -131,8 +133,11 @@ class Constraint:
     """A bound on a metric, in the metric's unit."""
 
     metric: Metric
-    sense: Literal["<=", ">="]
+    sense: Sense
     bound: float
+
+    def __post_init__(self) -> None:
+        choice("the sense of a bound", self.sense, get_args(Sense))
 
     def missed_by(self, values: Floats) -> Floats:
         """By how much values miss the bound, as a share of it (0 where met, up to rounding)."""
@@ -423,6 +428,14 @@ def additive(
 
 
 _PLAIN: Final = {m.name: m for m in (latency, accuracy, energy, price, throughput, link_bytes(), memory())}
+_MAKERS: Final[Mapping[str, Callable[[str], Metric]]] = MappingProxyType(
+    {
+        "deadline_misses": lambda at: deadline_misses(parse(at, "time")),
+        "utilization": lambda rate: utilization(float(rate)),
+        "link_bytes": lambda link: link_bytes(int(link)),
+        "memory": lambda tier: memory(int(tier) if tier.isdecimal() else tier),
+    }
+)
 _CALL: Final = re.compile(r"(\w+)\((.*)\)")
 _NAMES: Final = (
     f"{', '.join(_PLAIN)}, p50, p95, p99, deadline_misses(80 ms), utilization(20), link_bytes(0), memory(0), "
@@ -447,18 +460,13 @@ def load_metric(text: str) -> Metric:
             return _PLAIN[text]
         if match := re.fullmatch(r"p(\d+(?:\.\d+)?)", text):
             return latency_quantile(float(f"{match[1]}e-2"))
-        if match := _CALL.fullmatch(text):
-            makers: dict[str, Callable[[str], Metric]] = {
-                "deadline_misses": lambda at: deadline_misses(parse(at, "time")),
-                "utilization": lambda rate: utilization(float(rate)),
-                "link_bytes": lambda link: link_bytes(int(link)),
-                "memory": lambda tier: memory(int(tier) if tier.isdecimal() else tier),
-            }
-            if match[1] in makers:
-                return makers[match[1]](match[2])
+        if (match := _CALL.fullmatch(text)) and match[1] in _MAKERS:
+            return _MAKERS[match[1]](match[2])
     except ValueError as error:
         raise ConfigError(f"{text!r} is not a metric: {error}") from None
-    raise ConfigError(f"{text!r} is not a metric; there are {_NAMES}")
+    near = nearest(text, [*_PLAIN, *_MAKERS])
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise ConfigError(f"{text!r} is not a metric{hint}; there are {_NAMES}")
 
 
 def _imported(text: str) -> Metric:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
-from portend.errors import law
+from portend.errors import choice, law
 from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
@@ -27,11 +27,14 @@ __all__ = [
     "SearchSpace",
     "SearchStats",
     "Solution",
+    "TierOrder",
     "accuracy",
     "affordable",
     "choose",
     "latency",
 ]
+
+TierOrder = Literal["any", "increasing"]
 
 DEFAULT_THRESHOLDS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Ten thresholds; 0 means no early exit. 1 would send everyone out at the first exit, which is a shorter plan."""
@@ -64,7 +67,7 @@ class SearchSpace:
     min_partitions: int = 1
     max_partitions: int | None = None
     exits_per_tier: int = 1
-    tier_order: Literal["any", "increasing"] = "any"
+    tier_order: TierOrder = "any"
     truncation: bool = True
     codecs: tuple[str, ...] | None = None
 
@@ -85,10 +88,7 @@ class SearchSpace:
             f"max_partitions is at least min_partitions, but got {self.max_partitions} < {self.min_partitions}",
         )
         law(self.exits_per_tier >= 1, f"a tier holds at least one partition, but got {self.exits_per_tier}")
-        law(
-            self.tier_order in ("any", "increasing"),
-            f"tier_order is 'any' or 'increasing', but got {self.tier_order!r}",
-        )
+        choice("tier_order", self.tier_order, get_args(TierOrder))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from portend.config import Section, read_yaml
-from portend.errors import ConfigError, InvalidValue
+from portend.errors import ConfigError, InvalidValue, choice
 from portend.plan import CRITERIA
 from portend.planner.metrics import Constraint, Metric, load_metric, parse_constraint, utilization
 from portend.topology import Topology
@@ -85,8 +85,7 @@ def read_problem(
             hints = read_hints(root.section("hints"), topology)
         if root.has("criterion"):
             named = root.get("criterion", str)
-            if named not in CRITERIA:
-                raise ConfigError(f"{root.at('criterion')}: choose one of {', '.join(CRITERIA)}, but got {named!r}")
+            choice(f"{root.at('criterion')}: a criterion", named, CRITERIA, error=ConfigError)
             criterion = criterion or named
         root.done()
     bounds = [parse_constraint(text) for text in texts["subject_to"]]

@@ -25,7 +25,7 @@ import zmq
 from numpy.typing import ArrayLike, NDArray
 
 from portend.emulation.base import Emulation, make_emulation
-from portend.errors import DeploymentError, InvalidValue, MismatchError
+from portend.errors import DeploymentError, InvalidValue, MismatchError, choice
 from portend.execution import Execution
 from portend.measurement import SPAN_KINDS, Measurement
 from portend.models.decoding import InputDecoder
@@ -78,8 +78,7 @@ class Deployment:
         ranges: Mapping[int, ValueRange] = MappingProxyType({}),
     ) -> None:
         remote = sorted({tier.host for tier in topology.tiers} - {"127.0.0.1", "localhost"})
-        if criterion not in CRITERIA:
-            raise InvalidValue(f"a criterion is one of {', '.join(CRITERIA)}, but got {criterion!r}")
+        choice("a criterion", criterion, CRITERIA)
         if remote:
             raise DeploymentError(
                 f"agents run as processes of this machine, but the topology names the hosts {remote}; "

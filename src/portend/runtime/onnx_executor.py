@@ -10,10 +10,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from portend.errors import InvalidValue
+from portend.errors import InvalidValue, choice
 from portend.execution import Execution
 from portend.models.onnxfile import load_onnx
 from portend.models.onnxsession import session
+from portend.plan import CRITERIA
 from portend.runtime.executors import Outcome
 
 __all__ = ["OnnxExecutor"]
@@ -26,6 +27,7 @@ class OnnxExecutor:
 
     def __init__(self, network: str | Path, execution: Execution, *, criterion: str = "entropy") -> None:
         self._network = load_onnx(network)
+        choice("a criterion", criterion, CRITERIA)
         self._execution, self._criterion = execution, criterion
         self.spec = self._network.spec
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from portend.errors import DeploymentError
+from portend.errors import DeploymentError, choice
 from portend.execution import Execution
 from portend.models.backbone import Backbone
 from portend.models.checkpoint import load_checkpoint
 from portend.models.exits import score
+from portend.plan import CRITERIA
 from portend.runtime.executors import Outcome
 
 __all__ = ["TorchExecutor"]
@@ -49,6 +50,7 @@ class TorchExecutor:
             backbone = load_checkpoint(backbone, allow_code=allow_code)
         self.spec = backbone.spec()
         self.backbone = backbone.eval().to(self._device)
+        choice("a criterion", criterion, CRITERIA)
         self.criterion = criterion
         torch.set_num_threads(self._execution.threads)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from portend.errors import MessageError, PortendError, law
+from portend.errors import MessageError, PortendError, choice, law
 from portend.execution import Execution
 from portend.perfmodel.exit_drift import watch_exits
 from portend.plan import CODECS, CRITERIA, Plan
@@ -123,7 +123,7 @@ class Release:
         for role, index in (("source", self.source), ("destination", self.destination)):
             law(0 <= index < count, f"the {role} is one of the tiers 0–{count - 1}, but got {index}")
         law(self.ingest in ("in_process", "message"), f"ingest is in_process or message, not {self.ingest!r}")
-        law(self.criterion in CRITERIA, f"a criterion is one of {', '.join(CRITERIA)}, but got {self.criterion!r}")
+        choice("a criterion", self.criterion, CRITERIA)
         law(
             len(self.exit_counts) in (0, len(self.plans)),
             f"there are counts for each of {len(self.plans)} plans, or for none, but got {len(self.exit_counts)}",
