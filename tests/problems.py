@@ -6,6 +6,7 @@ sum and product of the model is exact in float64, whatever its order: ties are t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.plan import Plan
+from portend.planner.problem import Metric, Problem, SearchSpace, accuracy
 from portend.profile import (
     BackboneSpec,
     CodecLoss,
@@ -260,6 +262,77 @@ def random_case(
     if seed % 3 == 0:  # connections that begin every message anew
         topology = replace(topology, slow_start=SlowStart(initial_window=1 + seed % 5, receive_window_bytes=4000))
     return Case(profile, topology, chosen)
+
+
+def without_branches(case: Case, exits: tuple[int, ...]) -> Case:
+    """The same case whose other cuts have no branch."""
+    table = case.profile.exits
+    assert isinstance(table, SampleExits)
+    absent = [cut - 1 for cut in range(1, case.profile.num_blocks + 1) if cut not in exits]
+    score, correct = np.array(table.score), np.array(table.correct)
+    score[:, absent], correct[:, absent] = np.nan, False
+    profile = replace(
+        case.profile,
+        backbone=replace(case.profile.backbone, exits=exits),
+        exits=replace(table, scores={"entropy": score}, correct=correct),
+    )
+    return replace(case, profile=profile)
+
+
+def some_exits(rng: np.random.Generator, blocks: int) -> tuple[int, ...]:
+    return (*(cut for cut in range(1, blocks) if rng.random() < 0.5), blocks)
+
+
+def random_space(rng: np.random.Generator, blocks: int, tiers: int) -> SearchSpace:
+    """Any mixture of hints: every field is drawn, and has its default or what binds nothing about as often as not."""
+
+    def maybe(value: Any, default: Any = None) -> Any:
+        return value if rng.random() < 0.4 else default
+
+    def some(low: int, high: int) -> tuple[int, ...]:
+        values = np.arange(low, high + 1)
+        chosen = rng.choice(values, int(rng.integers(1, values.size + 1)), replace=False)
+        return tuple(int(v) for v in chosen)  # in any order
+
+    per_exit = rng.random() < 0.4
+    thetas = (0.0, 0.25, 0.5, 0.75, 1.0)  # at 1 all leave but those whose score is 1 or none
+    count = int(rng.integers(1, 3 if per_exit else 5))
+    exits, least = maybe(some(1, blocks)), int(rng.choice([1, 1, 1, 2, 3]))
+    return SearchSpace(
+        thresholds=tuple(float(t) for t in rng.choice(thetas, count, replace=False)),
+        per_exit_thresholds=per_exit,
+        cuts=maybe((*some(1, blocks), blocks) if rng.random() < 0.5 else some(1, blocks)),
+        exits=() if exits and rng.random() < 0.3 else exits,
+        tiers=maybe(some(0, tiers - 1)),
+        block_tiers={b: some(0, tiers - 1) for b in maybe(some(1, blocks), ())},
+        min_partitions=least,
+        max_partitions=maybe(least + int(rng.integers(0, 3))),
+        exits_per_tier=int(rng.choice([1, 2, 2, 3, 4])),
+        tier_order=maybe("increasing", "any"),
+        truncation=bool(rng.random() < 0.5),
+        codecs=maybe([("float32",), ("float32", "encoded"), ("encoded",)][int(rng.integers(3))]),
+    )
+
+
+def random_problem(
+    rng: np.random.Generator, space: SearchSpace, cost: Metric, costs: Sequence[float], accuracies: Sequence[float]
+) -> Problem:
+    """A problem in a cost and accuracy whose bounds lie at, between and beyond the values of some plans."""
+
+    def about(values: Sequence[float], low: float, high: float) -> float:
+        one, other = rng.choice(values, 2)
+        return float(np.clip(rng.choice([one, (one + other) / 2, one * 1.01, one * 0.99]), low, high))
+
+    bounds = (accuracy >= about(accuracies, 0, 1), cost <= about(costs, 0, np.inf), accuracy >= about(accuracies, 0, 1))
+    goals: dict[str, Any] = [{"minimize": cost}, {"maximize": accuracy}, {"minimize": cost, "maximize": accuracy}][
+        int(rng.integers(3))
+    ]
+    return Problem(
+        **goals,
+        subject_to=tuple(bound for bound in bounds if rng.random() < 0.5),
+        space=space,
+        robust=float(rng.choice([0.5, 0.8])) if rng.random() < 0.3 else None,
+    )
 
 
 def random_plan(

@@ -465,7 +465,13 @@ def enumerate_plans(
                     for theta, cut in zip(thetas, cuts[:-1], strict=True)
                 )
                 for placement in placements:
-                    yield row, usable, cuts, placement
+                    if not _splits_a_tier(placement, usable):
+                        yield row, usable, cuts, placement
+
+
+def _splits_a_tier(placement: tuple[int, ...], thresholds: tuple[float, ...]) -> bool:
+    """Whether a tier's blocks are cut in two where nobody may leave, which no plan of a space does."""
+    return any(placement[k] == placement[k + 1] and thresholds[k] == 0 for k in range(len(thresholds)))
 
 
 def brute_force(reference: Reference, space: SearchSpace) -> list[Candidate]:

@@ -12,7 +12,6 @@ import pytest
 from portend.errors import InvalidValue, MismatchError, SearchError
 from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.plan import Plan
-from portend.planner import dynamic, replay
 from portend.planner import search as search_module
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.metrics import Batch, Metric, accuracy, additive, energy, latency, link_bytes, load_metric, price
@@ -21,9 +20,9 @@ from portend.planner.search import search
 from portend.planner.solve import solve
 from portend.planner.space import PlanSpace
 from portend.planner.terms import Additive, Runs
-from problems import Case, Floats, draws, random_case, random_plan
+from problems import Case, Floats, draws, random_case, random_plan, random_space
 from test_metrics import hand_model, powered, value
-from test_planner import random_space
+from test_search import the_best, the_front
 
 WEIGHTS = np.array([4.0, 0.5, 2.0, 0.25])
 
@@ -149,11 +148,6 @@ def test_the_cost_of_a_problem() -> None:
 # -- the searches ----------------------------------------------------------------------------------
 
 
-def the_front(space: PlanSpace) -> list[tuple[float, float, Plan]]:
-    found = dynamic.front(space) if space.bits is None else replay.front(space)
-    return [(float(space.value(f.latency)), float(space.accuracy(f.right)), f.plan) for f in found]
-
-
 @pytest.mark.parametrize("estimator", ["marginal", "sample"])
 @pytest.mark.parametrize("block", draws(12, 5))
 def test_the_front_and_every_optimum_equal_the_exhaustive_search_to_the_last_bit(
@@ -169,15 +163,12 @@ def test_the_front_and_every_optimum_equal_the_exhaustive_search_to_the_last_bit
             expected = solve_exhaustive(Problem(minimize=asked, space=hints), model).front
         except SearchError:
             expected = ()
-        front = the_front(space)
+        front = [(float(space.value(f.latency)), float(space.accuracy(f.right)), f.plan) for f in the_front(space)]
         named = [(p.cost(asked), p.accuracy, replace(p.plan, codecs=())) for p in expected]
         assert front == named, (seed, asked.name)
-        for found in dynamic.front(space) if space.bits is None else replay.front(space):
+        for found in the_front(space):
             for fastest, need, budget in ((True, found.right, math.inf), (False, -math.inf, found.latency)):
-                if space.bits is None:
-                    assert dynamic.best(space, need=need, budget=budget, fastest=fastest) == found, seed
-                else:
-                    assert replay.best(space, need=need, budget=budget, fastest=fastest)[0] == found, seed
+                assert the_best(space, need=need, budget=budget, fastest=fastest) == found, seed
 
 
 def plain_front(asked: Metric, hints: SearchSpace, model: PerformanceModel) -> list[tuple[float, float]]:

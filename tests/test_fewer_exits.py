@@ -21,12 +21,12 @@ from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
-from portend.profile import BackboneSpec, SampleExits
+from portend.profile import BackboneSpec
 from portend.runtime.codecs import FLOAT32
 from portend.runtime.deployed import Deployed
 from portend.runtime.torch_executor import TorchExecutor
 from portend.storage import load_profile
-from problems import Case, random_case
+from problems import random_case, some_exits, without_branches
 from reference import Reference, brute_force, pareto
 
 FAST = Problem(minimize=latency, subject_to=(accuracy >= 0.0,))
@@ -46,25 +46,6 @@ def three_blocks(*, exits: tuple[int, ...] = (2, 3)) -> Backbone:
         input_shape=(1, 8, 8),
         architecture={},
     ).eval()
-
-
-def without_branches(case: Case, exits: tuple[int, ...]) -> Case:
-    """The same case whose other cuts have no branch."""
-    table = case.profile.exits
-    assert isinstance(table, SampleExits)
-    absent = [cut - 1 for cut in range(1, case.profile.num_blocks + 1) if cut not in exits]
-    score, correct = np.array(table.score), np.array(table.correct)
-    score[:, absent], correct[:, absent] = np.nan, False
-    profile = replace(
-        case.profile,
-        backbone=replace(case.profile.backbone, exits=exits),
-        exits=replace(table, scores={"entropy": score}, correct=correct),
-    )
-    return replace(case, profile=profile)
-
-
-def some_exits(rng: np.random.Generator, blocks: int) -> tuple[int, ...]:
-    return (*(cut for cut in range(1, blocks) if rng.random() < 0.5), blocks)
 
 
 def test_the_last_block_has_a_branch() -> None:

@@ -14,7 +14,6 @@ import pytest
 from portend.errors import InvalidValue, MismatchError, SearchError
 from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.plan import Plan
-from portend.planner import dynamic, replay
 from portend.planner import search as search_module
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.metrics import Batch, accuracy, energy, latency, latency_quantile, load_metric, memory
@@ -25,9 +24,9 @@ from portend.planner.space import PlanSpace
 from portend.profile import BackboneSpec, SampleExits
 from portend.storage import load_profile, save
 from portend.topology import Tier
-from problems import Case, draws, random_case, random_plan
+from problems import Case, draws, random_case, random_plan, random_space
 from test_metrics import hand_model, powered, value
-from test_planner import random_space
+from test_search import the_best, the_front
 
 SPEC = BackboneSpec(
     name="three",
@@ -115,7 +114,7 @@ def a_case(seed: int, estimator: Estimator) -> tuple[Case, SearchSpace]:
     rng = np.random.default_rng([seed, 29])
     blocks, tiers = int(rng.integers(2, 7)), int(rng.integers(1, 5))
     case = powered(random_case(seed, exact=seed % 2 == 0, blocks=blocks, tiers=tiers, estimator=estimator))
-    return sized(case, rng), replace(random_space(rng, blocks, tiers), exits_per_tier=int(rng.integers(1, 4)))
+    return sized(case, rng), random_space(rng, blocks, tiers)
 
 
 @pytest.mark.parametrize("estimator", ["marginal", "sample"])
@@ -136,7 +135,7 @@ def test_the_searches_equal_the_exhaustive_one_and_what_fits(block: int, estimat
         )
         space = PlanSpace(hints, model, asked)
         problem = Problem(minimize=asked, space=hints)
-        found = dynamic.front(space) if space.bits is None else replay.front(space)
+        found = the_front(space)
         points = [(float(space.value(f.latency)), float(space.accuracy(f.right)), f.plan) for f in found]
         try:
             expected = solve_exhaustive(problem, model).front
@@ -147,10 +146,7 @@ def test_the_searches_equal_the_exhaustive_one_and_what_fits(block: int, estimat
             for tier, place in enumerate(case.topology.tiers):
                 assert needs(case.profile.backbone, one.plan, tier) <= (place.memory_bytes or math.inf), seed
             for fastest, need, budget in ((True, one.right, math.inf), (False, -math.inf, one.latency)):
-                if space.bits is None:
-                    assert dynamic.best(space, need=need, budget=budget, fastest=fastest) == one, seed
-                else:
-                    assert replay.best(space, need=need, budget=budget, fastest=fastest)[0] == one, seed
+                assert the_best(space, need=need, budget=budget, fastest=fastest) == one, seed
         if unlimited.cost is not None or seed % 4:
             continue  # the same limits as constraints, on every plan of the space
         same = replace(problem, maximize=accuracy, space=unlimited.space)

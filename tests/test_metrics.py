@@ -41,9 +41,9 @@ from portend.planner.problem import Problem, SearchSpace
 from portend.planner.search import search
 from portend.profile import Profile, SampleExits
 from portend.topology import Link, Tier, Topology
-from problems import Case, Floats, backbone, codec, device, random_case, random_plan, result_profile
+from problems import Case, Floats, backbone, codec, device, random_case, random_plan, random_space, result_profile
 from reference import Reference, enumerate_plans
-from test_planner import random_space, small_case
+from test_planner import small_case
 
 PROFILE = str(ROOT / "profiles/resnet20-digits.zip")
 TOPOLOGY = str(ROOT / "configs/topologies/three_tier.yaml")
@@ -472,7 +472,7 @@ def test_a_block_says_what_its_plans_say_one_by_one(seed: int) -> None:
     metrics = [m for m in (*BUILT_IN, slowest_block) if m.name != "link_bytes(0)" or case.topology.links]
     for length in search_.lengths():
         for cuts in search_.columns(length, 64):
-            for block in search_.plans_of(cuts, search_.rows(length)):
+            for block, _ in search_.plans_of(cuts, search_.rows(length)):
                 flat = block.flat
                 assert len(flat) == block.shape[0] * block.shape[1]
                 np.testing.assert_allclose(block.reach.reshape(length, -1).T, flat.reach, atol=1e-15)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,41 +21,20 @@ from portend.planner.problem import Metric, Problem, SearchSpace, Solution, accu
 from portend.planner.solve import solve
 from portend.profile import Profile, SampleExits
 from portend.topology import Link, Tier, Topology
-from problems import Case, backbone, codec, device, draws, random_case, random_plan, result_profile
+from problems import (
+    Case,
+    backbone,
+    codec,
+    device,
+    draws,
+    random_case,
+    random_plan,
+    random_space,
+    result_profile,
+)
 from reference import Candidate, Reference, brute_force, enumerate_plans, pareto, solve_p_acc, solve_p_lat
 
 FAST = Problem(minimize=latency)
-
-
-def random_space(rng: np.random.Generator, blocks: int, tiers: int) -> SearchSpace:
-    """Any mixture of hints; what is left unset half of the time keeps its default."""
-
-    def maybe(value: Any, default: Any = None) -> Any:
-        return value if rng.random() < 0.4 else default
-
-    def some(low: int, high: int) -> tuple[int, ...]:
-        values = np.arange(low, high + 1)
-        chosen = rng.choice(values, int(rng.integers(1, values.size + 1)), replace=False)
-        return tuple(int(v) for v in chosen)  # in any order
-
-    per_exit = rng.random() < 0.4
-    thetas = (0.0, 0.25, 0.5, 0.75)
-    count = int(rng.integers(1, 3 if per_exit else 5))
-    exits = maybe(some(1, blocks))
-    return SearchSpace(
-        thresholds=tuple(float(t) for t in rng.choice(thetas, count, replace=False)),
-        per_exit_thresholds=per_exit,
-        cuts=maybe((*some(1, blocks), blocks) if rng.random() < 0.5 else some(1, blocks)),
-        exits=() if exits and rng.random() < 0.3 else exits,
-        tiers=maybe(some(0, tiers - 1)),
-        block_tiers={b: some(0, tiers - 1) for b in maybe(some(1, blocks), ())},
-        min_partitions=int(maybe(2, 1)),
-        max_partitions=maybe(int(rng.integers(2, 4))),
-        exits_per_tier=int(rng.integers(1, 3)),
-        tier_order=maybe("increasing", "any"),
-        truncation=bool(rng.random() < 0.7),
-        codecs=maybe([("float32",), ("float32", "encoded"), ("encoded",)][int(rng.integers(3))]),
-    )
 
 
 def key(point: Any) -> tuple[Any, ...]:
@@ -422,7 +402,8 @@ def test_no_random_plan_beats_the_front(seed: int) -> None:
     front = solve_exhaustive(replace(FAST, space=space), model).front
     for _ in range(40):
         plan = random_plan(rng, 8, 3, length=int(rng.integers(1, 4)), thresholds=thetas)
-        if max(plan.placement.count(t) for t in plan.placement) > 2:
+        places = zip(pairwise(plan.placement), plan.thresholds, strict=True)
+        if max(plan.placement.count(t) for t in plan.placement) > 2 or any(a == b and not t for (a, b), t in places):
             continue
         estimate = model.estimate(plan)
         assert any(
@@ -451,9 +432,9 @@ def test_the_plan_of_the_hand_case_is_the_one_worked_out() -> None:
     assert solution.plan == Plan(cuts=(1, 3), placement=(1, 1), thresholds=(0.5,), codecs=("encoded", None))
     assert solution.estimate.mean_s == pytest.approx(6.0)
     assert solution.stats.solver == "exhaustive"
-    # One partition: 3 cuts · 3 tiers. Two: 3 pairs of cuts · (6 + 3) placements · 2 thresholds.
-    # Three: 1 · (6 + 2 · 6) placements · 2 thresholds.
-    assert solution.stats.plans == 9 + 54 + 36
+    # One partition: 3 cuts · 3 tiers. Two: 3 pairs of cuts · (6 placements · 2 thresholds + 3 on one tier, with the
+    # exit). Three: 1 · (6 placements · 2 thresholds + 2 · 6 with two on a tier, with the exit).
+    assert solution.stats.plans == 9 + 45 + 24
 
 
 def test_the_latency_of_a_plan_as_its_own_bound() -> None:

@@ -8,8 +8,9 @@ import os
 import sys
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,27 +18,89 @@ import pytest
 import milp
 from portend.errors import SearchError
 from portend.perfmodel.model import Estimator, PerformanceModel
+from portend.plan import Plan
 from portend.planner import dynamic, replay
 from portend.planner import search as search_module
 from portend.planner.exhaustive import solve_exhaustive
-from portend.planner.goals import BestGoal, Found
+from portend.planner.goals import BestGoal, Found, Front
+from portend.planner.metrics import latency_quantile
 from portend.planner.problem import FrontPoint, Problem, SearchSpace, accuracy, latency
-from portend.planner.search import search
+from portend.planner.promise import keep_promise
+from portend.planner.search import FRONT_LIMIT, search
 from portend.planner.space import PlanSpace
-from portend.topology import Link
-from problems import Case, draws, random_case
+from portend.profile import Profile, SampleExits
+from portend.topology import Link, Tier, Topology
+from problems import (
+    Case,
+    backbone,
+    codec,
+    device,
+    draws,
+    random_case,
+    random_problem,
+    random_space,
+    result_profile,
+    some_exits,
+    without_branches,
+)
 from reference import Reference
-from test_planner import FAST, random_space
+from test_planner import FAST
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def a_case(seed: int, estimator: Estimator = "marginal") -> tuple[Case, SearchSpace]:
-    """Rates that need not grow, ties (every other case is exact), and any mixture of hints."""
+    """Rates that need not grow, ties (every other case is exact), any mixture of hints, branches at some cuts only."""
     rng = np.random.default_rng([seed, 9])
     blocks, tiers = int(rng.integers(2, 7)), int(rng.integers(1, 5))
     case = random_case(seed, exact=seed % 2 == 0, blocks=blocks, tiers=tiers, estimator=estimator)
-    return case, random_space(rng, blocks, tiers)
+    space = random_space(rng, blocks, tiers)
+    if isinstance(case.profile.exits, SampleExits) and rng.random() < 0.3:
+        case = without_branches(case, some_exits(rng, blocks))
+        known = case.profile.backbone.exit_cuts
+        space = replace(space, exits=space.exits and tuple(cut for cut in space.exits if cut in known))
+    return case, space
+
+
+def a_problem(seed: int, estimator: Estimator) -> tuple[Case, Problem] | None:
+    """A problem whose every field is drawn; None where the space is empty."""
+    case, hints = a_case(seed, estimator)
+    front = exhaustive_front(hints, case.model())
+    rng = np.random.default_rng([seed, 10])
+    seconds, right = [p.latency_s for p in front], [p.accuracy for p in front]
+    return (case, random_problem(rng, hints, latency, seconds, right)) if front else None
+
+
+@pytest.mark.parametrize("kind", [SearchSpace, Problem])
+def test_every_field_is_drawn(kind: type[SearchSpace] | type[Problem]) -> None:
+    """A field that the random problems of these tests never vary is one that no test checks."""
+    drawn = [found[1] for found in (a_problem(seed, "sample") for seed in range(60)) if found]
+    some: list[Any] = [problem.space for problem in drawn] if kind is SearchSpace else drawn
+    for field in fields(kind):
+        values = [getattr(one, field.name) for one in some]
+        assert len({repr(value) for value in values}) > 1, f"{field.name} is always {values[0]}"
+    spaces = [problem.space for problem in drawn]
+    assert any(not s.truncation and s.exits_per_tier > 1 and max(s.thresholds) == 1 for s in spaces)
+
+
+@pytest.mark.parametrize("estimator", ["marginal", "sample"])
+@pytest.mark.parametrize("block", draws(12, 4))
+def test_any_problem_has_the_exhaustive_answer(
+    block: int, estimator: Estimator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objectives, bounds that cannot be met among them, hints and promises, with the whole front and by one search."""
+    for seed in range(20 * block, 20 * block + 20):
+        found = a_problem(seed, estimator)
+        if found is None:
+            continue
+        model, problem = found[0].model(), found[1]
+        promised = problem.robust is not None and problem.min_accuracy > 0
+        tested = promised and isinstance(model.profile.exits, SampleExits)
+        expected = keep_promise(problem, model, solve_exhaustive) if tested else solve_exhaustive(problem, model)
+        for limit in (FRONT_LIMIT, 0) if not tested else (FRONT_LIMIT,):  # which plans are tested, the front decides
+            monkeypatch.setattr(search_module, "FRONT_LIMIT", limit)
+            got = search(problem, model)
+            assert (got.status, got.plan) == (expected.status, expected.plan), (seed, str(problem))
 
 
 def exhaustive_front(space: SearchSpace, model: PerformanceModel) -> tuple[FrontPoint, ...]:
@@ -54,8 +117,21 @@ def points(space: PlanSpace, front: Sequence[Found]) -> list[FrontPoint]:
     ]
 
 
+def the_front(space: PlanSpace) -> Front[Any]:
+    return dynamic.front(space) if space.bits is None else replay.front(space)
+
+
+def the_best(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Found | None:
+    """The optimum, which must be proven."""
+    if space.bits is None:
+        return dynamic.best(space, need=need, budget=budget, fastest=fastest)
+    found, bound = replay.best(space, need=need, budget=budget, fastest=fastest)
+    assert not fastest or found is None or bound == found.latency
+    return found
+
+
 def fastest(space: PlanSpace, right: float) -> Found | None:
-    return dynamic.best(space, need=right, budget=math.inf, fastest=True)
+    return the_best(space, need=right, budget=math.inf, fastest=True)
 
 
 @pytest.mark.parametrize("block", draws(26, 9))
@@ -65,10 +141,10 @@ def test_on_marginals_the_front_and_every_optimum_equal_the_exhaustive_search_to
         case, hints = a_case(seed)
         model = case.model()
         space, expected = PlanSpace(hints, model), exhaustive_front(hints, model)
-        front = dynamic.front(space)
+        front = the_front(space)
         assert points(space, front) == list(expected), seed
         for point in front:
-            most_accurate = dynamic.best(space, need=-math.inf, budget=point.latency, fastest=False)
+            most_accurate = the_best(space, need=-math.inf, budget=point.latency, fastest=False)
             assert fastest(space, point.right) == most_accurate == point, seed
 
 
@@ -79,17 +155,71 @@ def test_on_samples_the_front_and_every_optimum_equal_the_exhaustive_search_to_t
         case, hints = a_case(seed, "sample")
         model = case.model()
         space, expected = PlanSpace(hints, model), exhaustive_front(hints, model)
-        front = replay.front(space)
+        front = the_front(space)
         assert points(space, front) == list(expected), seed
         for point in front:
-            found, bound = replay.best(space, need=point.right, budget=math.inf, fastest=True)
-            assert (found, bound) == (point, point.latency), seed
-            found, _ = replay.best(space, need=-math.inf, budget=point.latency, fastest=False)
-            assert found == point, seed
+            most_accurate = the_best(space, need=-math.inf, budget=point.latency, fastest=False)
+            assert fastest(space, point.right) == most_accurate == point, seed
+
+
+def one_tier(first_s: float, second_s: float, whole_s: float, estimator: Estimator) -> PerformanceModel:
+    """Two blocks on one tier; the one sample may leave at the first exit."""
+    table = [[0, first_s, whole_s], [0, 0, second_s], [0, 0, 0]]
+    exits = SampleExits(scores={"entropy": np.array([[0.1, 0.1]])}, correct=np.ones((1, 2), dtype=np.bool_))
+    edge = device("edge", table, codecs={"float32": codec([10.0] * 3)}, result=result_profile([0.0]))
+    return PerformanceModel(
+        Profile(backbone=backbone(2), exits=exits, devices={"edge": edge}),
+        Topology(name="one", tiers=(Tier(name="edge", device="edge"),), links=()),
+        estimator=estimator,
+    )
+
+
+@pytest.mark.parametrize("estimator", ["marginal", "sample"])
+def test_a_plan_that_nobody_finishes_counts_where_the_shorter_one_is_forbidden(estimator: Estimator) -> None:
+    """All leave at the first exit after 1 ms; without truncation, that exit must be followed by the last block."""
+    hints = SearchSpace(thresholds=(0.5,), exits_per_tier=2, truncation=False)
+    found = search(Problem(minimize=latency, space=hints), one_tier(1e-3, 1e-3, 2e-3, estimator))
+    assert found.plan == Plan(cuts=(1, 2), placement=(0, 0), thresholds=(0.5,), codecs=(None, None))
+    assert found.estimate.mean_s == pytest.approx(1e-3)
+    at_two = search(
+        Problem(minimize=latency, space=replace(hints, cuts=(1, 2), truncation=True)),
+        one_tier(1e-3, 1e-3, 2e-3, estimator),
+    )
+    assert at_two.plan.cuts == (1,)  # the same, but shorter
+
+
+@pytest.mark.parametrize("estimator", ["marginal", "sample"])
+def test_no_plan_cuts_a_tiers_blocks_in_two_where_nobody_may_leave(estimator: Estimator) -> None:
+    """Two parts were measured, by noise, as faster than the whole."""
+    model = one_tier(1e-3, 1e-3, 3e-3, estimator)
+    for hints in (SearchSpace(thresholds=(0.0,), exits_per_tier=2), SearchSpace(exits=(), exits_per_tier=2)):
+        problem = Problem(minimize=latency, subject_to=(accuracy >= 1.0,), space=replace(hints, truncation=False))
+        for solved in (
+            search(problem, model),
+            solve_exhaustive(problem, model),
+            search(replace(problem, minimize=latency_quantile(0.5)), model),
+        ):
+            assert solved.plan.cuts == (2,)
+            assert solved.stats.plans == 1
+        with pytest.raises(SearchError, match="no plan"):
+            search(replace(problem, space=replace(problem.space, min_partitions=2)), model)
+
+
+def test_where_no_exit_may_be_used_nobody_replays_samples() -> None:
+    """Such problems are the same by either estimator, and easy however long the network is."""
+    case = random_case(3, blocks=30, tiers=5, estimator="sample")
+    sampled, marginal = case.model(), replace(case, estimator="marginal").model()
+    for hints in (SearchSpace(exits=()), SearchSpace(thresholds=(0.0,)), SearchSpace(max_partitions=1)):
+        problem = Problem(minimize=latency, subject_to=(accuracy >= 0.4,), space=hints)
+        found, expected = search(problem, sampled), search(problem, marginal)
+        assert (found.status, found.plan) == (expected.status, expected.plan)
+        assert found.stats.solver == "dynamic programming"
+        assert found.estimate.estimator == "sample"
 
 
 def test_few_nodes_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     spaces = [PlanSpace(hints, case.model()) for case, hints in (a_case(seed, "sample") for seed in range(40))]
+    spaces = [space for space in spaces if space.bits is not None]
     whole = [list(replay.front(space)) for space in spaces]
     monkeypatch.setattr(replay, "_NODES", 2)
     monkeypatch.setattr(replay, "_WORDS", 8)

@@ -7,8 +7,9 @@ partitions,
 
 (x: returning a result, A: right answers of a branch), so every prefix of a plan is a plan too. What may
 follow a prefix, and at what price, depends only on its *state*: threshold, cut, tier, tiers visited,
-partitions on this tier, samples that stay. Of two prefixes in one state, one that is neither faster nor
-more accurate is dropped. And a prefix is dropped when no completion of it can be wanted any more:
+partitions on this tier and whether another may follow there, samples that stay. Of two prefixes in one
+state, one that is neither faster nor more accurate is dropped. And a prefix is dropped when no completion
+of it can be wanted any more:
 
 - looking for the whole front: the front already holds a plan that is as fast as the prefix with the
   cheapest next step alone, and more accurate than if all who stay met the best later branch;
@@ -58,7 +59,8 @@ class _Labels:
     cut: Ints
     tier: Ints
     visited: Ints  # a bit per tier
-    on_tier: Ints  # partitions on the current tier, and its memory where that must be added up (``_Search.load``)
+    on_tier: Ints  # partitions on the current tier (the most where no other may follow there), and its memory where
+    # that must be added up (``_Search.load``)
     stay: Floats
     latency: Floats
     right: Floats
@@ -279,7 +281,9 @@ class _Search:
             onward = np.where(used, latency, shorter)
         wanted = self._hopeful(goal, left, row, self.cuts, moved.tier[:, None], stay_then, onward, right) & space.inner
         if length >= self.lengths.start:
-            wanted &= stay_then > 0  # where nobody stays, a longer plan is the same but longer
+            wanted &= (
+                stay_then > 0
+            ) | ~space.last  # where nobody stays, the plan that ends here is the same but shorter
         if self.per_exit:
             wanted &= used | (row == space.first_unused)
         flat = np.flatnonzero(wanted)
@@ -288,13 +292,15 @@ class _Search:
         onward = onward if onward.shape == wanted.shape else np.broadcast_to(onward, wanted.shape)
         which, cell = np.divmod(flat, right.size)
         index, cut = np.divmod(cell, self.size)
+        chosen = which if branching else moved.row[index]
+        on_tier = moved.on_tier[index] if load is None else load.ravel()[cell]
         return [
             _Labels(
-                row=which if branching else moved.row[index],
+                row=chosen,
                 cut=cut,
                 tier=moved.tier[index],
                 visited=moved.visited[index],
-                on_tier=moved.on_tier[index] if load is None else load.ravel()[cell],
+                on_tier=np.where(space.used[chosen, cut], on_tier, self.most_on_tier),
                 stay=stay_then.ravel()[flat],
                 latency=onward.ravel()[flat],
                 right=right.ravel()[cell],
@@ -441,7 +447,7 @@ class _Search:
                 break
             then = (step + run[1].transpose(0, 2, 1)[:, None]).min(axis=-1)  # [rows, M, N+1]
             if 0 in run:
-                then = np.minimum(then, run[0])
+                then = np.where(used, np.minimum(then, run[0]), then)
             then = np.where(space.inner, then, NEVER)
             rest[k + 1] = then.transpose(0, 2, 1)
             onward = np.stack([np.where(used, NEVER, then), np.where(used, then, NEVER)])

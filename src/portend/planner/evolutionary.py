@@ -378,8 +378,9 @@ class _Breeder:
 
     def _repaired(self, steps: Iterable[_Step]) -> _Chain | None:
         """The chain as a plan of the space: what breaks a hint is moved, placed elsewhere or left out."""
-        lengths = self._space.lengths()
+        lengths, per_exit = self._space.lengths(), self._space.space.per_exit_thresholds
         wanted = [*{step.cut: step for step in sorted(steps)}.values()]
+        wanted = wanted if per_exit else [replace(step, row=wanted[0].row) for step in wanted]
         for _ in range(8):
             kept = self._walked(wanted)
             if kept is None:
@@ -394,7 +395,8 @@ class _Breeder:
                     return None
                 cut = int(self._rng.choice(free))
                 after = next((step for step in kept if step.cut > cut), kept[-1])
-                kept = sorted([*kept, replace(self._step(cut), tier=after.tier)])
+                new = replace(self._step(cut), tier=after.tier)
+                kept = sorted([*kept, new if per_exit or len(kept) == 1 else replace(new, row=kept[0].row)])
             wanted = kept
         return None
 
@@ -429,7 +431,8 @@ class _Breeder:
             return False
         start, sender = (kept[-1].cut, kept[-1].tier) if kept else (0, space.model.topology.source)
         if kept and tier == sender:
-            if sum(step.tier == tier for step in kept) >= hints.exits_per_tier:
+            asked = space.used[kept[-1].row, kept[-1].cut]
+            if not asked or sum(step.tier == tier for step in kept) >= hints.exits_per_tier:
                 return False
         elif any(step.tier == tier for step in kept) or (kept and hints.tier_order == "increasing" and tier < sender):
             return False

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,16 +88,16 @@ def _solve_metrics(problem: Problem, search: _Search, begin: float) -> Solution:
     for length in search.lengths():
         rows = search.rows(length)
         for cuts in search.columns(length, _BATCH_CELLS):
-            for block in search.plans_of(cuts, rows):
+            for block, allowed in search.plans_of(cuts, rows):
                 goals = [sense * metric.of_block(block) for metric, sense in problem.objectives]
                 missed = np.zeros(goals[0].size)
                 for constraint in problem.subject_to:
                     missed += constraint.missed_by(constraint.metric.of_block(block))
-                met = np.flatnonzero(missed == 0)
+                met = np.flatnonzero((missed == 0) & allowed)
                 if met.size:
                     best.add(block, rows, met, goals, [])
-                elif not best.found:
-                    nearest.add(block, rows, np.arange(missed.size), [missed], goals)
+                elif not best.found and allowed.any():
+                    nearest.add(block, rows, np.flatnonzero(allowed), [missed], goals)
     found = sorted((best if best.found else nearest).found.values())
     if not found:
         raise search.empty()
@@ -246,8 +246,8 @@ class _Search(PlanSpace):
         np.subtract(self.samples, np.cumsum(share, axis=1)[:, :-1].T, out=reach[1:-1])
         np.sum(correct, axis=1, out=right)
 
-    def plans_of(self, cuts: Ints, rows: list[tuple[int, ...]]) -> Iterator[Block]:
-        """Every placement's plans, without the cuts that a hint or a codec forbids there."""
+    def plans_of(self, cuts: Ints, rows: list[tuple[int, ...]]) -> Iterator[tuple[Block, NDArray[np.bool_]]]:
+        """Every placement's plans, without cuts that are forbidden there, and which are in the space, [R x C]."""
         columns, length = cuts.shape
         outcomes = self._shares(cuts, rows)
         asked = np.where(self.used, self.theta[:, None], 0.0)
@@ -267,7 +267,7 @@ class _Search(PlanSpace):
             if not allowed.any():
                 continue
             kept: slice | NDArray[np.bool_] = slice(None) if allowed.all() else allowed
-            yield Block(
+            block = Block(
                 model=self.model,
                 placement=placement,
                 cuts=cuts[kept],
@@ -275,6 +275,7 @@ class _Search(PlanSpace):
                 thresholds=theta[:, :, kept],
                 outcomes=outcomes if isinstance(kept, slice) else outcomes.take(kept),
             )
+            yield block, ~self.split(block.cuts, rows, placement).ravel()
 
     def _shares(self, cuts: Ints, rows: list[tuple[int, ...]]) -> Outcomes:
         """Shares [L, R, C] that leave at each partition, and that leave there and are right."""
@@ -320,7 +321,16 @@ class _Search(PlanSpace):
         if self.held is not None:
             forbidden |= ~self.fits(cuts, placement)
         latency[:, forbidden] = np.inf
+        latency[self.split(cuts, rows, placement)] = np.inf
         return latency
+
+    def split(self, cuts: Ints, rows: list[tuple[int, ...]], placement: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Whether a plan splits a tier's blocks where nobody may leave, which is no plan of the space, [R, C]."""
+        split = np.zeros((len(rows), len(cuts)), dtype=np.bool_)
+        for k, (tier, then) in enumerate(pairwise(placement)):
+            if tier == then:
+                split |= ~self.used[np.array([row[k] for row in rows])[:, None], cuts[:, k]]
+        return split
 
     @cached_property
     def _steps(self) -> dict[tuple[int, int], tuple[Floats, Floats, NDArray[np.bool_]]]:

@@ -169,7 +169,7 @@ class _Draw:
         tiers = self._rng.choice(self._tiers, int(count), replace=False).tolist()
         if order == "increasing":
             tiers.sort()
-        most = int(levels["exits per tier"])
+        most = 1 if levels["thresholds"] == "none" or not self._theta else int(levels["exits per tier"])
         if levels["thresholds"] == "several" and most * len(tiers) < 3:  # it takes two early exits
             most = self._hints.exits_per_tier
         fullest = self._rng.integers(len(tiers))
@@ -198,8 +198,10 @@ class _Draw:
         return tuple(float(theta) if used[cut] else 0.0 for theta, cut in zip(each, cuts[:-1], strict=False))
 
     def _admitted(self, plan: Plan) -> bool:
-        """Whether the hints, the memory and the codecs allow the plan."""
-        space = self._space
+        """Whether hints, memory and codecs allow the plan, with a used exit between its parts on a tier."""
+        space, places = self._space, pairwise(plan.placement)
+        if any(one == then and not asked for (one, then), asked in zip(places, plan.thresholds, strict=True)):
+            return False
         senders = (self._model.topology.source, *plan.placement[:-1])
         costs = [
             (space.compute[0, 1, tier, start, end], space.hop[start, sender, tier])

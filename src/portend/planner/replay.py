@@ -20,7 +20,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -40,6 +40,8 @@ Words = NDArray[np.uint64]
 
 _NODES: Final = 1 << 14
 _WORDS: Final = 1 << 18
+_CLOSED: Final = -1
+"""In place of the number of partitions on a tier: no other may follow there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ class _Step:
     """A way to run the next partition: from a placement state to another, on a tier."""
 
     before: int
-    after: int
+    after: int  # where the exit is used, so that the next partition may be on this tier
+    closed: int  # where it is not
     sender: int
     tier: int
     woken: int
@@ -125,7 +128,6 @@ class _Search:
             self.cover[cut] = self.cover[cut + 1] | (self.bits.right[cut + 1] if ends[cut + 1] else 0)
         self.reach = self._reach()
         self.tiers, self.first_steps, self.steps = _placement_states(space)
-        self._placements = lru_cache(lambda length: list(space.placements(length)))
         self.least = self._least()
         self.least_of_all = float(self.least.min())
 
@@ -212,9 +214,9 @@ class _Search:
             rows = np.unique(nodes.rows[:, -1])
             pick = (nodes.rows[:, -1:] == rows)[:, None, :]
         most = nodes.most[:, None]
-        full = self._latency(nodes, cut, self.space.full, steps, first=first)
+        full = self._latency(nodes, cut, steps, first=first, used=True)
         used = space.used[np.ix_(rows, later)].T  # [later, rows]
-        bare = full if used.all() else self._latency(nodes, cut, self.space.bare, steps, first=first)
+        bare = full if used.all() else self._latency(nodes, cut, steps, first=first, used=False)
         wanted_full, wanted_bare = (
             goal.wants(soonest + min(self.least_of_all, 0.0) * nodes.count[:, None], most) & (soonest < NEVER)
             for soonest in (full.min(axis=1), bare.min(axis=1))
@@ -234,18 +236,17 @@ class _Search:
 
     def _reached(
         self, nodes: _Nodes, cut: int, table: Floats, steps: list[_Step], *, first: bool
-    ) -> Iterator[tuple[int, Floats]]:
-        """Latency [n, later cuts] of running the next partition by each step, and the placement state it leads to."""
+    ) -> Iterator[tuple[_Step, Floats]]:
+        """Latency [n, later cuts] of running the next partition by each step."""
         later = slice(cut + 1, self.size)
         for step in steps:
             move = self.space.first[step.tier] if first else self.space.step[cut, step.sender, step.tier]
             cost = move + table[step.woken, step.tier, cut, later]
             latency = nodes.latency[:, step.before, None] + nodes.count[:, None] * np.minimum(cost, NEVER)
-            if self.lengths.start > 1:  # so that nobody may be left who would do what is forbidden
-                latency[:, ~np.isfinite(cost)] = NEVER
+            latency[:, ~np.isfinite(cost)] = NEVER  # also where nobody is left who would do it
             if step.on_tier:
                 latency[~self._fits(nodes, step)] = NEVER
-            yield step.after, latency
+            yield step, latency
 
     def _fits(self, nodes: _Nodes, step: _Step) -> Flags:
         """Whether the next partition, to each later cut, has room beside the last ones, [n, later cuts]."""
@@ -263,11 +264,13 @@ class _Search:
             np.minimum(soonest, latency, out=soonest)
         return soonest
 
-    def _latency(self, nodes: _Nodes, cut: int, table: Floats, steps: list[_Step], *, first: bool) -> Floats:
-        """Latency [n, P, later cuts] of running the next partition, by the placement state that it leads to."""
+    def _latency(self, nodes: _Nodes, cut: int, steps: list[_Step], *, first: bool, used: bool) -> Floats:
+        """Latency [n, P, later cuts] of the next partition, its exit used or not, by the placement state after it."""
+        table = self.space.full if used else self.space.bare
         by_state = np.full((len(nodes), len(self.tiers), self.size - cut - 1), NEVER)
-        for after, latency in self._reached(nodes, cut, table, steps, first=first):
-            np.minimum(by_state[:, after], latency, out=by_state[:, after])
+        for step, latency in self._reached(nodes, cut, table, steps, first=first):
+            state = by_state[:, step.after if used else step.closed]
+            np.minimum(state, latency, out=state)
         return by_state
 
     def _exited(
@@ -287,7 +290,7 @@ class _Search:
         least = (latency + count[:, None] * self.least[cut]).min(axis=1)
         wanted = goal.wants(least, most) & (least < NEVER)
         if length >= self.lengths.start:
-            wanted &= count > 0  # where nobody stays, a longer plan is the same but longer
+            wanted &= (count > 0) | ~self.space.last[cut]  # where nobody stays, the plan that ends here is the same
         if not wanted.any():
             return []
         i = i[wanted]
@@ -314,6 +317,41 @@ class _Search:
         cuts[:, length - 1] = cut
         goal.add(_Ends(latency, right, np.full(i.size, length), cuts, rows))
 
+    def _placement(
+        self, cuts: tuple[int, ...], used: list[bool], counts: list[float], latency: float
+    ) -> tuple[int, ...]:
+        """The first placement on which partitions with these exits, reached by so many, take so long."""
+        space, starts = self.space, (0, *cuts)
+        rest: list[dict[int, float]] = [dict.fromkeys(range(len(self.tiers)), 0.0)]  # from each state on, least latency
+        ways: list[list[tuple[_Step, int, float]]] = []
+        for k in range(len(cuts) - 1, -1, -1):
+            run = space.full if k == len(cuts) - 1 or used[k] else space.bare
+            least: dict[int, float] = {}
+            ways.insert(0, [])
+            for step in self.steps if k else self.first_steps:
+                move = space.step[starts[k], step.sender, step.tier] if k else space.first[step.tier]
+                cost = float(move + run[step.woken, step.tier, starts[k], cuts[k]])
+                after = step.after if k == len(cuts) - 1 or used[k] else step.closed
+                if step.on_tier:
+                    assert space.held is not None
+                    ends = starts[k - step.on_tier : k + 2]
+                    held = sum(space.held[step.tier, start, end] for start, end in pairwise(ends))
+                    cost = cost if held <= space.room[step.tier] else math.inf
+                if math.isfinite(cost) and after in rest[0]:
+                    total = counts[k] * cost + rest[0][after]
+                    least[step.before] = min(total, least.get(step.before, math.inf))
+                    ways[0].append((step, after, total))
+            rest.insert(0, least)
+        assert rest[0][0] == latency, f"no placement takes as long as the search says for the cuts {cuts}"
+        placement, state = [], 0
+        for k, possible in enumerate(ways):
+            best = [
+                (step.tier, after) for step, after, total in possible if (step.before, total) == (state, rest[k][state])
+            ]
+            tier, state = min(best)
+            placement.append(tier)
+        return tuple(placement)
+
     def _chunks(self, size: int) -> Iterator[slice]:
         most = max(1, _WORDS // self.bits.everyone.size)
         for start in range(0, size, most):
@@ -334,21 +372,7 @@ class _Search:
         for row, cut in inner:
             stay = stay & ~self.bits.leaves[row, cut]
             counts.append(float(_count(stay[None])[0]))
-        for placement in self._placements(length):
-            if not space.fits(np.array([cuts]), placement)[0]:
-                continue
-            total, sender, start, paid = 0.0, space.model.topology.source, 0, 0.0
-            for k, (tier, end) in enumerate(zip(placement, cuts, strict=True)):
-                moves = k == 0 or tier != sender
-                run = k == length - 1 or bool(space.used[inner[k]])
-                cost = space.compute[int(moves), int(run), tier, start, end]
-                cost += (space.hop[start, sender, tier] if moves else 0.0) + space.result[tier] - paid
-                total += counts[k] * cost if np.isfinite(cost) else np.inf
-                sender, start, paid = tier, end, space.result[tier]
-            if total == ends.latency[index]:
-                break
-        else:
-            raise AssertionError(f"no placement takes as long as the search says for the cuts {cuts}")
+        placement = self._placement(cuts, [bool(space.used[one]) for one in inner], counts, float(ends.latency[index]))
         thresholds = tuple(space.threshold(row, cut) for row, cut in inner)
         plan = Plan(cuts=cuts, placement=placement, thresholds=thresholds)
         return Found(float(ends.latency[index]), float(ends.right[index]), plan)
@@ -365,25 +389,32 @@ def _placement_states(space: PlanSpace) -> tuple[list[int], list[_Step], list[_S
     open_states: list[tuple[int, int, int]] = []
 
     def number(tier: int, visited: int, on_tier: int) -> int:
-        state = (tier, 0 if increasing else visited, on_tier if most else 0)
+        full = on_tier in (_CLOSED, hints.exits_per_tier)
+        state = (tier, 0 if increasing else visited, _CLOSED if full else on_tier if most else 0)
         if state not in index:
             index[state] = len(index)
             open_states.append(state)
         return index[state]
 
+    def step(
+        before: int, sender: int, tier: int, visited: int, *, on_tier: int = 1, woken: int = 1, held: int = 0
+    ) -> _Step:
+        after, closed = number(tier, visited, on_tier), number(tier, visited, _CLOSED)
+        return _Step(before, after, closed, sender, tier, woken, held)
+
     tiers = sorted(range(space.tiers) if hints.tiers is None else set(hints.tiers))
     source = space.model.topology.source
-    first = [_Step(0, number(tier, 1 << tier, 1), source, tier, 1, 0) for tier in tiers]
+    first = [step(0, source, tier, 1 << tier) for tier in tiers]
     steps = []
     while open_states:
         state = tier, visited, on_tier = open_states.pop(0)
         before = index[state]
-        if hints.exits_per_tier > 1 and (not most or on_tier < most):
+        if on_tier != _CLOSED:
             held = on_tier if space.held is not None and space.held[tier].any() else 0
-            steps.append(_Step(before, number(tier, visited, on_tier + 1), tier, tier, 0, held))
+            steps.append(step(before, tier, tier, visited, on_tier=on_tier + 1, woken=0, held=held))
         for then in tiers:
             if then > tier if increasing else then != tier and not visited >> then & 1:
-                steps.append(_Step(before, number(then, visited | 1 << then, 1), tier, then, 1, 0))
+                steps.append(step(before, tier, then, visited | 1 << then))
     return [state[0] for state in index], first, steps
 
 
@@ -411,9 +442,9 @@ def best(
     search = _Search(space, deadline=time.perf_counter() + seconds)
     goal = BestGoal(search.none(), _canonical, need=need, budget=budget, fastest=fastest)
     known: Found | None = None
-    smaller = _smaller(space.space)
-    if smaller != space.space:
-        known, _ = best(PlanSpace(smaller, space.model, space.metric), need=need, budget=budget, fastest=fastest)
+    smaller = PlanSpace(_smaller(space.space), space.model, space.metric)
+    if smaller.space != space.space and smaller.bits is not None:
+        known, _ = best(smaller, need=need, budget=budget, fastest=fastest)
         if known is not None:
             goal.need, goal.budget = (need, known.latency) if fastest else (known.right, budget)
     search.run(goal)

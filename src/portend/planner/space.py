@@ -14,10 +14,11 @@ Axes: T thresholds, M tiers, N+1 cuts.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from itertools import chain, combinations, islice, permutations, product
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +36,7 @@ __all__ = ["NEVER", "PlanSpace"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
+_Ways = dict[tuple[int, int], Any]
 
 NEVER: Final = 1e17
 """More quanta than any plan takes: forbidden, yet finite."""
@@ -45,7 +47,8 @@ class PlanSpace:
     """The plans that a ``SearchSpace`` admits for a model, with every term looked up once.
 
     Attributes:
-        theta: [T], sorted; used: [T, N+1], whether threshold t is really asked at the branch of cut c.
+        theta: [T], sorted; used: [T, N+1], whether threshold t is really asked at the branch of cut c: only there may
+            the next partition be on the same tier.
         stays: [T, N+1], samples that stay where all come to a branch; right: [N+1], samples that a branch
             classifies correctly. bits: per-sample sets, where the estimator is ``sample``.
         metric: the additive metric whose costs the tables hold.
@@ -85,7 +88,8 @@ class PlanSpace:
         self.theta: Floats = theta if allowed[1:].any() else theta[:1] * 0.0
         self.used: NDArray[np.bool_] = (self.theta[:, None] > 0) & allowed[None, :]
         self.bits: BitTables | None = None
-        if self.model.estimator == "sample" and isinstance(exits, SampleExits):
+        asked = self.lengths().stop > 2 and self.used[:, self.inner].any()
+        if self.model.estimator == "sample" and isinstance(exits, SampleExits) and asked:
             self.bits = BitTables(exits, self.theta, used=self.used)
         self.certain = float(self.samples if self.bits is not None else self.samples**2)
         self.right: Floats = np.rint(np.append(0.0, exits.accuracies()) * self.samples)
@@ -202,7 +206,7 @@ class PlanSpace:
         return range(self.space.min_partitions, most + 1)
 
     def placements(self, length: int) -> Iterator[tuple[int, ...]]:
-        """Tier sequences in lexicographic order; a tier's partitions are consecutive."""
+        """Tier sequences in lexicographic order; a tier's partitions are consecutive, with a used exit between them."""
         tiers = sorted(range(self.tiers) if self.space.tiers is None else set(self.space.tiers))
         found = set()
         for used in range(1, min(length, len(tiers)) + 1):
@@ -241,24 +245,36 @@ class PlanSpace:
 
     def count(self) -> int:
         """Number of plans, without enumerating them; a single partition asks no threshold."""
-        usable = sorted({*self._inner_cuts(), *self.last_cuts})
-        total = 0
-        for length in self.lengths():
-            columns = sum(math.comb(sum(c < end for c in usable), length - 1) for end in self.last_cuts)
-            rows = self.theta.size ** ((length - 1) if self.space.per_exit_thresholds else min(length - 1, 1))
-            total += columns * rows * self._count_placements(length)
-        return total
-
-    def _count_placements(self, length: int) -> int:
         tiers = self.tiers if self.space.tiers is None else len(set(self.space.tiers))
         orders = math.comb if self.space.tier_order == "increasing" else math.perm
-        sizes = [1] + [0] * length  # ways to fill 0..length partitions with the tiers used so far
+        asked = self.used.astype(int).astype(object)  # whole numbers of any size
+        if self.space.per_exit_thresholds:
+            kinds = [(1, asked.sum(axis=0), np.full_like(asked[0], self.theta.size))]
+        else:  # thresholds that use the same exits count alike
+            kinds = [
+                (n, np.array(k, dtype=object), np.full_like(asked[0], 1)) for k, n in Counter(map(tuple, asked)).items()
+            ]
         total = 0
-        for used in range(1, min(length, tiers) + 1):
-            most = self.space.exits_per_tier
-            sizes = [sum(sizes[max(0, n - most) : n]) for n in range(length + 1)]
-            total += orders(tiers, used) * sizes[length]
+        for number, (rows, stay, move) in enumerate(kinds):
+            first = np.full_like(move, 1)
+            first[0] = 0
+            ways = {(1, 1): first}  # [N+1] to end at each cut, by tiers used and partitions on the last one
+            for length in range(1, self.lengths().stop):
+                if length in self.lengths():
+                    each = sum(orders(tiers, used) * int(n[self.last].sum()) for (used, _), n in ways.items())
+                    total += each * (rows if length > 1 else int(number == 0))
+                ways = self._ways_on(ways, stay, move, tiers)
         return total
+
+    def _ways_on(self, ways: _Ways, stay: Any, move: Any, tiers: int) -> _Ways:
+        """Ways with one partition more: on the same tier as often as ``stay`` [N+1] says, else ``move``."""
+        onward: _Ways = {}
+        for (used, held), number in ways.items():
+            for weight, key in ((stay, (used, held + 1)), (move, (used + 1, 1))):
+                if key[0] <= tiers and key[1] <= self.space.exits_per_tier:
+                    before = np.cumsum(np.where(self.inner, number * weight, 0))
+                    onward[key] = onward.get(key, 0) + np.append(0, before[:-1])
+        return onward
 
     def hints(self) -> str:
         """Return the hints that differ from the defaults, as text."""
