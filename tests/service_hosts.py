@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -89,8 +90,14 @@ class Hosts:
                 process.kill()
             process.wait()
 
+    def keys_of(self, name: str) -> Path:
+        """The folder of an agent's keys: its own, if there is one."""
+        assert self.keys is not None
+        own = self.keys / f"keys-{name}"
+        return own if own.is_dir() else self.keys
+
     def command(self, name: str, *more: str) -> list[str]:
-        secured = ["--plain"] if self.keys is None else ["--keys", str(self.keys)]
+        secured = ["--plain"] if self.keys is None else ["--keys", str(self.keys_of(name))]
         return [
             sys.executable, "-m", "portend.cli", "agent", "--name", name, "--listen",
             f"tcp://127.0.0.1:{self.listen[name]}", "--state", str(self.folder / name), "--http",
@@ -103,6 +110,26 @@ class Hosts:
                 self.command(name, *more), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
+
+    @contextlib.contextmanager
+    def limited(self, name: str, what: int, most: int) -> Iterator[None]:
+        """Give a running agent less of a resource (``resource.RLIMIT_*``) within the context."""
+        pid = self.processes[name].pid
+        soft, hard = resource.prlimit(pid, what)
+        resource.prlimit(pid, what, (most, hard))
+        try:
+            yield
+        finally:
+            resource.prlimit(pid, what, (soft, hard))
+
+    def descriptors(self, name: str, free: int) -> int:
+        """The limit of file descriptors that leaves an agent so many."""
+        folder, looks = Path(f"/proc/{self.processes[name].pid}/fd"), []
+        for _ in range(10):
+            looks.append({int(each.name) for each in folder.iterdir()})
+            time.sleep(0.05)
+        used = set.intersection(*looks)  # without those that were open for a moment
+        return next(most for most in range(4096) if most - len([fd for fd in used if fd < most]) >= free)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
         """Send a signal that ends the agent; return its exit code."""

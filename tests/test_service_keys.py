@@ -22,8 +22,9 @@ def test_keys_are_made_once_and_only_their_owner_reads_the_secret_ones(tmp_path:
     assert load_keys(folder, "edge") == before
     assert stat.S_IMODE((folder / "edge.key_secret").stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert before.public in before.trusted()
-    assert before.trusted()[load_keys(folder, OPERATOR).public] == OPERATOR
+    assert before.trust.name_of(before.public) == "edge"
+    assert before.trust.name_of(load_keys(folder, OPERATOR).public) == OPERATOR
+    assert before.trust.name_of(b"x" * 40) == ""
 
 
 def test_a_secret_key_stays_out_of_public_files_and_of_logs(tmp_path: Path) -> None:

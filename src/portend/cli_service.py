@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
@@ -100,6 +101,11 @@ def agent(
     from portend.service.logs import log_to_stderr
 
     log_to_stderr(as_json=log == "json", verbose=verbose)
+    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limits on this system
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection takes a descriptor
     one = ServiceAgent(
         check_name(name), listen, keys=_keys_of(name, keys, plain), state=state, http=http, allow_code=allow_code
     )

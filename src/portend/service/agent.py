@@ -63,6 +63,8 @@ _MOST_AT_ONCE: Final = 64  # messages that are read before anything else has its
 _STOP_S: Final = 5.0
 _SETTLE_S: Final = 3.0  # how long an activation waits for the wanted plan when another one can be used
 _COMPLAINTS_PER_S: Final = 10
+_PACKAGE: Final = package_version("portend")
+_KEYS_S: Final = 1.0  # how often the folder of keys is looked at
 
 _FAILURES: Final = ("sample", "error")
 
@@ -140,7 +142,7 @@ class ServiceAgent:
         """Samples that come in by HTTP just now."""
         self._orders: set[asyncio.Task[None]] = set()
         self._loading = asyncio.Lock()
-        self._told = self._beaten = self._ticked = time.monotonic()
+        self._told = self._beaten = self._ticked = self._looked = time.monotonic()
         self._complaints = 0
         self._source_oldest = 0
         self.stopping = asyncio.Event()
@@ -215,8 +217,8 @@ class ServiceAgent:
         for release in releases:
             try:
                 self._take(await self._loop.run_in_executor(self._loader, self._load, release))
-            except (PortendError, RuntimeError) as error:
-                _LOG.error("release %d cannot be restored: %s", release.version, error)
+            except Exception as error:  # whatever one release does, the agent lives on
+                _LOG.error("release %d cannot be restored: %s: %s", release.version, type(error).__name__, error)
         if active in self.releases:
             self._activate(active)
 
@@ -283,7 +285,7 @@ class ServiceAgent:
         if self._keys is None:
             return routing.partition(b"/")[0].decode(errors="replace")
         try:
-            return str(frame.get("User-Id"))
+            return self._keys.trust.name_of(str(frame.get("User-Id")).encode())
         except zmq.ZMQError:
             return ""
 
@@ -509,8 +511,42 @@ class ServiceAgent:
         if any(broke) or now - self._beaten >= self.intake.limits.beat_s:
             self._beaten = now
             self._beat(now)
+        if now - self._looked >= _KEYS_S:
+            self._looked = now
+            self._look_at_keys()
         self._judge(now)
         self._gauge(who, now)
+
+    def _look_at_keys(self) -> None:
+        """Call again, by its new key, whoever has one now; messages by the old one are nobody's from now on."""
+        if self._keys is None:
+            return
+        trust = self._keys.trust
+        trust.look()
+        renewed = {n: peer.endpoint for n, peer in self._peers.items() if trust.key_of(n) not in (None, peer.key)}
+        if renewed:
+            _LOG.info("other keys than before: %s", ", ".join(renewed))
+            self._call(renewed)
+
+    def _call(self, places: dict[str, str]) -> None:
+        """Connect to other agents (name, host:port), instead of the connections that there may be to them.
+
+        Raises:
+            ConfigError: there is no public key of one of them; then all connections stay.
+        """
+        made: list[Peer] = []
+        try:
+            for name, endpoint in places.items():
+                if name != self.name:
+                    made.append(Peer(self._context, name, endpoint, self._keys, self.name))
+        except Exception:
+            for peer in made:
+                peer.close()
+            raise
+        for peer in made:
+            if (known := self._peers.get(peer.name)) is not None:
+                known.close()
+            self._peers[peer.name] = peer
 
     def _beat(self, now: float) -> None:
         silence = self.intake.limits.silence_s
@@ -655,21 +691,8 @@ class ServiceAgent:
             ConfigError: there is no public key of one of its agents.
         """
         release = loaded.release
-        made: list[Peer] = []
-        for name, endpoint in zip(release.tiers, release.endpoints, strict=True):
-            known = self._peers.get(name)
-            if name == self.name or (known is not None and known.endpoint == endpoint):
-                continue
-            try:
-                made.append(Peer(self._context, name, endpoint, self._keys, self.name))
-            except PortendError:
-                for peer in made:
-                    peer.close()
-                raise
-        for peer in made:
-            if (known := self._peers.get(peer.name)) is not None:
-                known.close()
-            self._peers[peer.name] = peer
+        places = dict(zip(release.tiers, release.endpoints, strict=True))
+        self._call({n: at for n, at in places.items() if n not in self._peers or self._peers[n].endpoint != at})
         self.releases[release.version] = loaded
         if not self.active:
             self.intake.limits = release.limits  # beats and silence count before it is active
@@ -740,7 +763,7 @@ class ServiceAgent:
             yield
         except PortendError as error:
             self._reply(routing, "error", number=number, message=str(error))
-        except (LookupError, TypeError, ValueError, OverflowError, RuntimeError, OSError) as error:
+        except Exception as error:  # what libraries raise is an open set, and silence would keep the operator waiting
             _LOG.exception("an order failed")
             self._reply(routing, "error", number=number, message=f"{type(error).__name__}: {error}")
 
@@ -748,7 +771,7 @@ class ServiceAgent:
         return {
             "name": self.name,
             "incarnation": self.incarnation,
-            "package": package_version("portend"),
+            "package": _PACKAGE,
             "protocol": PROTOCOL_VERSION,
             "python": platform.python_version(),
             "machine": platform.platform(),

@@ -135,6 +135,7 @@ class Peer:
         self.name, self.endpoint = name, endpoint
         self._monitor: zmq.Socket[bytes]
         self._socket = call(context, name, endpoint, keys, ours, self._listen)
+        self.key = None if keys is None else keys.trust.key_of(name)
         self.connected = False
         self.beat: Beat | None = None
         self.heard_s = -math.inf
