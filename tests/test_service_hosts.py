@@ -74,7 +74,7 @@ def test_a_damaged_key_file_is_named_and_locks_nobody_out(edge: Hosts, own_keys:
     with operator(edge, own_keys) as agents:
         agents.ask(0, "hello")
     for name in ("empty", "cloud", "folder"):
-        until(lambda name=name: f"keys-edge/{name}.key" in edge.log("edge"))
+        assert f"keys-edge/{name}.key" in edge.log("edge")
     assert edge.log("edge").count("empty.key cannot be read") == 1
 
 
