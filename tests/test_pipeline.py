@@ -137,10 +137,12 @@ def test_a_plan_of_a_larger_network_is_refused_before_anything_starts(
     result: DemoResult, folder: Path, tmp_path: Path
 ) -> None:
     plan = tmp_path / "plan.json"
-    plan.write_text('{"cuts": [9], "placement": [0], "codecs": [null]}', encoding="utf-8")
+    plan.write_text(
+        '{"cuts": [9], "placement": [0], "codecs": [null], "tiers": ["edge", "base", "cloud"]}', encoding="utf-8"
+    )
     done = portend(
         "run", plan, "--out", tmp_path / "m.zip", "--network", folder / "training/checkpoint.safetensors",
         "--topology", ROOT / "configs/topologies/three_tier.yaml",
     )  # fmt: skip
     assert done.returncode == 1
-    assert "resnet8 has the cuts 1–4, but" in done.stderr
+    assert "has 4 blocks, but" in done.stderr

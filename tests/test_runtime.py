@@ -464,7 +464,8 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(
         "tiers: [{name: a}, {name: b}]\nlinks: [{bandwidth: 10 Mbit/s, propagation_delay: 200 ms}]\n", encoding="utf-8"
     )
     plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(Plan(cuts=(4,), placement=(1,), codecs=("float32",)).to_dict()), encoding="utf-8")
+    made = Plan(cuts=(4,), placement=(1,), codecs=("float32",)).to_dict() | {"tiers": ["a", "b"]}
+    plan.write_text(json.dumps(made), encoding="utf-8")
     out = tmp_path / "out.zip"
     command = [sys.executable, "-m", "portend.cli", "run", str(plan), "--network", str(network)]
     command += ["--topology", str(topology), "--data", "digits:size=16", "--samples", "400", "--out", str(out)]

@@ -628,7 +628,8 @@ def test_the_commands_deploy_feed_and_tell(hosts: Hosts, agents: Agents, work: W
     places, plan = tmp_path / "hosts.yaml", tmp_path / "plan.json"
     places.write_text(yaml.safe_dump({"tiers": tiers, "links": [link, link]}))
     wanted, *others = (each.to_dict() for each in work.plans)
-    plan.write_text(json.dumps({"plan": wanted, "fallbacks": [{"plan": other} for other in others]}))
+    spare = [{"plan": other} for other in others]
+    plan.write_text(json.dumps({"plan": wanted, "tiers": NAMES, "fallbacks": spare}))
     common = ("--topology", places, "--keys", hosts.keys)
 
     deployed = portend("deploy", plan, "--network", work.network, *common)
@@ -688,7 +689,7 @@ def test_an_order_to_measure_is_checked(agents: Agents, command: str, changed: d
 def test_a_user_is_told_what_is_wrong_in_one_line(hosts: Hosts, work: Workload, tmp_path: Path) -> None:
     places = tmp_path / "one.yaml"
     places.write_text(yaml.safe_dump({"tiers": [{"name": "edge", "port": 1}]}))
-    (tmp_path / "plan.json").write_text(json.dumps(work.plans[-1].to_dict()))
+    (tmp_path / "plan.json").write_text(json.dumps(work.plans[-1].to_dict() | {"tiers": ["edge"]}))
     feeding = ("feed", "--topology", places, "--plain", "--journal", tmp_path / "j")
     deploying = ("deploy", tmp_path / "plan.json", "--network", work.network, "--topology", places, "--plain")
     for arguments, code, word in (

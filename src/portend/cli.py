@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from portend.models.backbone import Backbone
     from portend.models.data import Dataset
     from portend.plan import Plan
+    from portend.planfile import PlanFile
     from portend.topology import Topology
 
 __all__ = ["cli", "main"]
@@ -376,10 +377,12 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 
 def _what_to_train(section: Section) -> dict[str, Any]:
     """Which exits, with which weights, and whether the backbone too: from ``mode`` and what belongs to it."""
+    from portend.planfile import load_plan
+
     mode = section.get("mode", str, "joint")
     values: dict[str, Any] = {}
     if mode == "plan":
-        values["exits"] = _read_plan(section.get("plan", str)).exits
+        values["exits"] = load_plan(section.get("plan", str)).plan.exits
         values["freeze_backbone"] = section.get("freeze_backbone", bool, False)
     elif mode in ("joint", "exits"):
         values["freeze_backbone"] = mode == "exits"
@@ -947,26 +950,20 @@ def plan(
     below 0.3 leave there. The baselines are fixed ways of deployment; they do not follow the hints.
     """
     from portend.config import load_topology
+    from portend.planfile import PlanFile
     from portend.planner.fallbacks import find_fallbacks
     from portend.planner.solve import solve
-    from portend.storage import load_profile, write_json
+    from portend.storage import load_profile
 
     places = load_topology(topology)
     model, problem = _asked(load_profile(profile), places, estimator, criterion, **asked)
     solution = solve(problem, model, seconds=math.inf if seconds is None else seconds)
-    ranges = model.profile.ranges_for(solution.plan)
-    answer = solution.to_dict() | {"profiled": model.profiled | {"ranges": ranges}}
     names = [tier.name for tier in places.tiers]
     others = find_fallbacks(solution, model) if fallbacks else ()
-    for other in others:
-        ranges |= model.profile.ranges_for(other.solution.plan)
-    if fallbacks:
-        answer["fallbacks"] = [other.to_dict(names) for other in others]
-    if not with_front:
-        del answer["front"]
+    planned = PlanFile.of(solution, model, others, front=with_front)
     if out:
-        write_json(answer, out)
-    click.echo(json.dumps(answer) if as_json else solution.describe(names))
+        planned.save(out)
+    click.echo(json.dumps(planned.to_dict()) if as_json else solution.describe(names))
     if places.slow_start is not None and not as_json:
         click.echo(f"  every message is charged slow start (initial window: {places.slow_start.initial_window})")
     for other in () if as_json else others:
@@ -1127,29 +1124,21 @@ def _fine_tuning(path: str) -> dict[str, Any]:
     return values
 
 
-def _read_plan(path: str) -> Plan:
-    """The plan in a JSON file: what `portend plan --out` wrote, or a plan alone."""
-    return _read_planned(path)[0]
+def _told(warnings: list[str]) -> None:
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
-def _read_planned(path: str) -> tuple[Plan, dict[str, Any]]:
-    """The plan in a JSON file, and what was profiled for it (``PerformanceModel.profiled``), as far as it is there."""
-    from portend.plan import Plan
+def _planned_for(plan: str, topology: str) -> tuple[PlanFile, Topology]:
+    """The plan in a file and the topology that it is to run on, which has to be the one that it was made for."""
+    from portend.config import load_topology
+    from portend.planfile import load_plan
 
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}; make one with `portend plan --out`") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not a plan in JSON ({error})") from None
-    if isinstance(document, dict) and document.get("status") == "infeasible":
-        click.echo(f"note: {path} misses its constraints: {document.get('problem')}", err=True)
-    profiled = document.get("profiled", {}) if isinstance(document, dict) else {}
-    try:
-        plan = Plan.from_dict(document.get("plan", document) if isinstance(document, dict) else document)
-    except InvalidValue as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return plan, profiled if isinstance(profiled, dict) else {}
+    planned, places = load_plan(plan), load_topology(topology)
+    _told(planned.checked(places, plan, topology))
+    if planned.status == "infeasible":
+        click.echo(f"note: {plan} misses its constraints: {planned.problem}", err=True)
+    return planned, places
 
 
 @cli.command()
@@ -1181,9 +1170,8 @@ def run(
 
     Each tier runs partitions as its device was profiled for PLAN, unless the options say otherwise.
     """
-    from portend.config import load_topology
-
-    (chosen, profiled), places = _read_planned(plan), load_topology(topology)
+    planned, places = _planned_for(plan, topology)
+    chosen = planned.plan
 
     from portend.models.data import draw, make_splits
     from portend.models.networkfile import read_spec
@@ -1191,24 +1179,8 @@ def run(
     from portend.storage import save
 
     _check_writable(out)
-    spec = read_spec(network, allow_code=allow_code)
-    planned = profiled.get("weights_sha256")
-    if planned and planned != spec.weights_sha256:
-        raise MismatchError(
-            f"{plan} was made for {profiled.get('network')} with other weights than those in {network} ({spec.name}); "
-            "profile and plan with this network, or run the one that was profiled"
-        )
-    if chosen.cuts[-1] > spec.num_blocks:
-        raise MismatchError(
-            f"{spec.name} has the cuts 1–{spec.num_blocks}, but {plan} cuts at {chosen.cuts}; "
-            "plan with this network's profile"
-        )
-    if max(chosen.placement) >= len(places.tiers):
-        raise MismatchError(
-            f"{topology} has {len(places.tiers)} tiers, but {plan} places on {chosen.placement}; "
-            "plan with this topology"
-        )
-    executions = _executions(plan, profiled, network, places, **asked)
+    planned.check_network(read_spec(network, allow_code=allow_code), plan, network)
+    executions = _executions(planned, network, places, **asked)
     links = _emulated(emulation or "relay", places, traces)
     dataset, trained = _dataset(network, data, seed, allow_code)
     test = draw(make_splits(dataset, seed=trained).test, samples, seed=trained)
@@ -1223,7 +1195,7 @@ def run(
             emulation=links,
             port=port,
             allow_code=allow_code,
-            ranges=_ranges(plan, profiled),
+            ranges=planned.ranges,
         ) as deployment,
     ):
         deployment.load_samples([dataset.encoded[i] for i in test], dataset.labels[test])
@@ -1387,34 +1359,15 @@ def _show_testbed(record: dict[str, Any]) -> None:
         click.echo(line)
 
 
-def _ranges(plan: str, profiled: dict[str, Any]) -> dict[int, Any]:
-    """The ranges of values that were profiled for the plan's int8 codecs, by cut."""
-    from portend.profile import ValueRange
-
-    try:
-        return {int(cut): ValueRange.from_dict(data) for cut, data in profiled.get("ranges", {}).items()}
-    except (InvalidValue, AttributeError, ValueError) as error:
-        raise ConfigError(f"{plan}: profiled.ranges: {error}") from None
-
-
-def _executions(plan: str, profiled: dict[str, Any], network: str, places: Topology, **asked: Any) -> list[Execution]:
+def _executions(planned: PlanFile, network: str, places: Topology, **asked: Any) -> list[Execution]:
     """What runs partitions on each tier: what the options say, then what was profiled for the plan."""
     from portend.models.networkfile import is_exported
-    from portend.storage import from_plain
 
     given = {name: value for name, value in asked.items() if value is not None}
     if given.get("executor") == "auto":
         raise ConfigError("a run takes the executor that was profiled for the plan; leave --executor out, or name one")
-    known = profiled.get("executions", {})
-    found = []
-    for tier in places.tiers:
-        try:
-            usual = Execution(executor="onnxruntime" if is_exported(network) else "torch")
-            base = from_plain(Execution, known[tier.name]) if tier.name in known else usual
-        except (InvalidValue, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{plan} says of tier {tier.name!r} how it runs partitions, but {error}") from None
-        found.append(replace(base, **given))
-    return found
+    usual = Execution(executor="onnxruntime" if is_exported(network) else "torch")
+    return [replace(planned.executions.get(tier.name, usual), **given) for tier in places.tiers]
 
 
 def _check_weights(path: str, measured: Any, profile: str, loaded: Any) -> None:
@@ -1576,18 +1529,23 @@ def drift(
 
     from portend.perfmodel.exit_drift import exit_drift
     from portend.perfmodel.exits import exit_counts
+    from portend.planfile import load_plan
     from portend.storage import load_measurement, load_profile
 
     if (plan is None) != (counts is None) or bool(measurements) == bool(plan):
         raise click.UsageError("give MEASUREMENTS, or --plan together with --counts")
     loaded = load_profile(profile)
     runs: dict[str, tuple[Plan, Any]] = {}
+    names: dict[str, Any] = {}
     if plan is not None:
-        runs[plan] = (_read_plan(plan), counts)
+        planned = load_plan(plan)
+        planned.check_network(loaded.backbone, plan, profile)
+        runs[plan], names[plan] = (planned.plan, counts), planned.tiers or None
     for path in measurements:
         measured = load_measurement(path)
         _check_weights(path, measured, profile, loaded)
         runs[path] = (measured.plan, np.bincount(measured.exit_index, minlength=len(measured.plan)))
+        names[path] = [tier.name for tier in measured.topology.tiers]
     each = 1 - (1 - level) / len(runs)
     found = {name: exit_drift(ran, exit_counts(loaded.exits, ran), left, each) for name, (ran, left) in runs.items()}
     drifted = any(check.found for check in found.values())
@@ -1596,7 +1554,7 @@ def drift(
         click.echo(json.dumps(answer))
     else:
         for name, check in found.items():
-            click.echo(f"{name}: {check.plan.describe()}")
+            click.echo(f"{name}: {check.plan.describe(names[name])}")
             for line in check.describe():
                 click.echo(f"  {line}")
     if drifted:

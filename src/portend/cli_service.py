@@ -169,24 +169,17 @@ def deploy(
     The networks go to the agents that do not have them yet. What ran before goes on until the new plans are loaded
     everywhere, and samples under way finish by the plan they began with. `portend plan --fallbacks` makes fallbacks.
     """
-    from portend.config import load_topology
+    from portend.cli import _executions, _planned_for
     from portend.models.networkfile import read_spec
     from portend.progress import progress
     from portend.service.release import Limits
 
-    places = load_topology(topology)
-    plans, profiled = _read_plans(plan)
+    planned, places = _planned_for(plan, topology)
+    plans = list(planned.plans)
     spec = read_spec(network, allow_code=allow_code)
-    planned = profiled.get("weights_sha256")
-    if planned and planned != spec.weights_sha256:
-        raise MismatchError(
-            f"{plan} was made for {profiled.get('network')} with other weights than those in {network} ({spec.name}); "
-            "profile and plan with this network, or deploy the one that was profiled"
-        )
-    from portend.cli import _executions, _ranges
-
-    ranges = {str(cut): limits.to_dict() for cut, limits in _ranges(plan, profiled).items()}
-    executions = _executions(plan, profiled, network, places)
+    planned.check_network(spec, plan, network)
+    ranges = {str(cut): limits.to_dict() for cut, limits in planned.ranges.items()}
+    executions = _executions(planned, network, places)
     limits = Limits(
         window=window, waiting=waiting, deadline_s=deadline, retry_s=retry, attempts=attempts, silence_s=silence,
         beat_s=min(0.2, silence / 5), sample_bytes=int(parse(largest_sample, "size")),
@@ -252,21 +245,6 @@ def _exit_counts(path: str | None, plans: list[Plan], spec: BackboneSpec) -> lis
             "of this network"
         )
     return [exit_counts(profile.exits, plan) for plan in plans]
-
-
-def _read_plans(path: str) -> tuple[list[Plan], dict[str, Any]]:
-    """The plan in a JSON file with its fallbacks, and what was profiled for them."""
-    from portend.cli import _read_planned
-    from portend.plan import Plan
-
-    wanted, profiled = _read_planned(path)
-    document = json.loads(Path(path).read_text(encoding="utf-8"))
-    others = document.get("fallbacks", []) if "plan" in document else []
-    try:
-        plans = [wanted, *(Plan.from_dict(other["plan"]) for other in others)]
-    except (PortendError, LookupError, TypeError) as error:
-        raise ConfigError(f"{path}: fallbacks: {error}") from None
-    return list(dict.fromkeys(plans)), profiled
 
 
 def _file_for(executor: str, network: Path, allow_code: tuple[str, ...]) -> Path:

@@ -22,6 +22,7 @@ from portend.models.training import DIGITS_TRAINING, Progress, TrainingConfig, t
 from portend.models.zoo import build
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
+from portend.planfile import PlanFile
 from portend.planner.exhaustive import sample_space
 from portend.planner.problem import Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.solve import solve
@@ -160,8 +161,7 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     bound = accuracy >= profile.full_accuracy - config.drop
     problem = Problem(minimize=latency, subject_to=(bound,), space=config.space)
     solution = solve(problem, model)
-    profiled = model.profiled | {"ranges": profile.ranges_for(solution.plan)}
-    write_json(solution.to_dict() | {"profiled": profiled}, folder / "plan.json")
+    PlanFile.of(solution, model).save(folder / "plan.json")
     clock.lap("plan")
 
     plans = {"Portend": solution.plan}

@@ -844,14 +844,14 @@ class Profile:
     def num_blocks(self) -> int:
         return self.backbone.num_blocks
 
-    def ranges_for(self, plan: Plan) -> dict[str, Any]:
-        """Return the ranges that the plan's int8 codecs need, by cut, as JSON values; MismatchError if not known."""
+    def ranges_for(self, plan: Plan) -> dict[int, ValueRange]:
+        """Return the ranges that the plan's int8 codecs need, by cut; MismatchError if they are not known."""
         used = [
             cut for (cut, _), name in zip(plan.partitions, plan.codecs, strict=False) if name and name[:4] == "int8"
         ]
         if used and not self.ranges:
             raise MismatchError("the plan uses int8, but the profile has no ranges of values; profile with this codec")
-        return {str(cut): self.ranges[cut].to_dict() for cut in used}
+        return {cut: self.ranges[cut] for cut in used}
 
     def loss(self, codec: str) -> Floats:
         """Largest accuracy that the codec costs an exit after each cut, [N+1] in 0–1; NaN where not measured.

@@ -25,6 +25,7 @@ from portend.models.evaluators import TorchEvaluator
 from portend.models.training import Progress, TrainingConfig, train
 from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import CODEC_TOLERANCE, PerformanceModel
+from portend.planfile import PlanFile
 from portend.planner.problem import Problem, Solution, accuracy, latency
 from portend.planner.solve import solve
 from portend.profile import Profile, SampleExits
@@ -189,8 +190,7 @@ def refine(
             ),
         )
         save(now, this.profile)
-        profiled = model.profiled | {"ranges": now.ranges_for(solution.plan)}
-        write_json(solution.to_dict() | {"profiled": profiled}, this.plan)
+        PlanFile.of(solution, model).save(this.plan)
         still = bool(found) and found[-1].solution.plan == solution.plan
         found.append(this)
         result = Refinement(rounds=tuple(found), stands_still=still)

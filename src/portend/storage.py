@@ -256,7 +256,7 @@ def _unpack(hint: Any, data: Any, archive: zipfile.ZipFile | None) -> Any:
     if origin is Literal:
         return data
     if origin is not None and issubclass(origin, Mapping):
-        return {str(key): _unpack(arguments[1], item, archive) for key, item in _expect(data, dict).items()}
+        return {arguments[0](key): _unpack(arguments[1], item, archive) for key, item in _expect(data, dict).items()}
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     return _expect(data, hint)

@@ -6,8 +6,8 @@ Axes: C plans, L partitions, P latency parts.
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, replace
-from typing import Any, Final, Literal, get_args
+from dataclasses import replace
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,16 +81,6 @@ class PerformanceModel:
     def samples(self) -> int:
         """Profiling samples behind the exit shares."""
         return self.profile.exits.samples
-
-    @property
-    def profiled(self) -> dict[str, Any]:
-        """The network and what runs it on each tier, as JSON values: a run must use the same to be as predicted."""
-        backbone, tiers = self.profile.backbone, self.topology.tiers
-        return {
-            "network": backbone.name,
-            "weights_sha256": backbone.weights_sha256,
-            "executions": {tier.name: asdict(self.profile.devices[tier.device].execution) for tier in tiers},
-        }
 
     def outcomes(
         self, cuts: NDArray[np.intp], thresholds: NDArray[np.float64]

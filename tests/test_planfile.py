@@ -1,0 +1,191 @@
+"""A plan's file: it says what it was made for, and nothing else runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands import ROOT, portend
+from portend.config import load_topology, topology_yaml
+from portend.errors import InvalidValue, MismatchError, StorageError
+from portend.perfmodel.model import PerformanceModel
+from portend.plan import Plan
+from portend.planfile import PlanFile, load_plan
+from portend.planner.fallbacks import find_fallbacks
+from portend.planner.problem import Problem, SearchSpace, accuracy, latency
+from portend.planner.solve import solve
+from portend.storage import load_profile
+from portend.topology import Topology
+
+PROFILE = ROOT / "profiles/resnet20-cifar10.zip"
+TOPOLOGY = load_topology(ROOT / "configs/topologies/three_tier.yaml")
+
+
+@pytest.fixture(scope="module")
+def planned() -> PlanFile:
+    """A plan that keeps raw input on the edge, with fallbacks and codecs of int8."""
+    model = PerformanceModel(load_profile(PROFILE), TOPOLOGY)
+    space = SearchSpace(block_tiers={1: (0,), 8: (1,)}, codecs=("int8", "float32"), thresholds=(0.0, 0.3))
+    problem = Problem(minimize=latency, subject_to=(accuracy >= 0.87,), space=space)
+    solution = solve(problem, model, baselines=False)
+    return PlanFile.of(solution, model, find_fallbacks(solution, model))
+
+
+def test_a_file_holds_the_whole_value(planned: PlanFile, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    planned.save(path)
+    found = load_plan(path)
+    assert replace(found, ranges={}, answer={}) == replace(planned, ranges={}, answer={})
+    assert found.to_dict() == json.loads(path.read_text()) == json.loads(json.dumps(planned.to_dict()))
+    assert found.topology == TOPOLOGY
+    assert found.space is not None
+    assert found.space.block_tiers == {1: (0,), 8: (1,)}
+    assert found.tiers == ("edge", "base", "cloud")
+    assert len(found.fallbacks) == 1
+    assert "int8" in found.plan.codecs
+    assert found.ranges
+    assert found.checked(TOPOLOGY) == []
+
+
+def _moved(topology: Topology, *order: int) -> Topology:
+    return replace(topology, tiers=tuple(topology.tiers[index] for index in order))
+
+
+def _renamed(topology: Topology) -> Topology:
+    return topology.with_tier(2, name="server")
+
+
+def _shorter(topology: Topology) -> Topology:
+    return replace(topology, tiers=topology.tiers[:2], links=topology.links[:1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: _moved(t, 2, 1, 0), "tiers edge, base, cloud, in this order, but hosts.yaml has cloud, base, edge"),
+        (lambda t: _moved(t, 1, 0, 2), "in this order, but hosts.yaml has base, edge, cloud"),
+        (_renamed, "it lacks cloud and new are server; plan with this topology"),
+        (_shorter, "hosts.yaml has edge, base: it lacks cloud"),
+        (lambda t: replace(t, source=1), "made for the source edge, but in hosts.yaml it is base"),
+        (lambda t: replace(t, destination=2), "made for the destination edge, but in hosts.yaml it is cloud"),
+        (lambda t: replace(t, ingest="message"), "made for ingest in_process, but hosts.yaml has message"),
+    ],
+)
+def test_other_tiers_are_refused_by_run_and_by_deploy(
+    planned: PlanFile, tmp_path: Path, change: Callable[[Topology], Topology], message: str
+) -> None:
+    planned.save(tmp_path / "plan.json")
+    (tmp_path / "hosts.yaml").write_text(topology_yaml(change(TOPOLOGY)))
+    given = ("plan.json", "--network", "none.onnx", "--topology", "hosts.yaml")
+    for command in (("run", *given, "--out", "run.zip"), ("deploy", *given, "--plain")):
+        done = portend(*command, cwd=tmp_path)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / "run.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (lambda t: t.with_link(0, bandwidth_bps=4.9e6), "made for 10 Mbit/s between edge–base, but it is 4.9 Mbit/s"),
+        (lambda t: t.with_link(1, propagation_delay_s=0.1), "a delay of 40 ms between base–cloud, but it is 100 ms"),
+        (lambda t: t.with_tier(0, slowdown=1.0), "edge with slowdown 27.15, but it has 1"),
+        (lambda t: t.with_tier(1, device="pi"), "base as device local, but it is pi"),
+        (lambda t: t.with_tier(2, memory_bytes=1e6), "cloud with any memory, but it has 1000000 B"),
+    ],
+)
+def test_what_costs_much_more_or_less_is_warned_about(
+    planned: PlanFile, change: Callable[[Topology], Topology], warning: str
+) -> None:
+    (told,) = planned.checked(change(TOPOLOGY), "plan.json", "hosts.yaml")
+    assert warning in told
+    assert "plan with hosts.yaml" in told
+
+
+def test_what_costs_about_the_same_is_not(planned: PlanFile) -> None:
+    near = TOPOLOGY.with_link(0, bandwidth_bps=6e6, propagation_delay_s=0.03).with_tier(0, host="10.0.0.7", port=7200)
+    assert planned.checked(near) == []
+    at_once = TOPOLOGY.with_link(0, propagation_delay_s=1e-5)
+    quick = replace(planned, topology=TOPOLOGY.with_link(0, propagation_delay_s=1e-4))
+    assert quick.checked(at_once) == []
+
+
+def _old(planned: PlanFile) -> dict[str, Any]:
+    """What the first version wrote: no version, no topology, tiers by the names of their executions."""
+    document: dict[str, Any] = json.loads(json.dumps(planned.to_dict()))
+    for key in ("format", "version", "tiers", "topology", "search"):
+        del document[key]
+    del document["profiled"]["samples"]
+    return document
+
+
+def test_an_older_file_is_read_and_its_tiers_are_known(planned: PlanFile, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(_old(planned)))
+    found = load_plan(path)
+    assert (found.plan, found.fallbacks, found.tiers) == (planned.plan, planned.fallbacks, planned.tiers)
+    assert set(found.ranges) == set(planned.ranges)
+    assert found.checked(TOPOLOGY) == []
+    with pytest.raises(MismatchError, match="in this order"):
+        found.checked(_moved(TOPOLOGY, 2, 1, 0))
+
+
+def test_a_plan_by_hand_has_to_name_its_tiers(planned: PlanFile, tmp_path: Path) -> None:
+    path, plan = tmp_path / "plan.json", planned.plan.to_dict()
+    path.write_text(json.dumps(plan))
+    with pytest.raises(MismatchError, match="does not say which tiers it was made for; plan with"):
+        load_plan(path).checked(TOPOLOGY)
+    path.write_text(json.dumps(plan | {"tiers": ["edge", "base", "cloud"]}))
+    assert load_plan(path).checked(TOPOLOGY) == []
+    path.write_text(json.dumps(plan | {"tiers": ["edge"]}))
+    with pytest.raises(StorageError, match="places on the tiers 0–0"):
+        load_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 3}, "reads plans up to version 2, but got 3; upgrade Portend"),
+        ({"version": "x"}, "reads plans up to version 2, but got 'x'"),
+        ({"tiers": ["a", "b", "c"]}, "the tiers of a plan are those of its topology"),
+        ({"tiers": 7}, "a plan's tiers are a list of names"),
+        ({"topology": {"tiers": []}}, "damaged"),
+        ({"profiled": [1]}, "damaged"),
+        ({"profiled": {"executions": {"moon": {}}}}, "executions are of the tiers edge, base, cloud, but got moon"),
+        ({"profiled": {"ranges": {"x": {}}}}, "damaged|ranges"),
+        ({"search": {"space": {"thresholds": [2.0]}}}, "thresholds lie within 0–1"),
+        ({"fallbacks": [{}]}, "damaged"),
+        ({"gap": "small"}, "damaged"),
+        ({"plan": {"cuts": []}}, "a plan's placement is a list"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(
+    planned: PlanFile, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(planned.to_dict() | change))
+    with pytest.raises(StorageError, match=message) as caught:
+        load_plan(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_plan_of_other_weights_or_too_many_blocks_is_refused(planned: PlanFile) -> None:
+    spec = load_profile(PROFILE).backbone
+    planned.check_network(spec)
+    with pytest.raises(MismatchError, match="with other weights than those in net"):
+        planned.check_network(replace(spec, weights_sha256="0" * 64), "plan.json", "net.onnx")
+    longer = PlanFile(plan=Plan(cuts=(11,), placement=(0,)))
+    with pytest.raises(MismatchError, match="has 10 blocks, but the plan runs 11"):
+        longer.check_network(spec)
+
+
+def test_the_tiers_of_a_plan_exist() -> None:
+    with pytest.raises(InvalidValue, match=r"places on the tiers 0–1 \(a, b\), but got 2"):
+        PlanFile(plan=Plan(cuts=(4,), placement=(2,)), tiers=("a", "b"))
