@@ -570,7 +570,7 @@ BAD = [
     ({"links": [LINK | {"mtu_bytes": 1500.5}], "routes": [ROUTE]}, r"links\[0\].*whole"),
     ({"links": [LINK], "routes": [{"from": 0}]}, r"routes\[0\]"),
     ({"links": [LINK], "routes": [ROUTE | {"to": 2}]}, "tiers of 0–1"),
-    ({"links": [LINK], "routes": [ROUTE | {"target": "nowhere"}]}, "host:port"),
+    ({"links": [LINK], "routes": [ROUTE | {"target": "nowhere"}]}, "HOST:PORT"),
 ]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from portend.errors import ConfigError, InvalidValue
-from portend.service.keys import OPERATOR, Keys, is_loopback, load_keys, make_keys
+from portend.service.keys import OPERATOR, Keys, load_keys, make_keys
 
 
 def test_keys_are_made_once_and_only_their_owner_reads_the_secret_ones(tmp_path: Path) -> None:
@@ -55,14 +55,6 @@ def test_a_missing_or_broken_key_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "edge.key_secret").write_text("nothing")
     with pytest.raises(ConfigError, match="copy it again"):
         load_keys(tmp_path, "edge")
-
-
-@pytest.mark.parametrize(
-    ("host", "inside"),
-    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.9.9.9", True), ("0.0.0.0", False), ("edge", False)],
-)
-def test_which_hosts_are_this_machine_alone(host: str, inside: bool) -> None:
-    assert is_loopback(host) is inside
 
 
 def test_the_command_makes_the_coordinator_s_keys_too(tmp_path: Path) -> None:

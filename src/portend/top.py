@@ -21,6 +21,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from portend.address import read_address
 from portend.errors import DeploymentError
 from portend.units import format_bandwidth, format_bytes
 
@@ -89,7 +90,7 @@ def address(text: str) -> tuple[str, str]:
     head, equals, rest = text.partition("=")
     tier, where = (head, rest) if equals and "/" not in head else ("", text)
     if "://" not in where:
-        where = f"http://{where}/metrics"
+        where = f"http://{read_address(where, least_port=1)}/metrics"
     if not where.startswith(("http://", "https://")):
         raise DeploymentError(f"an agent's page is at http://HOST:PORT/metrics, but got {text!r}")
     return tier, where

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from portend.address import read_host
 from portend.errors import InvalidValue, choice, law, nearest
 
 __all__ = ["Ingest", "Link", "SlowStart", "Tier", "Topology", "TransferCurve"]
@@ -31,7 +32,8 @@ class Tier:
         device: key of the device profile that holds its measurements.
         slowdown: how many times slower than the profiled device (``portend.profile.slowed``); emulated where
             the tier runs as a process, which needs at least 1.
-        host, port: address of the machine that runs the tier's agent, and where the agent of a service listens there.
+        host, port: address of the machine that runs the tier's agent (an IPv6 address is kept without brackets), and
+            where the agent of a service listens there.
         memory_bytes: what the tier has for weights and activations; no plan that needs more is feasible.
         power_w, price_usd_per_hour: optional facts for metrics and constraints.
         cores: numbers of the processor cores that the tier's process may use where it runs; empty: all.
@@ -55,6 +57,7 @@ class Tier:
             math.isfinite(self.slowdown) and self.slowdown > 0,
             f"a tier's slowdown is a positive factor, but tier {self.name!r} has {self.slowdown}",
         )
+        object.__setattr__(self, "host", read_host(self.host))
         law(1 <= self.port <= 65535, f"a tier's port is 1–65535, but tier {self.name!r} has {self.port}")
         law(
             self.memory_bytes is None or self.memory_bytes >= 0,

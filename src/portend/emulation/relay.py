@@ -51,6 +51,7 @@ from itertools import count
 from time import monotonic
 from typing import Any, Final, Literal, NamedTuple, Self
 
+from portend.address import read_address
 from portend.emulation.child import Child
 from portend.errors import ConfigError, InvalidValue, PortendError
 from portend.topology import Link, Topology
@@ -603,11 +604,9 @@ class _Shell:
 
 
 def _resolve(target: str) -> _Address:
-    host, _, port = target.rpartition(":")
-    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ConfigError(f"a route's target is 'host:port', but got {target!r}")
+    host, port = read_address(target, least_port=1)
     try:
-        family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise ConfigError(f"no address is known for the target {target!r}: {error}") from error
     return family, address

@@ -24,6 +24,7 @@ import numpy as np
 import zmq
 from numpy.typing import ArrayLike, NDArray
 
+from portend.address import is_loopback
 from portend.emulation.base import Emulation, make_emulation
 from portend.errors import DeploymentError, InvalidValue, MismatchError, choice
 from portend.execution import Execution
@@ -77,7 +78,7 @@ class Deployment:
         allow_code: Collection[str] = (),
         ranges: Mapping[int, ValueRange] = MappingProxyType({}),
     ) -> None:
-        remote = sorted({tier.host for tier in topology.tiers} - {"127.0.0.1", "localhost"})
+        remote = sorted({tier.host for tier in topology.tiers if not is_loopback(tier.host)})
         choice("a criterion", criterion, CRITERIA)
         if remote:
             raise DeploymentError(

@@ -34,6 +34,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from portend.address import read_address
 from portend.emulation.arrivals import receive, stamp
 from portend.errors import DeploymentError, InvalidValue, law
 
@@ -458,9 +459,9 @@ def main() -> int:
                 print(listener.getsockname()[1], flush=True)
                 sys.stdin.read()
             return 0
-        host, _, port = where.rpartition(":")
+        target = read_address(where, least_port=1)
         budget = Budget(seconds=float(limits[0]), bytes=float(limits[1]))
-        found = measure(lambda: socket.create_connection((host, int(port)), _PATIENCE_S), secret, budget)
+        found = measure(lambda: socket.create_connection(target, _PATIENCE_S), secret, budget)
     except (DeploymentError, InvalidValue, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 1

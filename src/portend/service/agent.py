@@ -28,6 +28,7 @@ from typing import Any, Final
 import msgpack
 import zmq
 
+from portend.address import is_loopback, read_address
 from portend.errors import ConfigError, DataError, DeploymentError, MessageError, PortendError
 from portend.runtime.executors import make_executor
 from portend.runtime.messages import (
@@ -40,7 +41,7 @@ from portend.runtime.messages import (
 )
 from portend.service.exit_watch import Exits
 from portend.service.intake import SAMPLE_ID, Answer, Intake
-from portend.service.keys import OPERATOR, Keys, Who, authenticate, is_loopback
+from portend.service.keys import OPERATOR, Keys, Who, authenticate
 from portend.service.metrics import Metrics
 from portend.service.partitions import Loaded, Outcome, Shared, host_memory_bytes
 from portend.service.peers import Beat, Peer, read_beat
@@ -50,7 +51,7 @@ from portend.service.store import Store
 from portend.service.worker import Job, Worker
 from portend.storage import from_plain
 
-__all__ = ["ServiceAgent", "parse_endpoint", "read_message"]
+__all__ = ["ServiceAgent", "read_message"]
 
 _LOG: Final = logging.getLogger("portend.service")
 _TICK_S: Final = 0.05
@@ -67,14 +68,6 @@ _PACKAGE: Final = package_version("portend")
 _KEYS_S: Final = 1.0  # how often the folder of keys is looked at
 
 _FAILURES: Final = ("sample", "error")
-
-
-def parse_endpoint(text: str) -> tuple[str, int]:
-    """Return host and port of ``tcp://HOST:PORT`` or ``HOST:PORT``; ConfigError if it is neither."""
-    host, _, port = text.removeprefix("tcp://").rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"an address is host:port such as 0.0.0.0:7100, but got {text!r}")
-    return host, int(port)
 
 
 def read_message(frames: Sequence[Any]) -> tuple[Header | dict[str, Any], Any]:
@@ -116,11 +109,11 @@ class ServiceAgent:
         allow_code: Collection[str] = (),
     ) -> None:
         self.name, self._keys, self._allow_code = name, keys, allow_code
-        self._host, self._port = parse_endpoint(listen)
-        if keys is None and not is_loopback(self._host):
+        self._listen = read_address(listen)
+        if keys is None and not is_loopback(self._listen.host):
             raise ConfigError(f"plain text stays on this machine, but --listen is {listen}; give --keys, or 127.0.0.1")
-        self._http = None if http is None else parse_endpoint(http)
-        if self._http and not is_loopback(self._http[0]):
+        self._http = None if http is None else read_address(http)
+        if self._http and not is_loopback(self._http.host):
             raise ConfigError(
                 f"the HTTP interface asks nobody who they are, so it stays on this machine, but got {http}; use "
                 "127.0.0.1 and put a proxy that does before it"
@@ -179,7 +172,7 @@ class ServiceAgent:
                 self._loop.add_reader(self._inbox.fileno(), self._receive)
                 self._loop.call_soon(self._receive)
                 watch = asyncio.create_task(self._tick(who))
-                _LOG.info("listening on %s:%d", self._host, self._port)
+                _LOG.info("listening on %s", self._listen)
                 ready()
                 await self.stopping.wait()
                 await self._finish()
@@ -196,15 +189,13 @@ class ServiceAgent:
         inbox.setsockopt(zmq.SNDHWM, 1000)
         inbox.setsockopt(zmq.HANDSHAKE_IVL, 3000)
         inbox.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a connection that is made anew takes the place of the broken one
-        inbox.setsockopt(zmq.IPV6, int(":" in self._host))
+        inbox.setsockopt(zmq.IPV6, int(":" in self._listen.host))
         if self._keys is not None:
             self._keys.serve(inbox)
         try:
-            inbox.bind(f"tcp://{self._host}:{self._port}")
+            inbox.bind(f"tcp://{self._listen}")
         except zmq.ZMQError as error:
-            raise DeploymentError(
-                f"{self._host}:{self._port} cannot be used ({error}); choose another --listen"
-            ) from None
+            raise DeploymentError(f"{self._listen} cannot be used ({error}); choose another --listen") from None
         return inbox
 
     async def _restore(self) -> None:
@@ -853,7 +844,7 @@ class ServiceAgent:
         }
 
     async def _on_peer(self, _: bytes, values: dict[str, Any], __: Any) -> dict[str, Any]:
-        return {"port": await self._probes.serve(self._host, values)}
+        return {"port": await self._probes.serve(self._listen.host, values)}
 
     async def _on_measure(self, _: bytes, values: dict[str, Any], __: Any) -> dict[str, Any]:
         return {"measured": await self._probes.measure(values)}

@@ -16,6 +16,7 @@ import numpy as np
 import zmq
 from numpy.typing import ArrayLike
 
+from portend.address import Address, is_loopback
 from portend.errors import ConfigError, DeploymentError, MessageError
 from portend.execution import Execution
 from portend.models.decoding import InputDecoder
@@ -23,7 +24,7 @@ from portend.plan import Plan
 from portend.runtime.links import Budget, LinkMeasurement
 from portend.runtime.messages import PROTOCOL_VERSION, pack_control, unpack_control
 from portend.service.intake import Answer
-from portend.service.keys import OPERATOR, Keys, is_loopback
+from portend.service.keys import OPERATOR, Keys
 from portend.service.peers import call
 from portend.service.release import Limits, NetworkFile, Release
 from portend.service.store import CHUNK, file_sha256
@@ -78,7 +79,8 @@ class Agents:
             self._context = zmq.Context()
             made.callback(self._context.destroy, linger=0)
             self.sockets = [
-                call(self._context, tier.name, f"{tier.host}:{tier.port}", keys, OPERATOR) for tier in topology.tiers
+                call(self._context, tier.name, str(Address(tier.host, tier.port)), keys, OPERATOR)
+                for tier in topology.tiers
             ]
             self._cleanup = made.pop_all()
 
@@ -117,7 +119,7 @@ class Agents:
 
     def _name(self, tier: int) -> str:
         place = self.topology.tiers[tier]
-        return f"tier {place.name!r} at {place.host}:{place.port}"
+        return f"tier {place.name!r} at {Address(place.host, place.port)}"
 
     def hello(self) -> list[Found]:
         """Meet all agents, by tier.
@@ -211,7 +213,7 @@ class Agents:
             version=1 + max(version for agent in found for version in (*agent.versions, agent.active, 0)),
             plans=tuple(plans),
             tiers=tuple(tier.name for tier in places.tiers),
-            endpoints=tuple(f"{tier.host}:{tier.port}" for tier in places.tiers),
+            endpoints=tuple(str(Address(tier.host, tier.port)) for tier in places.tiers),
             networks=tuple(made[path] for path in files),
             executions=tuple(executions),
             memory_bytes=tuple(tier.memory_bytes for tier in places.tiers),

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
+from portend.address import Address, is_loopback
 from portend.errors import DataError, DeploymentError
 from portend.service.intake import SAMPLE_ID, Answer
-from portend.service.keys import is_loopback
 
 if TYPE_CHECKING:
     from portend.service.agent import ServiceAgent
@@ -144,7 +144,7 @@ async def serve_http(agent: ServiceAgent, host: str, port: int) -> AsyncIterator
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise DeploymentError(f"{host}:{port} cannot be used ({error}); choose another --http") from None
+            raise DeploymentError(f"{Address(host, port)} cannot be used ({error}); choose another --http") from None
         yield
     finally:
         await runner.cleanup()

@@ -23,7 +23,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 
 from portend.errors import ConfigError, StorageError, law
 
-__all__ = ["OPERATOR", "Keys", "Trust", "Who", "authenticate", "check_name", "is_loopback", "load_keys", "make_keys"]
+__all__ = ["OPERATOR", "Keys", "Trust", "Who", "authenticate", "check_name", "load_keys", "make_keys"]
 
 _LOG: Final = logging.getLogger("portend.service")
 
@@ -43,11 +43,6 @@ def check_name(name: str) -> str:
         f"but got {name!r:.80}",
     )
     return name
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody outside this machine reaches ``host``."""
-    return host in ("localhost", "::1", "[::1]") or re.fullmatch(r"127\.\d+\.\d+\.\d+", host) is not None
 
 
 def make_keys(folder: str | Path, names: Iterable[str]) -> dict[str, bool]:

@@ -15,7 +15,8 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from typing import Any, Final
 
-from portend.errors import DeploymentError, MessageError
+from portend.address import Address, read_host
+from portend.errors import DeploymentError, InvalidValue, MessageError
 
 __all__ = ["MOST_PROBE_S", "Probes"]
 
@@ -24,7 +25,6 @@ _MOST_BYTES: Final = 1e10
 _MARGIN_S: Final = 60.0
 _MOST: Final = 4
 _SECRET: Final = re.compile(r"[0-9a-f]{32}")
-_HOST: Final = re.compile(r"[A-Za-z0-9:][A-Za-z0-9._:%-]{0,254}")
 
 
 class Probes:
@@ -48,7 +48,7 @@ class Probes:
         assert process.stdout is not None
         said = (await process.stdout.readline()).decode().strip()
         if not said:
-            raise DeploymentError(f"no peer can listen on {host}:{port} ({await self._end(process)})")
+            raise DeploymentError(f"no peer can listen on {Address(host, port)} ({await self._end(process)})")
         task = asyncio.create_task(self._end_after(process, seconds + _MARGIN_S))
         self._reaping.add(task)
         task.add_done_callback(self._reaping.discard)
@@ -62,20 +62,24 @@ class Probes:
         """
         secret, seconds = _secret(order), _seconds(order)
         host, port, most = order.get("host"), order.get("port"), order.get("bytes")
-        if not isinstance(host, str) or not _HOST.fullmatch(host) or type(port) is not int or not 0 < port < 1 << 16:
-            raise MessageError(f"a peer is at a host and a port, but got {host!r:.80} and {port!r:.40}")
+        try:
+            if not isinstance(host, str) or type(port) is not int or not 0 < port < 1 << 16:
+                raise InvalidValue(f"a peer is at a host and a port, but got {host!r:.80} and {port!r:.40}")
+            target = Address(read_host(host), port)
+        except InvalidValue as error:
+            raise MessageError(str(error)) from None
         if type(most) is not float or not 0 < most <= _MOST_BYTES:
             raise MessageError(f"measuring takes at most {_MOST_BYTES:g} bytes, but got {most!r:.40}")
-        process = await self._start(secret, "measure", f"{host}:{port}", str(seconds), str(most))
+        process = await self._start(secret, "measure", str(target), str(seconds), str(most))
         try:
             async with asyncio.timeout(2 * seconds + _MARGIN_S):
                 out, _ = await process.communicate()
         except TimeoutError:
-            raise DeploymentError(f"measuring the way to {host}:{port} took too long") from None
+            raise DeploymentError(f"measuring the way to {target} took too long") from None
         finally:
             said = await self._end(process)
         if process.returncode:
-            raise DeploymentError(f"the way to {host}:{port} could not be measured ({said})")
+            raise DeploymentError(f"the way to {target} could not be measured ({said})")
         found: dict[str, Any] = json.loads(out)
         return found
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from portend.address import read_address
 from portend.errors import MessageError, PortendError, choice, law
 from portend.execution import Execution
 from portend.perfmodel.exit_drift import watch_exits
@@ -120,6 +121,8 @@ class Release:
         )
         for name in ("endpoints", "networks", "executions", "memory_bytes", "batches"):
             law(len(getattr(self, name)) == count, f"each of the {count} tiers has its own of {name}")
+        for endpoint in self.endpoints:
+            read_address(endpoint, least_port=1)
         for role, index in (("source", self.source), ("destination", self.destination)):
             law(0 <= index < count, f"the {role} is one of the tiers 0–{count - 1}, but got {index}")
         law(self.ingest in ("in_process", "message"), f"ingest is in_process or message, not {self.ingest!r}")
