@@ -106,3 +106,44 @@ def test_a_number_may_be_written_as_scientists_do(tmp_path: Path) -> None:
     found = read_yaml(written(tmp_path, "a: 5e-4\nb: -1.5E+3\nc: 2e3\nd: 5e-4x\ne: e5\n"))
     assert [found.get(key, float) for key in "abc"] == [5e-4, -1500.0, 2000.0]
     assert [found.get(key, str) for key in "de"] == ["5e-4x", "e5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "links: []\n", "t.yaml, line 8: the key 'links' is there already, in line 5; keep one of them"),
+        ("tiers:\n  - {name: a, name: b}\n", "line 2: the key 'name' is there already, in line 2"),
+        ("a: 1\n'a': 2\n", "line 2: the key 'a' is there already, in line 1"),
+        ("hints:\n  block_tiers:\n    1: a\n    0x1: b\n", "line 4: the key '0x1' is there already, in line 3"),
+        ("base: &base {x: 1, x: 2}\nother: *base\n", "line 1: the key 'x' is there already"),
+        ("<<: {a: 1}\n<<: {b: 1}\n", "line 2: the key '<<' is there already, in line 1"),
+    ],
+)
+def test_a_key_that_is_written_twice_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(written(tmp_path, text))
+    assert message in str(caught.value)
+
+
+def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:
+    text = "base: &base {x: 1, y: 1}\nmore: &more {<<: *base, y: 2}\nlast: {<<: *more, x: 3}\n"
+    found = read_yaml(written(tmp_path, text))
+    assert [found.get(key, dict) for key in ("more", "last")] == [{"x": 1, "y": 2}, {"x": 3, "y": 2}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\nb: 2\n", "t.yaml, line 2: this is not YAML (expected ',' or ']'"),
+        ("a: 1\n---\nb: 2\n", "t.yaml, line 2: this is not YAML (but found another document)"),
+        ("\x00", "t.yaml is not YAML"),
+        ("a: !!python/object:os.system {}\n", "line 1: this is not YAML (could not determine a constructor"),
+        ("? [a]\n: 1\n", "line 1: this is not YAML (found unhashable key)"),
+        ("[" * 5000, "t.yaml is not YAML"),
+    ],
+)
+def test_what_is_no_yaml_is_named_by_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(written(tmp_path, text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

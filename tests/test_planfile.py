@@ -189,3 +189,33 @@ def test_a_plan_of_other_weights_or_too_many_blocks_is_refused(planned: PlanFile
 def test_the_tiers_of_a_plan_exist() -> None:
     with pytest.raises(InvalidValue, match=r"places on the tiers 0–1 \(a, b\), but got 2"):
         PlanFile(plan=Plan(cuts=(4,), placement=(2,)), tiers=("a", "b"))
+
+
+def test_a_key_that_is_written_twice_is_refused(planned: PlanFile, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"cuts": [4], "placement": [0], "placement": [1], "tiers": ["a", "b"]}')
+    with pytest.raises(StorageError, match="the key 'placement' is there twice; keep one"):
+        load_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("run", "--trace names 0 twice, with a.txt and b.txt; give one of them"),
+        ("deploy", "--batch names edge twice, with 2 and 3; give one of them"),
+    ],
+)
+def test_an_option_that_names_one_thing_twice_is_refused(
+    tmp_path: Path, command: str, words: str, network: Path
+) -> None:
+    tiers = tuple(tier.name for tier in TOPOLOGY.tiers)
+    PlanFile(plan=Plan(cuts=(4,), placement=(0,), codecs=(None,)), tiers=tiers).save(tmp_path / "plan.json")
+    (tmp_path / "t.yaml").write_text(topology_yaml(TOPOLOGY))
+    more = {
+        "run": ("--trace", "0=a.txt", "--trace", "0=b.txt", "--out", "x.zip"),
+        "deploy": ("--batch", "edge=2", "--batch", "edge=3", "--plain"),
+    }
+    given = ("plan.json", "--network", network, "--topology", "t.yaml", *more[command])
+    done = portend(command, *given, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr

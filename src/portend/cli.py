@@ -7,11 +7,11 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["cli", "main"]
 
 Tell = Callable[[str, int, int], None]
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 _MANY_PLANS = 20_000_000
 _DRIFTED = 3
@@ -218,6 +220,16 @@ class _Trace(click.ParamType[Any]):
         return link, path
 
 
+def _once(pairs: Iterable[tuple[_K, _V]], option: str) -> dict[_K, _V]:
+    """The pairs of an option that is given several times, as a mapping; a key that comes twice is refused."""
+    found: dict[_K, _V] = {}
+    for key, value in pairs:
+        if key in found:
+            raise click.UsageError(f"{option} names {key} twice, with {found[key]} and {value}; give one of them")
+        found[key] = value
+    return found
+
+
 _emulation = click.option(
     "--emulation",
     type=click.Choice(EMULATIONS),
@@ -229,7 +241,7 @@ _traces = click.option(
     "traces",
     type=_Trace(),
     multiple=True,
-    callback=lambda ctx, param, value: dict(value),
+    callback=lambda ctx, param, value: _once(value, "--trace"),
     help="Bandwidth over time of a link, numbered from 0: lines of seconds and Mbit/s (docs/testbed.md).",
 )
 _topology = click.option(
@@ -645,13 +657,16 @@ def merge(files: tuple[str, ...], rename: tuple[str, ...], out: str) -> None:
     devices = {
         file: tuple(found.devices) if isinstance(found, Profile) else (found.device,) for file, found in loaded.items()
     }
-    names = {}
+    names: dict[tuple[str, str], str] = {}
     for text in rename:
         left, _, new = text.rpartition("=")
         file, old = (left, "") if left in devices else left.rpartition(":")[::2]
         if file not in devices or not new or (not old and len(devices[file]) > 1):
             raise click.UsageError(f"--rename {text} is not FILE:OLD=NEW with one of the files {', '.join(files)}")
-        names[file, old or devices[file][0]] = new
+        renamed = (file, old or devices[file][0])
+        if renamed in names:
+            raise click.UsageError(f"--rename names {':'.join(renamed)} twice, with {names[renamed]} and {new}")
+        names[renamed] = new
     bundle = merge_profiles(loaded, names)
     save(bundle, out)
     click.echo(f"{out}: {bundle.backbone.name}, {bundle.exits.samples} samples, devices {', '.join(bundle.devices)}")

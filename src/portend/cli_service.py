@@ -221,13 +221,15 @@ def deploy(
 
 def _batches(words: tuple[str, ...], names: list[str]) -> list[int]:
     """Return the largest batch of each tier."""
-    batches = dict.fromkeys(names, 1)
+    batches: dict[str, int] = {}
     for word in words:
         name, _, count = word.rpartition("=")
-        if name not in batches or not count.isdecimal() or int(count) < 1:
+        if name not in names or not count.isdecimal() or int(count) < 1:
             raise click.UsageError(f"--batch is TIER=COUNT with a tier of {', '.join(names)}, but got {word!r}")
+        if name in batches:
+            raise click.UsageError(f"--batch names {name} twice, with {batches[name]} and {count}; give one of them")
         batches[name] = int(count)
-    return list(batches.values())
+    return [batches.get(name, 1) for name in names]
 
 
 def _exit_counts(path: str | None, plans: list[Plan], spec: BackboneSpec) -> list[Any]:

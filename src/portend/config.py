@@ -30,13 +30,39 @@ def read_yaml(path: str | Path) -> Section:
         raise ConfigError(f"there is no file {path}; check the name") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error})") from None
-    except yaml.YAMLError as error:
+    except _WrittenTwiceError as error:
+        raise ConfigError(f"{path}, {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise ConfigError(f"{path}{line}: this is not YAML ({error.problem})") from None
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     return Section(document, str(path))
 
 
+class _WrittenTwiceError(Exception):
+    """A mapping has a key twice."""
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, for which 5e-4 is a number, as in YAML 1.2 (in 1.1 it lacks a dot and is a string)."""
+    """PyYAML's safe loader, which takes the last of equal keys; this one refuses them, as YAML 1.2 does (3.2.1.3).
+
+    And 5e-4 is a number, as in YAML 1.2 (in 1.1 it lacks a dot and is a string).
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                name = "<<" if key.tag.endswith(":merge") else self.construct_object(key)
+                line = key.start_mark.line + 1
+                if name in lines:
+                    raise _WrittenTwiceError(
+                        f"line {line}: the key {key.value!r} is there already, in line {lines[name]}; keep one of them"
+                    )
+                lines[name] = line
+        return node
 
 
 _Loader.add_implicit_resolver(

@@ -248,7 +248,7 @@ def load_plan(path: str | Path) -> PlanFile:
         StorageError: there is no such file, or it holds no plan; says what is wrong.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except FileNotFoundError:
         raise StorageError(f"there is no file {path}; make one with `portend plan --out`") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -257,6 +257,14 @@ def load_plan(path: str | Path) -> PlanFile:
         return PlanFile.from_dict(document)
     except InvalidValue as error:
         raise StorageError(f"{path}: {error}") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of a JSON object, in which a key that is there twice would silently win by its last."""
+    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if twice:
+        raise ValueError(f"the key {twice[0]!r} is there twice; keep one of them")
+    return dict(pairs)
 
 
 def _fields(document: Mapping[str, Any]) -> dict[str, Any]:
