@@ -177,6 +177,57 @@ def test_a_malformed_clip_is_a_data_error_at_once(data: bytes) -> None:
     tracemalloc.stop()
 
 
+def container(
+    size: int, *, kind: bytes = b"RIFF", before: bytes = b"", after: bytes = b"", whole: int | None = None
+) -> bytes:
+    """The good clip with the given size of its data (and of the file), and with chunks before and after the data."""
+    at = GOOD.index(b"data")
+    rest = before + b"data" + struct.pack("<I", size) + GOOD[at + 8 :] + after
+    return kind + struct.pack("<I", size if whole is None else whole) + GOOD[8:at] + rest
+
+
+def ds64(size: int) -> bytes:
+    return b"ds64" + struct.pack("<IQQQI", 28, size, size, 0, 0)
+
+
+DATA = len(GOOD) - GOOD.index(b"data") - 8
+STREAMED = [
+    *(container(size) for size in (0xFFFFFFFF, 0, 0x7FFFF000, 0x7FFFFF00, 0x80000000)),
+    container(0xFFFFFFFF, before=b"LIST" + struct.pack("<I", 5) + b"hello\0"),
+    container(0, whole=36),
+    container(0, whole=0xFFFFFFFF),
+    container(0xFFFFFFFF, kind=b"RF64", before=ds64(DATA)),
+    container(0xFFFFFFFF, kind=b"RF64", before=ds64(0)),
+    container(0xFFFFFFFF, kind=b"BW64", before=ds64((1 << 64) - 1)),
+    container(DATA, before=b"note" + struct.pack("<I", 5) + b"hello", whole=len(GOOD) + 5),  # no padding
+    container(DATA, before=b"note" + struct.pack("<I", 5) + b"hello\0", whole=len(GOOD) + 6),
+    container(DATA, after=b"LIST" + struct.pack("<I", 4) + b"INFO", whole=len(GOOD) + 4),
+    container(0xFFFFFFFF, kind=b"RF64", before=ds64(DATA), after=b"LIST" + struct.pack("<I", 4) + b"INFO"),
+]
+
+
+@pytest.mark.parametrize("data", STREAMED)
+def test_a_clip_from_a_pipe_is_read_to_its_end(data: bytes) -> None:
+    assert np.array_equal(VGGISH.decode(data), VGGISH.decode(GOOD))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        container(DATA + 2, whole=len(GOOD)),
+        container(0x10000000),
+        container(0xFFFFFFFF, kind=b"RF64", before=ds64(DATA + 2)),
+        container(0xFFFFFFFF, kind=b"RF64", before=ds64(1 << 40)),
+        container(0xFFFFFFFF)[:44],
+        container(0xFFFFFFFF)[:40],
+        container(0xFFFFFFFF).replace(b"RIFF", b"RIFX"),
+    ],
+)
+def test_a_clip_that_is_cut_short_is_still_noticed(data: bytes) -> None:
+    with pytest.raises(DataError, match="cannot decode"):
+        VGGISH.decode(data)
+
+
 def test_a_small_file_cannot_claim_hours() -> None:
     quiet = wav(np.zeros(21_000_000, dtype=np.int16), 48_000, kind="FLAC")
     assert len(quiet) < 200_000

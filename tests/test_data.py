@@ -17,6 +17,7 @@ from PIL import Image
 from portend.errors import DataError, InvalidValue
 from portend.models.data import Dataset, Splits, limited, load_dataset, make_splits
 from portend.models.decoding import ImageDecoder, TensorDecoder, decoder_from_dict
+from portend.models.encodings import png
 
 PLAIN_RGB = ImageDecoder(channels=3, size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -130,6 +131,71 @@ def test_deeper_images_are_refused_instead_of_clipped() -> None:
         PLAIN_RGB.decode(buffer.getvalue())
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
+def test_deeper_pictures_are_refused_too(mode: str) -> None:
+    with pytest.raises(DataError, match=f"mode {mode}"):
+        png(Image.new(mode, (4, 4), 3))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_pictures_of_8_bits_keep_their_colors(mode: str) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert(mode)
+    assert np.array_equal(
+        PLAIN_RGB.pixels(png(picture)),
+        np.asarray(picture.convert("RGB").resize((4, 4), Image.Resampling.BILINEAR)).transpose(2, 0, 1),
+    )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_upright(orientation: int, kind: str) -> None:
+    from PIL import ImageOps
+
+    pixels = np.zeros((24, 40, 3), dtype=np.uint8)
+    pixels[:8, :, 0] = pixels[:, :8, 1] = 255  # which way is up, and which side is left
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, exif=exif)
+    decoder = ImageDecoder(channels=3, size=16, mean=(0.0,) * 3, std=(1.0,) * 3, crop=1.0)
+    with Image.open(buffer) as photo:
+        turned = encode(np.asarray(ImageOps.exif_transpose(photo).convert("RGB")))
+    assert np.array_equal(decoder.decode(buffer.getvalue()), decoder.decode(turned))
+
+
+def test_a_damaged_orientation_counts_as_none() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(4).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif.tobytes()[:9])
+    assert np.array_equal(PLAIN_RGB.decode(buffer.getvalue()), PLAIN_RGB.decode(encode(pixels)))
+
+
+@pytest.mark.parametrize("labels", [[0.7, 1.0], [float("nan"), 0.0]])
+def test_labels_of_a_data_set_are_whole_numbers(labels: list[float]) -> None:
+    with pytest.raises(DataError, match="whole numbers"):
+        tiny([0, 1], labels=labels)
+
+
+def test_whole_numbers_are_their_own_bytes() -> None:
+    decoder = TensorDecoder(shape=(2, 2), dtype="int64")
+    values = np.array([[2**62 + 1, -1], [0, 30_521]])
+    decoded = decoder.decode(values.astype("<i8").tobytes())
+    assert decoded.dtype == np.int64
+    assert decoded.tolist() == values.tolist()
+    assert decoder_from_dict(json.loads(json.dumps(decoder.to_dict()))) == decoder
+    assert decoder_from_dict({"kind": "tensor", "shape": [3]}) == TensorDecoder(shape=(3,))  # as in older checkpoints
+    with pytest.raises(DataError, match="32 bytes"):
+        decoder.decode(bytes(16))
+
+
+def test_a_tensor_is_finite() -> None:
+    with pytest.raises(DataError, match="finite"):
+        TensorDecoder(shape=(2,)).decode(np.array([1, np.nan], "<f4").tobytes())
+
+
 def test_a_tensor_is_its_own_bytes() -> None:
     decoder = TensorDecoder(shape=(2, 3))
     values = np.arange(6, dtype="<f4").reshape(2, 3) - 2.5
@@ -161,6 +227,7 @@ def test_a_tensor_is_its_own_bytes() -> None:
         {"kind": "tensor", "shape": [0, 3]},
         {"kind": "tensor", "shape": [10**6, 10**6]},
         {"kind": "tensor"},
+        {"kind": "tensor", "shape": [2], "dtype": "complex64"},
     ],
 )
 def test_a_wrong_decoder_is_refused(values: dict[str, Any]) -> None:

@@ -236,7 +236,7 @@ def test_an_evaluator_leaves_its_tensor_and_mode_alone(digits: Dataset) -> None:
     layers = [torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Conv2d(1, 1, 3)) for _ in range(3)]
     plain = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(100, 3))
     backbone = multi_exit(split(plain, torch.zeros(2, 1, 16, 16))).train()
-    x = digits.tensors(range(4)) - 0.5
+    x = (digits.tensors(range(4)) - 0.5).astype(np.float32)
     kept = x.copy()
     evaluator = TorchEvaluator(backbone)
     first = evaluator.answers(0, x)

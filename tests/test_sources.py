@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import sys
@@ -12,11 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from portend.errors import DataError
+from portend.models.batches import Batches
 from portend.models.data import load_dataset, make_splits
+from portend.models.decoding import AudioDecoder, ImageDecoder, TensorDecoder
 from portend.models.encodings import ParquetColumn
+from portend.models.training import TrainingConfig
 from test_audio import tone, wav
 from test_data import encode
 
@@ -279,12 +284,18 @@ def test_cifar10_comes_from_torchvisions_folder(tmp_path: Path, monkeypatch: pyt
 # --- the user's own -----------------------------------------------------------------------------
 
 MODULE = """
+import io
+from collections import namedtuple
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch.utils.data import Subset, TensorDataset
+from PIL import Image
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
 from portend.models.data import load_dataset
+from portend.models.encodings import png
 
 count = 0
 
@@ -314,7 +325,199 @@ def ours():
     return load_dataset("digits")
 
 def names():
-    return [(torch.zeros(2), "cat")]
+    return [(torch.zeros(2), name) for name in ("dog", "cat", "dog")]
+
+def halves():
+    return [(torch.zeros(2), 1.0), (torch.zeros(2), 1.7)]
+
+def lists():
+    return [(torch.zeros(2), [0, 1])]
+
+def hot():
+    return [(torch.zeros(2), torch.tensor([0.0, 1.0, 0.0]))]
+
+def huge():
+    return [(torch.zeros(2), 2**70)]
+
+def mixed():
+    return [(torch.zeros(2), 0), (torch.zeros(2), "cat")]
+
+def deep():
+    return [(Image.fromarray(np.full((8, 8), 1000 * i, "u2")), i % 2) for i in range(4)]
+
+def deep_floats():
+    return [(Image.fromarray(np.full((8, 8), 0.5 * i, "f4")), i % 2) for i in range(4)]
+
+def deep_array():
+    return [(Image.fromarray(np.full((8, 8), 1000 * i, "i4")), i % 2) for i in range(4)]
+
+def text():
+    return [("some words", 0)]
+
+def ragged_lists():
+    return [([[1, 2], [3]], 0)]
+
+def nothing_in_it():
+    return [{"picture_path": "a.png", "label": 0}]
+
+def triples():
+    return [(torch.zeros(2), 0, "a.png")]
+
+def alone():
+    return [torch.zeros(3)]
+
+def other_names():
+    return [{"photo_of": np.full((6, 6, 3), i, "u1"), "kind": i % 2} for i in range(4)]
+
+def flags():
+    return [(np.zeros(4, bool), 0)]
+
+class Raising:
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        raise RuntimeError("no camera")
+
+class LateRaising(Raising):
+    def __getitem__(self, index):
+        return torch.zeros(2), {0: 0, 1: 1}[index]
+
+class Unsized:
+    def __len__(self):
+        raise OSError("no card")
+
+    def __getitem__(self, index):
+        return torch.zeros(2), 0
+
+def failing():
+    return 1 / 0
+
+def stream_raising():
+    yield torch.zeros(2), 0
+    raise OSError("unplugged")
+
+def pairs():
+    return [(np.full((6, 6, 3), 20 * i, "u1"), i % 3) for i in range(9)]
+
+Pair = namedtuple("Pair", "first second")
+Named = namedtuple("Named", "label index image")
+
+@dataclass
+class Item:
+    pixel_values: object
+    labels: int
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(pairs())
+
+class SizedStream(Stream):
+    def __len__(self):
+        return 9
+
+def mappings():
+    return [{"image": Image.fromarray(pixels), "label": label} for pixels, label in pairs()]
+
+def upper_case():
+    return [{"Image": pixels, "Label": label} for pixels, label in pairs()]
+
+def named_entries():
+    return other_names()
+
+def tuples():
+    return [list(pair) for pair in pairs()]
+
+def named_tuples():
+    return [Named(label, -1, pixels) for pixels, label in pairs()]
+
+def named_pairs():
+    return [Pair(*pair) for pair in pairs()]
+
+def data_classes():
+    return [Item(*pair) for pair in pairs()]
+
+def arrays_of_one():
+    return [(pixels, np.array([label])) for pixels, label in pairs()]
+
+def floats():
+    return [(pixels, torch.tensor(float(label))) for pixels, label in pairs()]
+
+def plain_stream():
+    yield from pairs()
+
+def files():
+    return [(png(pixels), label) for pixels, label in pairs()]
+
+def held_files():
+    return [{"image": {"bytes": png(pixels), "path": None}, "label": label} for pixels, label in pairs()]
+
+def by_split():
+    return {"train": pairs()[:6], "test": Subset(pairs(), [6, 7, 8])}
+
+def tensors():
+    return [(torch.from_numpy(pixels).permute(2, 0, 1), torch.tensor(label)) for pixels, label in pairs()]
+
+class Feature:
+    names = ["cat", "dog", "eel"]
+
+class Hugging(list):
+    features = {"image": None, "label": Feature()}
+
+def hugging():
+    return Hugging(mappings())
+
+class Relabeled(list):
+    targets = [0] * 9
+
+def relabeled():
+    return Relabeled(pairs())
+
+def tokens():
+    return TensorDataset(torch.arange(2**40, 2**40 + 24).reshape(6, 4), torch.tensor([0, 1, 2] * 2))
+
+def token_lists():
+    return [{"input_ids": [i, 30_000, 2], "label": i % 2} for i in range(4)]
+
+def depths():
+    return [(np.full((5, 7), 60_000 + i, "u2"), i % 2) for i in range(4)]
+
+def planes():
+    return [(np.full((4, 6), i, "u1"), i % 2) for i in range(4)]
+
+def wrong_numbers(values):
+    return [(np.zeros(3, np.asarray(values).dtype), 0), (np.asarray(values), 1)]
+
+def beyond():
+    return wrong_numbers([1.0, 1e300, 0.0])
+
+def missing():
+    return wrong_numbers([1.0, float("nan"), 0.0])
+
+def unsigned():
+    return wrong_numbers(np.array([1, 2**63 + 1, 0], "u8"))
+
+def another_kind():
+    return [(np.zeros(3, "i8"), 0), (np.zeros(3), 1)]
+
+def halves_of_numbers():
+    return [(torch.full((3,), 1.5, dtype=torch.bfloat16, requires_grad=True), i) for i in range(2)]
+
+def mixed_colors():
+    gray = [(np.full((6, 6), i, "u1"), 0) for i in range(10)]
+    return [*gray[:5], (np.full((6, 6, 3), (9, 0, 0), "u1"), 0), *gray[5:]]
+
+def clips():
+    tone = np.sin(np.arange(4000) / 3)
+    return [{"audio": {"array": tone * i / 4, "sampling_rate": 16000, "path": "x"}, "label": i} for i in range(3)]
+
+def lying():
+    picture = Image.fromarray(np.full((4, 8, 3), 7, "u1"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", exif=exif)
+    return [(Image.open(buffer), 0)]
 
 def ragged():
     return [(torch.zeros(2), 0), (torch.zeros(3), 1)]
@@ -363,10 +566,32 @@ def test_an_own_data_set_of_ours_is_taken_as_it_is(own: str) -> None:
     ("name", "message"),
     [
         ("absent", "has no 'absent'"),
-        ("number", "map-style data set"),
+        ("number", r"a data set of \(sample, label\).*but got int"),
         ("nothing", "empty"),
-        ("names", "label of a sample is an integer"),
         ("ours:size=8", "options"),
+        ("halves", r"sample 1 has float '1\.7'"),
+        ("lists", "sample 0 has a list of 2"),
+        ("hot", r"sample 0 has float32 of shape \(3,\)"),
+        ("huge", "sample 0 has int"),
+        ("mixed", "all whole numbers or all names"),
+        ("deep", "mode I;16"),
+        ("deep_floats", "mode F"),
+        ("deep_array", "mode I"),
+        ("text", "a sample is text"),
+        ("ragged_lists", "numbers"),
+        ("nothing_in_it", "item 0 is a dict with picture_path, label"),
+        ("triples", "item 0 is a tuple of 3"),
+        ("alone", "item 0 is float32 of shape"),
+        ("other_names", "item 0 is a dict with photo_of, kind"),
+        ("other_names:input=photo_of:label=nobody", "item 0 is a dict with photo_of, kind"),
+        ("Raising", r"item 0 cannot be read: RuntimeError: no camera \(own_samples\.py, line \d+\)"),
+        ("LateRaising", r"item 2 cannot be read: KeyError: 2 \(own_samples\.py, line \d+\)"),
+        ("Unsized", r"number of samples is not known: OSError"),
+        ("failing", r"own_samples:failing\(\) failed: ZeroDivisionError"),
+        ("Pictures.missing", "has no 'Pictures.missing'"),
+        ("stream_raising", "item 1 cannot be read: OSError: unplugged"),
+        ("plain_stream:samples=pictures", "samples is one of tensor, picture"),
+        ("flags", "bool of shape"),
     ],
 )
 def test_an_unusable_own_data_set_is_refused(own: str, name: str, message: str) -> None:
@@ -374,6 +599,104 @@ def test_an_unusable_own_data_set_is_refused(own: str, name: str, message: str) 
         load_dataset(f"{own}:{name}")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pairs", "tuples", "mappings", "upper_case", "named_tuples", "named_pairs", "data_classes", "arrays_of_one"),
+        *("floats", "plain_stream", "Stream", "SizedStream", "files", "held_files", "by_split", "tensors", "hugging"),
+        "relabeled",
+    ],
+)
+def test_the_usual_forms_of_own_data_sets_give_the_same_samples(own: str, name: str) -> None:
+    dataset = load_dataset(f"{own}:{name}:size=6")
+    assert dataset.labels.tolist() == [0, 1, 2] * 3
+    assert dataset.decoder.shape == (3, 6, 6)
+    expected = np.repeat(20 * np.arange(9), 3 * 6 * 6).reshape(9, 3, 6, 6) / np.float32(255)
+    assert np.array_equal(dataset.tensors(range(9)), expected.astype(np.float32))
+    assert (dataset.own_test is not None and dataset.own_test.tolist() == [6, 7, 8]) == (name == "by_split")
+    assert dataset.class_names == (("cat", "dog", "eel") if name == "hugging" else ("0", "1", "2"))
+    again = load_dataset(dataset.name + ":size=6")
+    assert [again.encoded[i] for i in range(9)] == [dataset.encoded[i] for i in range(9)]
+
+
+def test_entries_of_other_names_are_named(own: str) -> None:
+    dataset = load_dataset(f"{own}:other_names:input=photo_of:label=kind")
+    assert (dataset.labels.tolist(), len(dataset)) == ([0, 1, 0, 1], 4)
+    assert dataset.name == f"{own}:other_names:input=photo_of:label=kind"
+
+
+def test_labels_that_are_names_are_numbered(own: str) -> None:
+    dataset = load_dataset(f"{own}:names")
+    assert (dataset.class_names, dataset.labels.tolist()) == (("cat", "dog"), [1, 0, 1])
+
+
+def test_own_tokens_stay_what_they_are(own: str) -> None:
+    dataset = load_dataset(f"{own}:tokens")
+    assert dataset.decoder == TensorDecoder(shape=(4,), dtype="int64")
+    assert dataset.tensors([1, 5]).dtype == np.int64
+    assert dataset.tensors([1]).tolist() == [[2**40 + i for i in range(4, 8)]]
+    config = TrainingConfig(epochs=1, batch_size=4, learning_rate=0.1)
+    samples, labels = next(iter(Batches(dataset, np.arange(4), config, shuffle=False)))
+    assert (samples.dtype, samples[3].tolist(), labels.tolist()) == (
+        torch.int64,
+        dataset.tensors([3])[0].tolist(),
+        [0, 1, 2, 0],
+    )
+    lists = load_dataset(f"{own}:token_lists")
+    assert lists.tensors([3]).tolist() == [[3, 30_000, 2]]
+    assert load_dataset(f"{own}:depths").tensors([3])[0, 4, 6] == 60_003
+
+
+def test_uint8_is_a_picture_unless_it_is_said_to_be_a_tensor(own: str) -> None:
+    assert isinstance(load_dataset(f"{own}:planes").decoder, ImageDecoder)
+    dataset = load_dataset(f"{own}:planes:samples=tensor")
+    assert dataset.decoder == TensorDecoder(shape=(4, 6), dtype="int64")
+    assert np.array_equal(load_dataset(dataset.name).tensors([3])[0], np.full((4, 6), 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("beyond", "finite values within the range of float32"),
+        ("missing", "finite values"),
+        ("unsigned", "within the range of int64"),
+        ("another_kind", "the first sample is int64.* is float64"),
+    ],
+)
+def test_own_numbers_are_never_changed_without_a_word(own: str, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"sample 1 of .*{message}"):
+        load_dataset(f"{own}:{name}").tensors([1])
+
+
+def test_own_tensors_of_torchs_own_types(own: str) -> None:
+    assert load_dataset(f"{own}:halves_of_numbers").tensors([1]).tolist() == [[1.5] * 3]
+
+
+def test_one_picture_in_color_makes_all_of_three_channels(own: str) -> None:
+    dataset = load_dataset(f"{own}:mixed_colors:size=6")
+    assert dataset.decoder.shape == (3, 6, 6)
+    assert (dataset.tensors([5])[0, :, 0, 0] * 255).round().tolist() == [9, 0, 0]
+
+
+def test_own_sounds_become_wav(own: str) -> None:
+    dataset = load_dataset(f"{own}:clips")
+    clip = np.sin(np.arange(4000) / 3) / 2
+    assert dataset.decoder == AudioDecoder()
+    assert np.array_equal(dataset.tensors([2])[0], AudioDecoder().decode(wav(clip, 16_000, "FLOAT")))
+
+
+def test_own_pictures_are_turned_once(own: str) -> None:
+    dataset = load_dataset(f"{own}:lying")
+    with Image.open(io.BytesIO(dataset.encoded[0])) as image:
+        assert (image.size, image.format, dict(image.getexif())) == ((4, 8), "PNG", {})
+
+
+def test_a_stream_without_end_is_refused(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portend.models.own._MOST_ITEMS", 5)
+    with pytest.raises(DataError, match="kept in memory, at most 5 in"):
+        load_dataset(f"{own}:plain_stream")
+
+
 def test_own_tensors_have_one_shape(own: str) -> None:
-    with pytest.raises(DataError, match=r"sample 1 is float32 of \(3,\)"):
+    with pytest.raises(DataError, match=r"sample 1 of .*is float32 of shape \(3,\)"):
         load_dataset(f"{own}:ragged").tensors([1])

@@ -32,7 +32,7 @@ _LARGEST_IN_MEMORY = 2 << 30  # bytes of decoded samples
 
 
 class Batches(DataLoader[Any]):
-    """Batches (samples float32 [n, ...], labels int64 [n]) of some samples of a data set.
+    """Batches (samples [n, ...] of the decoder's type, labels int64 [n]) of some samples of a data set.
 
     Decoded samples that need at most 2 GiB are kept in memory; others are decoded for each batch, by
     ``config.workers`` processes, one a core at most. The order follows from the seed and the epoch. With several
@@ -51,7 +51,8 @@ class Batches(DataLoader[Any]):
     ) -> None:
         self.order = _Order(chosen.size, config.batch_size, config.seed if shuffle else None, ranks)
         self.given = 0
-        in_memory = 4 * chosen.size * math.prod(dataset.decoder.shape) <= largest_in_memory
+        size = np.dtype(dataset.decoder.dtype).itemsize * math.prod(dataset.decoder.shape)
+        in_memory = chosen.size * size <= largest_in_memory
         samples: TorchDataset[Any] = _Decoded(dataset, chosen) if in_memory else _Encoded(dataset, chosen)
         workers = 0 if in_memory else min(config.workers, len(available_cores()))
         super().__init__(samples, batch_size=None, sampler=self.order, num_workers=workers)

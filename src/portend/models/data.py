@@ -77,8 +77,8 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def tensors(self, indices: ArrayLike) -> NDArray[np.float32]:
-        """Return decoded samples, float32 [len(indices), *decoder.shape]; bit for bit ``decoder.decode`` of each.
+    def tensors(self, indices: ArrayLike) -> NDArray[Any]:
+        """Return decoded samples, ``decoder.dtype`` [n, *decoder.shape]; bit for bit ``decoder.decode`` of each.
 
         Raises:
             InvalidValue: an index is out of range; DataError: a sample cannot be decoded, the message names it.
@@ -87,7 +87,7 @@ class Dataset:
         outside = chosen[(chosen < 0) | (chosen >= len(self))]
         if outside.size:
             raise InvalidValue(f"indices of {self.name} lie within 0–{len(self) - 1}, but got {outside[0]}")
-        tensors = np.empty((chosen.size, *self.decoder.shape), dtype=np.float32)
+        tensors = np.empty((chosen.size, *self.decoder.shape), dtype=self.decoder.dtype)
         for row, index in enumerate(chosen.tolist()):
             try:
                 tensors[row] = self.decoder.decode(self.encoded[index])
@@ -298,7 +298,10 @@ def load_dataset(spec: str) -> Dataset:
 
 
 def _frozen(values: Any) -> Indices:
-    array = np.array(values, dtype=np.int64)
+    given = np.asarray(values)
+    with np.errstate(invalid="ignore"):
+        array = given.astype(np.int64)
+    _require(np.array_equal(array, given), f"labels, groups and indices are whole numbers, but got {given.dtype}")
     array.setflags(write=False)
     return array
 

@@ -19,24 +19,38 @@ from numpy.typing import NDArray
 
 from portend.errors import DataError, InvalidValue, choice
 
-__all__ = ["AudioDecoder", "ImageDecoder", "InputDecoder", "TensorDecoder", "decoder_from_dict"]
+__all__ = [
+    *("AudioDecoder", "ImageDecoder", "InputDecoder", "NumberType", "TensorDecoder", "decoder_from_dict"),
+    *("check_depth", "is_gray", "is_sound", "upright"),
+]
 
 Interpolation = Literal["bilinear", "bicubic"]
 Patch = Literal["first", "center"]
+NumberType = Literal["float32", "int64"]
 
 _MODES: Final = MappingProxyType({1: "L", 3: "RGB"})
 _DEEP_MODES: Final = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # converting to 8 bits would clip them
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 _MAX_PIXELS: Final = 50_000_000  # a small file can claim a huge image
 _MAX_SIDE: Final = 4096
+_ORIENTATION: Final = 0x0112  # tag of EXIF; what turns each of its values upright
+_TURNS: Final = MappingProxyType(
+    {
+        **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
+        **{6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"},
+    }
+)
 
 _SOUNDS: Final = ("WAV", "FLAC", "OGG")
 _MAX_CHANNELS: Final = 32
 _MAX_SAMPLES: Final = 20_000_000  # of all channels: 10 minutes of mono at 32 kHz
 _RATES: Final = (1_000, 384_000)
+_WAVES: Final = (b"RIFF", b"RF64", b"BW64")
+_UNKNOWN_SIZE: Final = 0x7FFF_0000  # a stream's writer does not know it, and says this, something larger, or 0
 _WINDOW_S, _HOP_S, _LOG_OFFSET = 0.025, 0.010, 0.01
 
 _MAX_VALUES: Final = 50_000_000
+_STORED: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType({"float32": np.dtype("<f4"), "int64": np.dtype("<i8")})
 
 
 class InputDecoder(Protocol):
@@ -46,8 +60,12 @@ class InputDecoder(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Shape of a decoded sample, such as (C, H, W)."""
 
-    def decode(self, encoded: bytes) -> NDArray[np.float32]:
-        """Return the network's input, float32 of ``shape``, in memory of its own.
+    @property
+    def dtype(self) -> NumberType:
+        """Type of its numbers."""
+
+    def decode(self, encoded: bytes) -> NDArray[Any]:
+        """Return the network's input, ``dtype`` of ``shape``, in memory of its own.
 
         Raises:
             DataError: the bytes are not a complete sample in a known format.
@@ -60,7 +78,7 @@ class InputDecoder(Protocol):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageDecoder:
-    """Turns an encoded image into a tensor [C, size, size].
+    """Turns an encoded image into a tensor [C, size, size]; turned upright first where its EXIF says so.
 
     Attributes:
         channels: 1 (gray) or 3 (RGB); size: pixels per side.
@@ -71,6 +89,7 @@ class ImageDecoder:
     """
 
     kind: ClassVar[str] = "image"
+    dtype: ClassVar[NumberType] = "float32"
 
     channels: int
     size: int
@@ -118,12 +137,11 @@ class ImageDecoder:
 
         try:
             with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-                box = self._resized(*image.size)
-                if max(math.prod(image.size), math.prod(box)) > _MAX_PIXELS:
+                if max(math.prod(image.size), math.prod(self._resized(*image.size))) > _MAX_PIXELS:
                     raise ValueError(f"{image.width}x{image.height} pixels are more than {_MAX_PIXELS}, or would be")
-                if image.mode in _DEEP_MODES:
-                    raise ValueError(f"an image has 8 bits per channel, but this one has the mode {image.mode}")
-                plain = image.convert(_MODES[self.channels])
+                check_depth(image.mode)
+                plain = upright(image, image.convert(_MODES[self.channels]))
+                box = self._resized(*plain.size)
         except Exception as error:  # Pillow's plugins raise an open set of types on hostile bytes
             why = "they begin like none" if isinstance(error, UnidentifiedImageError) else error
             raise DataError(
@@ -158,6 +176,45 @@ class ImageDecoder:
         return _to_dict(self)
 
 
+def check_depth(mode: str) -> None:
+    """Raise ValueError for modes of Pillow whose values 8 bits would clip."""
+    if mode in _DEEP_MODES:
+        raise ValueError(
+            f"an image has 8 bits per channel, but this one has the mode {mode}; scale its values to 0–255, or give "
+            "them as tensors"
+        )
+
+
+def upright(image: Any, pixels: Any) -> Any:
+    """Return ``pixels``, an image of Pillow's, turned as the EXIF of ``image`` says (all eight orientations).
+
+    An orientation that cannot be read counts as none.
+    """
+    from PIL import Image
+
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # what Pillow raises on damaged EXIF is an open set of types
+        turn = None
+    return pixels if turn is None else pixels.transpose(Image.Transpose[turn])
+
+
+def is_gray(encoded: bytes) -> bool:
+    """Return whether the bytes are an image with one channel; only its header is read."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            return image.mode in ("1", "L", "LA", *_DEEP_MODES)
+    except Exception:  # as above
+        return False
+
+
+def is_sound(encoded: bytes) -> bool:
+    """Return whether the bytes begin like a file of sounds."""
+    return encoded[:4] in (b"fLaC", b"OggS") or (encoded[:4] in _WAVES and encoded[8:12] == b"WAVE")
+
+
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AudioDecoder:
@@ -175,6 +232,7 @@ class AudioDecoder:
     """
 
     kind: ClassVar[str] = "audio"
+    dtype: ClassVar[NumberType] = "float32"
 
     rate: int = 16_000
     bands: int = 64
@@ -265,8 +323,7 @@ def _clip(encoded: bytes, rate_out: int) -> tuple[NDArray[np.float64], int]:
     import soundfile
 
     try:
-        _check_container(encoded)
-        with soundfile.SoundFile(io.BytesIO(encoded)) as file:
+        with soundfile.SoundFile(io.BytesIO(_plain(encoded))) as file:
             count, channels, rate = file.frames, file.channels, file.samplerate
             if not _RATES[0] <= rate <= _RATES[1]:
                 raise ValueError(f"the rate is {_RATES[0]}–{_RATES[1]} samples per second, but it says {rate}")
@@ -290,53 +347,87 @@ def _clip(encoded: bytes, rate_out: int) -> tuple[NDArray[np.float64], int]:
     return clip, rate
 
 
-def _check_container(encoded: bytes) -> None:
-    """Refuse other formats, and a WAV file whose chunks are longer than the file (the library would cut them)."""
-    if encoded[:4] in (b"fLaC", b"OggS"):
-        return
-    if encoded[:4] != b"RIFF" or encoded[8:12] != b"WAVE":
+def _plain(encoded: bytes) -> bytes:
+    """Return the file as libsndfile reads it to its end; ValueError if it is of another format, or cut short.
+
+    Streams (``ffmpeg -f wav -``, ``arecord``, ``sox``) come with sizes of the file and of its data that their writer
+    did not know: the data reaches to the end. Those, RF64 (sizes of 64 bits, EBU Tech 3306) and files with chunks of
+    odd size that are not padded are written anew, as RIFF with the same format and data.
+    """
+    if not is_sound(encoded):
         raise ValueError("it does not begin like one of them")
-    position = 12
+    if encoded[:4] not in _WAVES:
+        return encoded
+    position, kept, long, usual = 12, b"", 0, encoded[:4] == b"RIFF"
     while position + 8 <= len(encoded):
         name, size = encoded[position : position + 4], int.from_bytes(encoded[position + 4 : position + 8], "little")
         position += 8
-        if position + size > len(encoded):
-            raise ValueError(f"chunk {name!r} says {size} bytes, but {len(encoded) - position} are left")
+        left = len(encoded) - position
         if name == b"data":
-            return
-        position += size + size % 2
+            size = long if size == 0xFFFF_FFFF and long else size
+            known = usual and position < int.from_bytes(encoded[4:8], "little") + 8 <= len(encoded)
+            if not known and (size == 0 or _UNKNOWN_SIZE <= size <= 0xFFFF_FFFF or size >= 1 << 63):
+                size, usual = left, False
+        if size > left:
+            raise ValueError(f"chunk {name!r} says {size} bytes, but {left} are left")
+        if name == b"data":
+            if usual:
+                return encoded
+            whole = kept + name + size.to_bytes(4, "little")
+            return b"RIFF" + (4 + len(whole) + size).to_bytes(4, "little") + b"WAVE" + whole + encoded[position:][:size]
+        if name == b"ds64":
+            long = int.from_bytes(encoded[position + 8 : position + 16], "little") or 0xFFFF_FFFF
+        if name == b"fmt ":
+            kept += name + size.to_bytes(4, "little") + encoded[position : position + size] + bytes(size % 2)
+        if size % 2 and encoded[position + size : position + size + 1] not in (b"", b"\0"):
+            usual = False  # no padding: the next chunk begins here
+        else:
+            size += size % 2
+        position += size
     raise ValueError("it has no data chunk")
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorDecoder:
-    """Takes the tensor's own bytes, little-endian float32 in C order; for samples that are network inputs already.
+    """Takes the tensor's own bytes, little-endian in C order; for samples that are network inputs already.
 
     Attributes:
-        shape: of a sample, such as (C, H, W).
+        shape: of a sample, such as (C, H, W); dtype: of its numbers, ``int64`` for tokens.
     """
 
     kind: ClassVar[str] = "tensor"
 
     shape: tuple[int, ...]
+    dtype: NumberType = "float32"
 
     def __post_init__(self) -> None:
         if not self.shape or min(self.shape) < 1 or math.prod(self.shape) > _MAX_VALUES:
             raise InvalidValue(
                 f"a tensor has at least one axis and 1–{_MAX_VALUES} values, but got the shape {self.shape}"
             )
+        choice("dtype", self.dtype, get_args(NumberType))
 
-    def decode(self, encoded: bytes) -> NDArray[np.float32]:
-        """Return the network's input, float32 of ``shape``.
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """Type of the numbers in a sample's bytes."""
+        return _STORED[self.dtype]
+
+    def decode(self, encoded: bytes) -> NDArray[Any]:
+        """Return the network's input, ``dtype`` of ``shape``.
 
         Raises:
-            DataError: there are more or fewer bytes than the shape has.
+            DataError: there are more or fewer bytes than the shape has, or values that are not finite.
         """
-        expected = 4 * math.prod(self.shape)
+        expected = self.stored.itemsize * math.prod(self.shape)
         if len(encoded) != expected:
-            raise DataError(f"a sample of shape {self.shape} has {expected} bytes (float32), but got {len(encoded)}")
-        return np.frombuffer(encoded, dtype="<f4").reshape(self.shape).astype(np.float32, copy=True)
+            raise DataError(
+                f"a sample of shape {self.shape} has {expected} bytes ({self.dtype}), but got {len(encoded)}"
+            )
+        values = np.frombuffer(encoded, dtype=self.stored).reshape(self.shape).astype(self.dtype, copy=True)
+        if not np.isfinite(values).all():
+            raise DataError("a tensor has finite values, but this one has others")
+        return values
 
     def to_dict(self) -> dict[str, Any]:
         """Return the decoder as JSON values."""
@@ -364,7 +455,7 @@ def decoder_from_dict(values: Mapping[str, Any]) -> InputDecoder:
     choice("a decoder", kind, _CLASSES)
     chosen = _CLASSES[kind]
     known = {item.name for item in fields(chosen)}
-    needed = {"image": {"channels", "size", "mean", "std"}, "audio": known, "tensor": known}[kind]
+    needed = {"image": {"channels", "size", "mean", "std"}, "audio": known, "tensor": {"shape"}}[kind]
     given = {name: value for name, value in values.items() if name != "kind"}
     if not needed <= given.keys() <= known:
         raise InvalidValue(
@@ -385,7 +476,7 @@ _READ: Final[Mapping[str, Any]] = MappingProxyType(
         **dict.fromkeys(("channels", "size", "rate", "bands", "frames"), int),
         **dict.fromkeys(("mean", "std"), _numbers),
         **dict.fromkeys(("low_hz", "high_hz"), float),
-        **dict.fromkeys(("interpolation", "patch"), str),
+        **dict.fromkeys(("interpolation", "patch", "dtype"), str),
         "crop": lambda value: None if value is None else float(value),
         "shape": lambda value: tuple(int(side) for side in value),
     }

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import DataError
+from portend.models.decoding import check_depth, upright
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Chosen", "Encodings", "Files", "Joined", "ParquetColumn", "Pictures", "Tensors", "png"]
+__all__ = ["Chosen", "Encodings", "Files", "Joined", "ParquetColumn", "png"]
 
 _LARGEST: Final = 256 << 20  # bytes of a sample; no larger message is sent either
 _CACHE: Final = 512 << 20  # bytes of row groups that are kept
@@ -160,43 +161,11 @@ class ParquetColumn(Encodings):
         return self._cache[group]
 
 
-class Pictures(Encodings):
-    """Pictures of a sequence (uint8 arrays [H, W], [H, W, C] or [C, H, W], or PIL images), encoded as PNG on demand."""
-
-    def __init__(self, pictures: Any) -> None:
-        self._pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def read(self, index: int) -> bytes:
-        return png(self._pictures[index])
-
-
-class Tensors(Encodings):
-    """Tensors of a sequence as their own bytes, little-endian float32 in C order; all of one shape."""
-
-    def __init__(self, tensors: Any, shape: tuple[int, ...]) -> None:
-        self._tensors, self._shape = tensors, shape
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def read(self, index: int) -> bytes:
-        tensor = np.asarray(self._tensors[index])
-        if tensor.shape != self._shape or tensor.dtype.kind != "f":
-            raise DataError(
-                f"the first sample is a float tensor of shape {self._shape}, but sample {index} is {tensor.dtype} of "
-                f"{tensor.shape}; give all samples one shape and type"
-            )
-        return tensor.astype("<f4").tobytes()
-
-
 def png(picture: Any) -> bytes:
     """Encode a PIL image or uint8 pixels [H, W], [H, W, 1 or 3] or [1 or 3, H, W] as PNG, without loss.
 
     Raises:
-        DataError: it is neither.
+        DataError: it is neither, or 8 bits per channel would change it.
     """
     from PIL import Image
 
@@ -209,8 +178,13 @@ def png(picture: Any) -> bytes:
         if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
             raise DataError(f"a picture is uint8 [H, W], [H, W, 3] or [3, H, W], but got {pixels.dtype} {pixels.shape}")
         picture = Image.fromarray(np.ascontiguousarray(pixels))
-    elif picture.mode not in ("1", "L", "P", "RGB", "RGBA"):
-        picture = picture.convert("RGB")
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    try:
+        check_depth(picture.mode)
+        picture = upright(picture, picture)
+        if picture.mode not in ("1", "L", "P", "RGB", "RGBA"):
+            picture = picture.convert("RGB")
+        picture.save(buffer, format="PNG", exif=b"")
+    except (OSError, ValueError) as error:  # a file that is read only now, or a mode without a way to RGB
+        raise DataError(f"a picture of mode {picture.mode} cannot be taken ({error})") from error
     return buffer.getvalue()

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,10 +15,24 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.errors import DataError, InvalidValue, choice, nearest
+from portend.errors import DataError, InvalidValue, PortendError, choice, nearest
 from portend.models.data import Dataset, limited
-from portend.models.decoding import AudioDecoder, ImageDecoder, InputDecoder, TensorDecoder
-from portend.models.encodings import Encodings, Files, Joined, ParquetColumn, Pictures, Tensors, png
+from portend.models.decoding import AudioDecoder, ImageDecoder, InputDecoder, is_gray, is_sound
+from portend.models.encodings import Encodings, Files, Joined, ParquetColumn, png
+from portend.models.own import (
+    LABELS,
+    FileForm,
+    Form,
+    Items,
+    Objects,
+    TensorForm,
+    form_of,
+    named,
+    numbered,
+    read_through,
+    shown,
+    told,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -27,8 +41,9 @@ __all__ = ["code_in", "load"]
 
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _SOUNDS: Final = (".wav", ".flac", ".ogg")
-_SAMPLES: Final = ("limit", "own_test", "group", "classes", "label")
+_SAMPLES: Final = ("limit", "own_test", "group", "classes", "input", "label", "samples")
 """Options that change the samples, not only their decoding."""
+_LOOKED_AT: Final = 8  # samples of an object, spread over all, by which colors are known and labels are checked
 
 _NORMALIZATIONS: Final = MappingProxyType(
     {
@@ -410,72 +425,89 @@ def _load_object(text: str, options: _Options) -> Dataset:
             f"the dataset {text!r} cannot be imported: {error}; write package.module:object, "
             f"or one of the kinds {', '.join(_LOADERS)}{_meant(module, _LOADERS)}"
         ) from error
+    except Exception as error:  # the user's code
+        raise DataError(f"the dataset {text!r} cannot be imported: {told(error)}") from error
     for part in name.split("."):
         _require(hasattr(found, part), f"the dataset {text!r} does not exist: {module} has no {name!r}")
         found = getattr(found, part)
-    made = found() if callable(found) and not isinstance(found, Dataset) else found
-    if isinstance(made, Dataset):
-        return made
-    parts = list(made) if isinstance(made, tuple) and 1 <= len(made) <= 2 else [made]
-    wrong = [part for part in parts if not (hasattr(part, "__getitem__") and hasattr(part, "__len__"))]
+    try:
+        made = found() if callable(found) and not isinstance(found, Dataset) else found
+    except PortendError:
+        raise
+    except Exception as error:
+        raise DataError(f"{text}() failed: {told(error)}") from error
+    return made if isinstance(made, Dataset) else _joined(_parts(made, text), options)
+
+
+def _parts(made: Any, text: str) -> list[Any]:
+    """The training set, and the test set if there is one."""
+    parts = [made]
+    if isinstance(made, tuple) and 1 <= len(made) <= 2:
+        parts = list(made)
+    elif isinstance(made, Mapping) and "train" in made:
+        held_out = next((name for name in ("test", "validation", "val") if name in made), None)
+        parts = [made["train"]] + ([made[held_out]] if held_out else [])
+    wrong = [part for part in parts if isinstance(part, str | bytes | Mapping) or not hasattr(part, "__iter__")]
+    wrong = [part for part in wrong if not _at_random(part)]
     _require(
-        not wrong and all(len(part) for part in parts),
-        f"{text} is a portend Dataset, a map-style data set of (input, label), or a pair of them (train, test), or "
-        f"returns one, but got {type(wrong[0]).__name__ if wrong else 'an empty one'}",
+        not wrong,
+        f"{text} is a portend Dataset, a data set of (sample, label), a pair or a mapping (train, test) of them, "
+        f"or returns one, but got {shown(wrong[0]) if wrong else ''}",
     )
-    return _joined(parts, options)
+    return parts
 
 
-class _Inputs:
-    """The first items of the pairs (input, label) of a map-style data set."""
-
-    def __init__(self, part: Any) -> None:
-        self._part = part
-
-    def __len__(self) -> int:
-        return len(self._part)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._part[index][0]
+def _at_random(part: Any) -> bool:
+    """Whether its samples can be read in any order."""
+    only_iterates = any(kind.__name__ == "IterableDataset" for kind in type(part).__mro__)
+    return hasattr(part, "__getitem__") and hasattr(part, "__len__") and not only_iterates
 
 
 def _joined(parts: Sequence[Any], options: _Options) -> Dataset:
-    """Map-style data sets of (picture or tensor, label), the second of them being the test set."""
-    first = parts[0][0][0]
-    encodings: list[Encodings]
-    if _is_float(first):
-        shape = tuple(int(side) for side in first.shape)
-        encodings = [Tensors(_Inputs(part), shape) for part in parts]
-        decoder: InputDecoder = TensorDecoder(shape=shape)
-    else:
-        encodings = [_files(part) or Pictures(_Inputs(part)) for part in parts]
-        gray = getattr(first, "mode", None) in ("1", "L") or (_axes(first) == 2) or 1 in _ends(first)
-        decoder = _image_decoder(options, channels=1 if gray else 3)
-    labels = [_labels(part) for part in parts]
-    everything = np.concatenate(labels)
-    names = getattr(parts[0], "classes", None) or getattr(parts[0], "categories", None)
+    """Data sets of (sample, label), the second of them being the test set."""
+    asked = options.text("samples", "")
+    if asked:
+        choice(f"{options.spec!r}: samples", asked, ("tensor", "picture"), error=DataError)
+    names = options.text("input", ""), options.text("label", "")
+    form: Form | None = None
+
+    def make_form(sample: Any) -> Form:
+        nonlocal form
+        form = form or form_of(sample, asked)
+        return form
+
+    items: list[Sequence[tuple[Any, Any]]] = []
+    encodings: list[Encodings] = []
+    for part in parts:
+        at_random = _at_random(part)
+        items.append(Items(part, *names) if at_random else read_through(part, *names, make_form))
+        _require(len(items[-1]) > 0, f"a data set has at least one sample, but {options.spec} has an empty one")
+        made = make_form(items[-1][0][0]) if at_random else FileForm()
+        encodings.append(_files(part) or Objects(items[-1], made))
+    encoded = Joined(encodings)
+    labels = [_labels(part, there) for part, there in zip(parts, items, strict=True)]
+    class_names = _class_names(parts[0], names[1])
+    everything, class_names = numbered([value for values in labels for value in values], class_names)
     return Dataset(
         name="",
-        encoded=Joined(encodings),
+        encoded=encoded,
         labels=everything,
-        class_names=tuple(name[0] if isinstance(name, tuple) else str(name) for name in names)
-        if names
-        else _numbers(everything, options),
-        decoder=decoder,
+        class_names=class_names or _numbers(everything, options),
+        decoder=form.decoder if isinstance(form, TensorForm) else _file_decoder(encoded, options),
         own_test=np.arange(len(labels[0]), everything.size) if len(parts) > 1 else None,
     )
 
 
-def _is_float(sample: Any) -> bool:
-    return hasattr(sample, "dtype") and hasattr(sample, "shape") and "float" in str(sample.dtype)
+def _file_decoder(encoded: Encodings, options: _Options) -> InputDecoder:
+    """The decoder of files whose kind is not known before; gray where some of them, spread over all, are all gray."""
+    some = [encoded[index] for index in _spread(len(encoded))]
+    if is_sound(some[0]):
+        return _audio_decoder(options)
+    return _image_decoder(options, channels=1 if all(map(is_gray, some)) else 3)
 
 
-def _axes(sample: Any) -> int | None:
-    return len(sample.shape) if hasattr(sample, "shape") else None
-
-
-def _ends(sample: Any) -> tuple[int, ...]:
-    return (sample.shape[0], sample.shape[-1]) if _axes(sample) == 3 else ()
+def _spread(count: int) -> list[int]:
+    return [count * place // _LOOKED_AT for place in range(_LOOKED_AT)] if count > _LOOKED_AT else list(range(count))
 
 
 def _files(part: Any) -> Files | None:
@@ -495,20 +527,38 @@ def _is_torchvisions(part: Any) -> bool:
     return type(part).__module__.startswith("torchvision.datasets.")
 
 
-def _labels(part: Any) -> NDArray[np.int64]:
-    """All labels; a data set that keeps them in a list of its own is not read for them."""
+def _labels(part: Any, items: Sequence[tuple[Any, Any]]) -> Sequence[Any]:
+    """All labels; a data set that keeps them in a list of its own is not read for them, if the list is right."""
     values = None
     if getattr(part, "target_transform", None) is None:
         lists = ("targets", "_labels", "labels", "y") if _is_torchvisions(part) else ("targets",)
         values = next((found for name in lists if (found := getattr(part, name, None)) is not None), None)
         if values is None and _is_torchvisions(part) and hasattr(part, "_samples"):
             values = [item[1] for item in part._samples]
-    if values is None or len(values) != len(part):
-        values = [part[index][1] for index in range(len(part))]
+    known = isinstance(values, Iterable) and isinstance(values, Sized) and len(values) == len(items)
+    kept: list[Any] = list(values) if known else []  # type: ignore[arg-type]  # then it is one
+    if kept and all(_same(kept[index], items[index][1]) for index in _spread(len(items))):
+        return kept
+    return [items[index][1] for index in range(len(items))]
+
+
+def _same(one: Any, other: Any) -> bool:
     try:
-        return np.asarray([int(value) for value in values], dtype=np.int64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the label of a sample is an integer, but got others ({error}); number the classes") from error
+        first, second = numbered([one, other])[0]
+    except DataError:
+        return False
+    return bool(first == second)
+
+
+def _class_names(part: Any, label: str) -> tuple[str, ...]:
+    """The names of classes, as torchvision's and Hugging Face's data sets have them; empty if there are none."""
+    names = getattr(part, "classes", None) or getattr(part, "categories", None)
+    features = getattr(part, "features", None)
+    if names is None and isinstance(features, Mapping):
+        names = getattr(features.get(named(features, LABELS, label) or ""), "names", None)
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        return ()
+    return tuple(name[0] if isinstance(name, tuple) else str(name) for name in names)
 
 
 _Loader = Callable[[str, _Options], Dataset]
