@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import random
 import resource
 import shutil
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
 
 from portend.errors import DeploymentError
 from portend.service.coordinator import Agents
 from portend.service.keys import OPERATOR, load_keys, make_keys
+from portend.service.store import Store
 from service_hosts import NAMES, Hosts, Stream, Workload, until, whole
 
 
@@ -108,6 +119,120 @@ def test_keys_are_rotated_one_after_the_other_while_samples_flow(hosts: Hosts, o
         revoked.ask(0, "hello")
     with operator(hosts, own_keys) as agents:
         agents.hello()
+
+
+# -- what a host runs out of -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain(tmp_path: Path, work: Workload) -> Iterator[tuple[Hosts, Agents]]:
+    """One agent alone that runs a release, without keys."""
+    with Hosts(tmp_path, ["edge"]) as hosts, Agents(hosts.topology, None, patience_s=30) as agents:
+        work.release(agents, work.plans[-1:])
+        yield hosts, agents
+
+
+def answers(agents: Agents, work: Workload, name: str) -> None:
+    """Every sample has one answer, and the right one."""
+    named = [(f"{name}-{i}", sample) for i, sample in enumerate(work.samples)]
+    got = [(a.id, a.failed, a.label) for a in agents.submitter(8).answers(named)]
+    assert sorted(got) == sorted((n, "", work.expected(work.plans[-1], i)[0]) for i, (n, _) in enumerate(named))
+
+
+@pytest.mark.parametrize("free", [0, 8 << 20])
+def test_a_load_that_has_no_memory_says_so_at_once(tmp_path: Path, work: Workload, free: int) -> None:
+    with Hosts(tmp_path, ["edge"]) as hosts, Agents(hosts.topology, None, patience_s=30) as agents:
+        agents.hello()
+        used = int(Path(f"/proc/{hosts.processes['edge'].pid}/statm").read_text().split()[0])
+        with hosts.limited("edge", resource.RLIMIT_AS, used * os.sysconf("SC_PAGE_SIZE") + free):
+            with pytest.raises(DeploymentError, match="reports: "):  # ONNX Runtime cannot even be imported
+                work.release(agents, work.plans[-1:])
+            assert agents.ask(0, "status")["versions"] == []
+        work.release(agents, work.plans[-1:])
+        answers(agents, work, "afterwards")
+
+
+@pytest.mark.parametrize("kind", ["random", "cut off", "changed", "another graph"])
+def test_a_network_that_cannot_be_loaded_says_why_and_the_old_one_goes_on(
+    plain: tuple[Hosts, Agents], work: Workload, tmp_path: Path, kind: str
+) -> None:
+    _, agents = plain
+    data, path = bytearray(work.network.read_bytes()), tmp_path / "bad.onnx"
+    if kind == "random":
+        data = bytearray(random.Random(0).randbytes(len(data)))
+    elif kind == "cut off":
+        del data[len(data) // 2 :]
+    elif kind == "changed":
+        for at in range(0, len(data), 50):
+            data[at] ^= 0xFF
+    else:
+        data = bytearray(
+            onnx.parser.parse_model('<ir_version: 10, opset_import: ["": 20]> g () => () {}').SerializeToString()
+        )
+    path.write_bytes(data)
+    with pytest.raises(DeploymentError, match="reports: "):
+        replace(work, network=path).release(agents, work.plans[-1:])
+    answers(agents, work, "still")
+
+
+def test_an_agent_that_is_killed_while_it_works_is_missed_soon(plain: tuple[Hosts, Agents], work: Workload) -> None:
+    hosts, agents = plain
+    agents.hello()
+    hosts.send("edge", signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(agents.ask, 0, "load", patience_s=600.0, release={})
+        time.sleep(0.5)
+        hosts.kill("edge")
+        hosts.start("edge")
+        with pytest.raises(DeploymentError, match="was started again"):
+            loading.result(60)
+
+
+def test_a_full_disk_changes_nothing_and_is_told(plain: tuple[Hosts, Agents], work: Workload) -> None:
+    hosts, agents = plain
+    before = agents.ask(0, "status")["active"]
+    with hosts.limited("edge", resource.RLIMIT_FSIZE, 0):
+        with pytest.raises(DeploymentError, match="cannot write"):
+            work.release(agents, work.plans[-1:])
+        answers(agents, work, "full")
+    agents.ask(0, "load", patience_s=60, release={**saved(hosts)[-1], "version": before + 1})
+    with hosts.limited("edge", resource.RLIMIT_FSIZE, 0):
+        with pytest.raises(DeploymentError, match="cannot write"):
+            agents.ask(0, "activate", release=before + 1, wait_s=5.0)
+        assert agents.ask(0, "status")["active"] == before
+    agents.ask(0, "activate", release=before + 1, wait_s=5.0)
+    assert agents.ask(0, "status")["active"] == before + 1
+    answers(agents, work, "room")
+
+
+def saved(hosts: Hosts) -> list[dict[str, Any]]:
+    return list(json.loads((hosts.folder / "edge/releases.json").read_text())["releases"])
+
+
+def test_a_state_folder_that_is_taken_away_is_made_anew(plain: tuple[Hosts, Agents], work: Workload) -> None:
+    hosts, agents = plain
+    shutil.rmtree(hosts.folder / "edge")
+    answers(agents, work, "without")
+    release = work.release(agents, work.plans[-1:])
+    with pytest.raises(DeploymentError, match="another agent uses"):
+        Store(hosts.folder / "edge")
+    hosts.kill("edge")
+    hosts.start("edge")
+    until(lambda: agents.ask(0, "status")["active"] == release.version)
+    answers(agents, work, "again")
+
+
+def test_an_agent_gets_by_with_64_descriptors(own_keys: Path, work: Workload) -> None:
+    with contextlib.ExitStack() as few, Hosts(own_keys, keys=own_keys) as hosts, operator(hosts, own_keys) as agents:
+        agents.hello()
+        for name in NAMES:
+            few.enter_context(hosts.limited(name, resource.RLIMIT_NOFILE, 64))
+        work.release(agents, attempts=20, deadline_s=60.0)
+        whole(agents)
+        with Stream(agents, work, "few", most=200) as stream:
+            stream.finish()
+        stream.check()
+        few.close()
 
 
 def refused(agents: Agents, tier: int) -> bool:

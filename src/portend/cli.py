@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -1697,6 +1697,10 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+_PACKAGES: Final = {"sklearn": "scikit-learn", "PIL": "pillow", "google": "protobuf", "zmq": "pyzmq"}
+"""Where a package is installed by another name than it is imported."""
+
+
 def main() -> None:
     """Run the command line; errors are one line, without a stack trace.
 
@@ -1720,9 +1724,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("portend"):
             raise
+        name = _PACKAGES.get(error.name or "", error.name)
         click.echo(
-            f"Error: this command needs the package {error.name!r}, which is not installed; "
-            "install the extras with: pip install 'portend[all]'",
+            f"Error: this command needs the package {name}, which is not installed; install it with: pip install "
+            f"{name}, or all extras, PyTorch too, with: pip install 'portend[all]'",
             err=True,
         )
         sys.exit(1)

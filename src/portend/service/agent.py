@@ -151,6 +151,7 @@ class ServiceAgent:
         """
         self._loop = asyncio.get_running_loop()
         self._worker = Worker(self._from_worker, self.metrics.batch.observe)
+        self._loader.submit(int)  # starts its thread now: without memory it could not, and would run the order later
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         who: Who | None = None
         with contextlib.ExitStack() as ends:
@@ -688,12 +689,14 @@ class ServiceAgent:
         if not self.active:
             self.intake.limits = release.limits  # beats and silence count before it is active
 
-    def _activate(self, version: int) -> None:
-        loaded = self.releases.get(version)
-        if loaded is None:
+    def _check_active(self, version: int) -> None:
+        if version not in self.releases:
             raise DeploymentError(f"release {version} is not loaded on {self.name}; load it first")
         if version < self.active:
             raise DeploymentError(f"release {self.active} is active on {self.name}, which is newer than {version}")
+
+    def _activate(self, version: int) -> None:
+        loaded = self.releases[version]
         self.active, self.intake.limits = version, loaded.release.limits
         if self.is_source:
             self._exits.follow(loaded.release)
@@ -714,7 +717,10 @@ class ServiceAgent:
             del self._shared[key]
         for name in self._peers.keys() - {name for release in kept for name in release.tiers}:
             self._peers.pop(name).close()
-        self.store.save(kept, self.active)
+        try:
+            self._save()
+        except PortendError as error:  # after a restart they are loaded once more, and let go again
+            _LOG.warning("%s", error)
         _LOG.info("unloaded release %s", ", ".join(map(str, gone)))
 
     # -- orders --------------------------------------------------------------------------------
@@ -788,8 +794,12 @@ class ServiceAgent:
             if release.version <= newest:
                 raise DeploymentError(f"release {newest} is here already; give the next one a higher version")
             loaded = await self._loop.run_in_executor(self._loader, self._load, release)
-            self._take(loaded)
-            self._save()
+            self._save(release)
+            try:
+                self._take(loaded)
+            except PortendError:
+                self._save()
+                raise
             self._beat(time.monotonic())
         return {"network": loaded.spec.name, "weights_sha256": loaded.spec.weights_sha256}
 
@@ -808,12 +818,19 @@ class ServiceAgent:
                     "addresses in the topology, or what lies between the hosts, and deploy again"
                 )
             await asyncio.sleep(0.005)
+        self._check_active(version)
+        self._save(active=version)  # first: where it cannot be kept, nothing changes
         self._activate(version)
-        self._save()
         return {}
 
-    def _save(self) -> None:
-        self.store.save([loaded.release for loaded in self.releases.values()], self.active)
+    def _save(self, *more: Release, active: int | None = None) -> None:
+        """Keep the releases that run, and those that are about to.
+
+        Raises:
+            StorageError: they cannot be written; then the file is as before.
+        """
+        kept = (*(loaded.release for loaded in self.releases.values()), *more)
+        self.store.save(kept, self.active if active is None else active)
 
     def _on_status(self, _: bytes, __: dict[str, Any], ___: Any) -> dict[str, Any]:
         return self.status()

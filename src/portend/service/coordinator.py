@@ -38,6 +38,7 @@ _LOAD_S: Final = 600.0
 _JOIN_S: Final = 10.0  # how long the agents may take to reach each other
 _ASK_S: Final = 0.5  # how often a submitter asks whether its samples are known
 _POLL_MS: Final = 20
+_PING_S: Final = 2.0  # of silence, after which an agent is asked whether it is still the same
 
 Progress = Callable[[str, int, int], None]
 
@@ -75,6 +76,7 @@ class Agents:
         if keys is None and far:
             raise ConfigError(f"plain text stays on this machine, but tiers are on {', '.join(far)}; give --keys")
         self._number = 0
+        self._lives: dict[int, int] = {}  # which life each agent was in when it was asked last, by tier
         with contextlib.ExitStack() as made:
             self._context = zmq.Context()
             made.callback(self._context.destroy, linger=0)
@@ -97,8 +99,10 @@ class Agents:
     ) -> dict[str, Any]:
         """Give one agent an order and return what it answers.
 
+        While it is silent it is asked who it is: an agent that was started again does not know the order any more.
+
         Raises:
-            DeploymentError: it cannot be reached, does not answer in time, or reports an error.
+            DeploymentError: it cannot be reached, does not answer in time, was started again, or reports an error.
         """
         self._number += 1
         socket, name = self.sockets[tier], self._name(tier)
@@ -106,9 +110,19 @@ class Agents:
         deadline = time.monotonic() + (patience_s or self._patience_s)
         post(socket, frames, deadline, name)
         while (left := deadline - time.monotonic()) > 0:
-            if not socket.poll(max(1, int(1e3 * left))):
-                break
+            if not socket.poll(max(1, int(1e3 * min(left, _PING_S)))):
+                with contextlib.suppress(zmq.Again):  # it is not connected just now
+                    socket.send_multipart([pack_control("hello", number=0)], zmq.NOBLOCK)
+                continue
             told = unpack_control(socket.recv_multipart()[0])
+            if told["command"] == "hello":
+                known = self._lives.setdefault(tier, told["incarnation"])
+                if told["incarnation"] != known and told["number"] == 0:
+                    raise DeploymentError(
+                        f"the agent of {name} was started again, so it does not do what it was asked for ({command}); "
+                        "see its log (did it run out of memory?), and run this again"
+                    )
+                self._lives[tier] = told["incarnation"]
             if told.get("number", self._number) != self._number:
                 continue
             if told["command"] == "error":
@@ -236,9 +250,13 @@ class Agents:
             self.ask(tier, "load", patience_s=_LOAD_S, release=release.to_dict())
         on_progress("loading", len(files), len(files))
         wait_s = max(_JOIN_S, 60 * max(agent.within_s for agent in found))  # some ten round trips open a connection
-        self.ask(
-            places.source, "activate", patience_s=wait_s + self._patience_s, release=release.version, wait_s=wait_s
-        )
+        try:
+            self.ask(
+                places.source, "activate", patience_s=wait_s + self._patience_s, release=release.version, wait_s=wait_s
+            )  # fmt: skip
+        except DeploymentError:  # it may have done it before it was lost
+            if self._meet(places.source).active != release.version:
+                raise
         return release
 
     def measure_links(self, budget: Budget, *, port: int = 0) -> tuple[LinkMeasurement, ...]:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from portend.errors import DeploymentError, MessageError, StorageError
 from portend.service.release import NetworkFile, Release, read_release
@@ -46,20 +46,38 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._networks = self.folder / "networks"
+        self._lock = self._claim()
+
+    def _claim(self) -> IO[str]:
+        """Make the folder and take its lock."""
         try:
             self._networks.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = (self.folder / "lock").open("w")
+            lock = (self.folder / "lock").open("w")
         except OSError as error:
             raise StorageError(f"cannot write {self.folder} ({error}); choose another --state") from None
         try:
             import fcntl
         except ModuleNotFoundError:  # no such locks on this system
-            return
+            return lock
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._lock.close()
+            lock.close()
             raise DeploymentError(f"another agent uses {self.folder}; give each its own --state") from None
+        return lock
+
+    def _hold(self) -> None:
+        """Before anything is written: make the folder anew, and lock it, if it was taken away meanwhile."""
+        try:
+            ours, here = os.fstat(self._lock.fileno()), (self.folder / "lock").stat()
+            if self._networks.is_dir() and (ours.st_dev, ours.st_ino) == (here.st_dev, here.st_ino):
+                return
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(f"cannot use {self.folder} ({error})") from None
+        before, self._lock = self._lock, self._claim()
+        before.close()
 
     def close(self) -> None:
         """Let another process use the folder."""
@@ -89,23 +107,26 @@ class Store:
         Raises:
             MessageError: they do not follow, are too many, or the digest of all is another. StorageError: no room.
         """
+        self._hold()
         held = self.held(network)
         if offset != held or held + len(data) > network.size or not data:
             raise MessageError(
                 f"{held} of {network.size} bytes of the network are here, but got {len(data)} from byte {offset} on"
             )
-        free = shutil.disk_usage(self._networks).free
-        if free < network.size - held:
-            raise StorageError(f"{self.folder} has room for {free} bytes, but the network needs {network.size - held}")
         partial = self._partial(network)
         try:
+            free = shutil.disk_usage(self._networks).free
+            if free < network.size - held:
+                raise StorageError(
+                    f"{self.folder} has room for {free} bytes, but the network needs {network.size - held}"
+                )
             with partial.open("ab") as file:
                 file.write(data)
                 if held + len(data) == network.size:
                     file.flush()
                     os.fsync(file.fileno())
         except OSError as error:
-            raise StorageError(f"cannot write {partial} ({error})") from None
+            raise StorageError(f"cannot write {partial} ({error}); make room there, and deploy again") from None
         if held + len(data) == network.size:
             if file_sha256(partial) != network.sha256:
                 partial.unlink()
@@ -130,15 +151,21 @@ class Store:
     # -- releases ------------------------------------------------------------------------------
 
     def save(self, releases: Iterable[Release], active: int) -> None:
-        """Remember the releases that run, and which one new samples take; old networks of no release are removed."""
+        """Remember the releases that run, and which one new samples take; old networks of no release are removed.
+
+        Raises:
+            StorageError: they cannot be written; then those that were saved before still are.
+        """
+        self._hold()
         kept = list(releases)
         write_json(
             {"active": active, "releases": [release.to_dict() for release in kept]}, self.folder / "releases.json"
         )
         names = {self.path(network) for release in kept for network in release.networks}
-        for path in self._networks.iterdir():
-            if path not in names and time.time() - path.stat().st_mtime > _UNUSED_S:
-                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the next time will do
+            for path in self._networks.iterdir():
+                if path not in names and time.time() - path.stat().st_mtime > _UNUSED_S:
+                    path.unlink(missing_ok=True)
 
     def restore(self) -> tuple[list[Release], int]:
         """Return the releases that were saved last, and the active version; nothing and 0 if there are none.
