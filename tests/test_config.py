@@ -136,7 +136,7 @@ def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:
     [
         ("a: [1\nb: 2\n", "t.yaml, line 2: this is not YAML (expected ',' or ']'"),
         ("a: 1\n---\nb: 2\n", "t.yaml, line 2: this is not YAML (but found another document)"),
-        ("\x00", "t.yaml is not YAML"),
+        ("\x00", "t.yaml, line 1: this is not text in UTF-8"),
         ("a: !!python/object:os.system {}\n", "line 1: this is not YAML (could not determine a constructor"),
         ("? [a]\n: 1\n", "line 1: this is not YAML (found unhashable key)"),
         ("[" * 5000, "t.yaml is not YAML"),

@@ -31,7 +31,7 @@ from portend.emulation.base import Direct, Relayed, make_emulation
 from portend.emulation.forwarder import Wire, device_mtu, wire_bytes
 from portend.emulation.namespaces import Namespaces, unavailable
 from portend.emulation.remains import NAMESPACES, standing
-from portend.emulation.traces import BandwidthTrace, load_trace
+from portend.emulation.traces import BandwidthTrace, load_trace, trace_from
 from portend.emulation.verify import Check
 from portend.errors import ConfigError, DeploymentError, InvalidValue, MismatchError
 from portend.execution import Execution
@@ -43,6 +43,7 @@ from portend.models.scoring import score_samples
 from portend.plan import Plan
 from portend.runtime.coordinator import Deployment
 from portend.topology import Link, SlowStart, Tier, Topology
+from test_models import shared_data
 
 ROOT = Path(__file__).parents[1]
 THREE_TIERS = ROOT / "configs/topologies/three_tier.yaml"
@@ -109,12 +110,29 @@ def test_traces_are_read_from_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("", "two lines"),
         ("0 1\n1 fast\n", r"bad\.txt:2: .*seconds.*fast"),
         ("0 1 2\n", r"bad\.txt:1"),
         ("0 1\n", "two lines"),
-        ("0 1\n0 2\n", "increase"),
-        ("0 1\n1 -2\n", "not negative"),
+        ("0 1\n\n# again\n0 2\n", r"bad\.txt:4: times increase.* 0 s follows 0 s"),
+        ("0 1\n1 -2\n", r"bad\.txt:2: .*not negative.* -2000000 bit/s"),
+        ("0 1\n1 nan\n", r"bad\.txt:2: .*not negative and finite"),
+        ("nan 1\n1 1\n", r"bad\.txt:1: times increase"),
+        ("0 1\ninf 1\n", r"bad\.txt:2: times increase"),
         ("0 0\n1 0\n", "must get through"),
+        ("0,5 10\n1,5 10\n", r"bad\.txt:1"),
+        ("5\n7\n6\n", r"bad\.txt:3: .*do not decrease, but 6 follows 7"),
+        ("0\n0\n", r"bad\.txt:2: the last packet ends the trace"),
+        ("5\n7.5\n", r"bad\.txt:1: a line is a time"),
+        ("time,bandwidth\n0,1\n1,2\n", r"bad\.txt:1: the unit of 'time' is not said; .*time=UNIT"),
+        ("time (s),bandwidth\n0,1\n1,2\n", r"bad\.txt:1: the unit of 'bandwidth' is not said; .*bandwidth=UNIT"),
+        ("time (s),load\n0,1\n1,2\n", r"bad\.txt:1: .*one column of bandwidth.* these are: none"),
+        ("t_s,up_kbps,down_kbps,rate_kbps\n0,1,1,1\n", r"'down_kbps' and 'rate_kbps'"),
+        ("time_s,mbps\n0,1\n1,\n", r"bad\.txt:3: a row has 2 values"),
+        ("time_s,mbps\n0,1\n1,2,3\n", r"bad\.txt:3: a row has 2 values"),
+        ('time_s,mbps\n0,1\n"1,2\n', r"bad\.txt:3: a row has 2 values"),
+        ("time_s,mbps\n0,1\n0,2\n", r"bad\.txt:3: times increase"),
+        ("time_s,mbps\n", "two lines"),
     ],
 )
 def test_bad_traces_name_the_place(tmp_path: Path, text: str, says: str) -> None:
@@ -122,6 +140,82 @@ def test_bad_traces_name_the_place(tmp_path: Path, text: str, says: str) -> None
     file.write_text(text)
     with pytest.raises(ConfigError, match=says):
         load_trace(file)
+
+
+TABLES = [
+    "time (s),bandwidth (Mbit/s)\n0.5,4\n1.5,2\n4,3\n",
+    "time_ms;throughput_kbps;cell\n500;4000;a\n1500;2000;b\n4000;3000;c\n",
+    "# of a bus\n\nTimestamp [ms]\tRSRP\tDL bitrate [kbit/s]\n500\t-90\t4e3\n1500\t-95\t2e3\n4000\t-90\t3e3\n",
+    '"Elapsed seconds","MB/s"\n"0.5","0.5"\n"1.5","0.25"\n"4","0.375"\n',
+    "t_us bytes_per_second\n5e5 500000\n1.5e6 250000\n4e6 375000\n",
+    "0.5,4\n1.5,2\n4,3\n",
+    "0.5; 4\n1.5; 2\n4; 3\n",
+]
+
+
+@pytest.mark.parametrize("text", TABLES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_tables_of_bandwidth_are_read_whatever_program_wrote_them(tmp_path: Path, text: str, encoding: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "bus.csv").write_bytes((mark + text).replace("\n", "\r\n").encode(encoding))
+    trace = load_trace(tmp_path / "bus.csv")
+    assert (*trace.times_s, trace.period_s) == pytest.approx((0.0, 1.0, 3.5, 6.0))
+    assert trace.bandwidths_bps == pytest.approx((4e6, 2e6, 3e6))
+
+
+def test_units_of_a_table_can_be_said(tmp_path: Path) -> None:
+    file = tmp_path / "a:b.csv"
+    file.write_text("time,bandwidth\n0,4000\n1000,2000\n")
+    trace = trace_from(f"{file}:time=ms:bandwidth=kbit/s")
+    assert (trace.times_s, trace.bandwidths_bps) == ((0.0, 1.0), (4e6, 2e6))
+    for options, says in (
+        (":bandwidth=kbit/s", "the unit of 'time' is not said"),
+        (":time=h", "the unit of time is one of ns, us"),
+        (":time=ms:bandwidth=kbps", "the unit of bandwidth is one of bit/s"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            trace_from(f"{file}{options}")
+    file.write_text("time_s,bandwidth_mbps\n0,4\n1,2\n")
+    assert trace_from(f"{file}:time=s").bandwidths_bps == (4e6, 2e6)
+    with pytest.raises(ConfigError, match=r"a:b\.csv:1: the unit of 'time_s' is s, but time=ms was asked for"):
+        trace_from(f"{file}:time=ms")
+    file.write_text("0 4\n1 2\n")
+    with pytest.raises(ConfigError, match="has no header"):
+        trace_from(f"{file}:time=ms")
+
+
+def test_mahimahis_traces_are_packets_by_millisecond(tmp_path: Path) -> None:
+    file = tmp_path / "lte.down"
+    file.write_text("".join(f"{at}\n" for at in (0, 2, 2, 2, 4, 5, 9, 10)))
+    trace = load_trace(file)
+    assert (*trace.times_s, trace.period_s) == pytest.approx((0, 0.002, 0.004, 0.005, 0.009, 0.010))
+    assert trace.bandwidths_bps == pytest.approx([1e6 * rate for rate in (18, 6, 12, 3, 24)])
+    assert trace.mean_bps == pytest.approx(8 * 8 * 1500 / 0.010)
+    for packets, at in ((3, 2), (4, 4), (5, 5), (6, 9), (8, 10), (11, 12)):  # that have passed at that millisecond
+        assert trace.finish_s(0.0, 1500 * packets) == pytest.approx(1e-3 * at)
+
+
+def test_a_steady_trace_of_mahimahis_is_one_step(tmp_path: Path) -> None:
+    (tmp_path / "12mbps").write_text("".join(f"{at}\n" for at in range(1, 200)))
+    trace = load_trace(tmp_path / "12mbps")
+    assert (trace.times_s, trace.bandwidths_bps, trace.period_s) == ((0.0,), (12e6,), 0.199)
+
+
+@pytest.mark.parametrize("data", [b"0 1\n1 \xff2\n", "0 1\n1 2".encode("utf-16-le"), b"0 1\n1 2\0"])
+def test_what_is_no_text_is_said_to_be_none(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "bad.txt").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"bad\.txt, line [12]: this is not text in UTF-8"):
+        load_trace(tmp_path / "bad.txt")
+
+
+def test_measured_traces_of_others_are_read() -> None:
+    files = sorted(shared_data("bandwidth_traces").glob("*_*.txt"))
+    assert len(files) > 20
+    for file in files:
+        first, last = (float(line.split()[0]) for line in np.array(file.read_text().strip().split("\n"))[[0, -1]])
+        trace = load_trace(file)
+        assert trace.times_s[-1] == pytest.approx(last - first)
+        assert 1e3 < trace.mean_bps < 1e9
 
 
 # --- the law of a link ---

@@ -242,7 +242,7 @@ _traces = click.option(
     type=_Trace(),
     multiple=True,
     callback=lambda ctx, param, value: _once(value, "--trace"),
-    help="Bandwidth over time of a link, numbered from 0: lines of seconds and Mbit/s (docs/testbed.md).",
+    help="Bandwidth over time of a link, numbered from 0: pairs, CSV or Mahimahi (docs/testbed.md).",
 )
 _topology = click.option(
     "--topology", required=True, type=click.Path(dir_okay=False), help="YAML file with tiers and links."
@@ -1255,14 +1255,14 @@ def _emulated(name: str, places: Topology, traces: dict[str, str]) -> Emulation:
 
 
 def _load_traces(traces: dict[str, str], places: Topology) -> dict[int, BandwidthTrace]:
-    from portend.emulation.traces import load_trace
+    from portend.emulation.traces import trace_from
 
     for link in traces:
         if not (link.isdecimal() and int(link) < len(places.links)):
             raise ConfigError(
                 f"--trace {link}=...: the topology has {len(places.links)} links, numbered from 0 at the first tier on"
             )
-    return {int(link): load_trace(path) for link, path in traces.items()}
+    return {int(link): trace_from(text) for link, text in traces.items()}
 
 
 @cli.group()

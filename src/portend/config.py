@@ -5,10 +5,11 @@ Quantities carry their unit (``bandwidth: 10 Mbit/s``); unknown keys are refused
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import yaml
 
@@ -16,20 +17,47 @@ from portend.errors import ConfigError, InvalidValue, nearest
 from portend.topology import Link, SlowStart, Tier, Topology, TransferCurve
 from portend.units import Dimension, parse
 
-__all__ = ["Section", "load_topology", "read_yaml", "topology_yaml"]
+__all__ = ["Section", "load_topology", "read_text", "read_yaml", "topology_yaml"]
 
 _T = TypeVar("_T")
 _REQUIRED: Any = object()
+_MARKS: Final = {  # that begin a text; the longer ones first
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text in a file: UTF-8, or what its byte order mark says, as Windows' programs write it.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be read, or it is not text.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}; check the name") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from None
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+        at = text.find("\0")
+        line = 0 if at < 0 else text.count("\n", 0, at) + 1
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+    if line:
+        raise ConfigError(f"{path}, line {line}: this is not text in UTF-8; save the file as UTF-8")
+    return text
 
 
 def read_yaml(path: str | Path) -> Section:
     """Return the mapping in a YAML file; ConfigError if there is none."""
     try:
-        document = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path}; check the name") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error})") from None
+        document = yaml.load(read_text(path), _Loader)
     except _WrittenTwiceError as error:
         raise ConfigError(f"{path}, {error}") from None
     except yaml.MarkedYAMLError as error:

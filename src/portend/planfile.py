@@ -248,7 +248,7 @@ def load_plan(path: str | Path) -> PlanFile:
         StorageError: there is no such file, or it holds no plan; says what is wrong.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        document = json.loads(Path(path).read_bytes(), object_pairs_hook=_each_once)
     except FileNotFoundError:
         raise StorageError(f"there is no file {path}; make one with `portend plan --out`") from None
     except (OSError, ValueError, RecursionError) as error:
