@@ -28,7 +28,7 @@ from portend.cli import cli
 from portend.config import load_topology
 from portend.emulation import namespaces, quota
 from portend.emulation.base import Direct, Relayed, make_emulation
-from portend.emulation.forwarder import Wire, device_mtu, wire_bytes
+from portend.emulation.forwarder import Forwarder, Wire, device_mtu, wire_bytes
 from portend.emulation.namespaces import Namespaces, unavailable
 from portend.emulation.remains import NAMESPACES, standing
 from portend.emulation.traces import BandwidthTrace, load_trace, trace_from
@@ -216,6 +216,15 @@ def test_measured_traces_of_others_are_read() -> None:
         trace = load_trace(file)
         assert trace.times_s[-1] == pytest.approx(last - first)
         assert 1e3 < trace.mean_bps < 1e9
+
+
+def test_the_forwarder_takes_long_traces() -> None:
+    """A trace of Mahimahi's has ten thousands of steps; they were read byte by byte until the start timed out."""
+    forwarder = Forwarder("", ())
+    try:
+        assert forwarder._start({"testbed": "", "wires": [], "long": "0" * 5_000_000})["wires"] == []
+    finally:
+        forwarder._stop()
 
 
 # --- the law of a link ---

@@ -228,11 +228,11 @@ def _say(answer: dict[str, Any]) -> None:
 
 
 def _read_line() -> bytes:
-    """Read one line of stdin and nothing of the next."""
-    line = b""
-    while not line.endswith(b"\n") and (byte := os.read(0, 1)):
-        line += byte
-    return line
+    """Read the first line of stdin; the next comes only when this one was answered."""
+    line = bytearray()
+    while not line.endswith(b"\n") and (more := os.read(0, 1 << 16)):
+        line += more
+    return bytes(line)
 
 
 def _carrier(fields: Mapping[str, Any]) -> _Carrier:
