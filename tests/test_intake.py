@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from portend.service.intake import Answer, Intake
+from portend.service.intake import Answer, Intake, digest
 from portend.service.release import Limits
 
 LIMITS = Limits(window=3, waiting=4, retry_s=5, deadline_s=30, attempts=3)
@@ -30,7 +30,7 @@ def test_an_answer_finds_its_sample_and_gives_the_credit_back() -> None:
         assert intake.offer(name, b"x", 0.0, 0, got.append) == "accepted"
     ticket = send(intake, 0.0)
     assert intake.next() is None  # no credit is left
-    answer = intake.answered(ticket, 2.0, label=7, exit_index=1, score=0.25)
+    answer = intake.answered(ticket, 256, 2.0, label=7, exit_index=1, score=0.25)
     assert answer == got[0] == Answer(id="a", label=7, exit_index=1, score=0.25, plan=256, attempts=1, latency_s=2.0)
     assert send(intake, 2.0) == ticket + 1
 
@@ -47,11 +47,48 @@ def test_the_same_id_again_is_one_sample_and_gets_the_same_answer() -> None:
     intake.offer("a", b"x", 0.0, "first", first.append)
     assert intake.offer("a", b"x", 0.0, "later", later.append) == "known"
     ticket = send(intake, 0.0)
-    intake.answered(ticket, 1.0, label=1, exit_index=0, score=0.0)
+    intake.answered(ticket, 256, 1.0, label=1, exit_index=0, score=0.0)
     assert first == later
     assert intake.offer("a", b"x", 5.0, "third", later.append) == "known"
     assert later == first * 2
     assert intake.under_way == intake.waiting == 0
+
+
+def test_an_id_stands_for_the_bytes_that_came_with_it_first() -> None:
+    intake, got = book()
+    intake.offer("a", b"x", 0.0, "first", got.append)
+    assert intake.offer("a", b"y", 0.0, "other", got.append) == "other"
+    assert not intake.wants("a", digest(b"y"), "other", got.append)
+    intake.answered(send(intake, 0.0), 256, 1.0, label=1, exit_index=0, score=0.0)
+    assert len(got) == 1  # whoever sent other bytes gets no answer of these
+    assert intake.offer("a", b"y", 2.0, "other", got.append) == "other"
+    assert not intake.wants("a", digest(b"y"), "other", got.append)
+    assert len(got) == 1
+
+
+def test_a_sample_that_failed_is_tried_again_with_any_bytes() -> None:
+    intake, got = book(deadline_s=30)
+    intake.offer("a", b"x", 0.0, 0, got.append)
+    intake.expire(30.0, "")
+    assert intake.wants("a", digest(b"x"), 0, got.append)  # whoever missed that it failed is told
+    assert [answer.failed for answer in got] == ["deadline"] * 2
+    assert intake.offer("a", b"y", 31.0, 0, got.append) == "accepted"
+    assert intake.offer("a", b"x", 31.0, 0, got.append) == "other"
+    intake.answered(send(intake, 31.0), 256, 32.0, label=1, exit_index=0, score=0.0)
+    assert (got[-1].failed, got[-1].label) == ("", 1)
+
+
+def test_an_answer_names_the_plan_that_gave_it() -> None:
+    intake, got = book()
+    intake.offer("a", b"x", 0.0, 0, got.append)
+    ticket = send(intake, 0.0)
+    intake.broken(lambda entry: True, 1.0)
+    entry = intake.next()
+    assert entry is not None
+    again = intake.sent(entry, 257, "way", 1.0)
+    assert intake.answered(again, 256, 1.5, label=2, exit_index=0, score=0.0) is None  # it went by another plan
+    intake.answered(ticket, 256, 2.0, label=1, exit_index=0, score=0.0)
+    assert [(answer.plan, answer.label, answer.attempts) for answer in got] == [(256, 1, 2)]
 
 
 def test_a_second_answer_to_a_sample_is_counted_and_dropped() -> None:
@@ -60,9 +97,11 @@ def test_a_second_answer_to_a_sample_is_counted_and_dropped() -> None:
     ticket = send(intake, 0.0)
     intake.broken(lambda entry: True, 1.0)
     again = send(intake, 1.0)
-    assert intake.answered(ticket, 2.0, label=1, exit_index=0, score=0.0) is not None  # the first sending was not lost
-    assert intake.answered(again, 3.0, label=1, exit_index=0, score=0.0) is None
-    assert intake.answered(77, 3.0, label=1, exit_index=0, score=0.0) is None
+    assert (
+        intake.answered(ticket, 256, 2.0, label=1, exit_index=0, score=0.0) is not None
+    )  # the first sending was not lost
+    assert intake.answered(again, 256, 3.0, label=1, exit_index=0, score=0.0) is None
+    assert intake.answered(77, 256, 3.0, label=1, exit_index=0, score=0.0) is None
     assert (len(got), intake.late, intake.sent_again) == (1, 2, 1)
 
 
@@ -117,12 +156,15 @@ class Book(RuleBasedStateMachine):
         self.intake = Intake(LIMITS, 1)
         self.now = 0.0
         self.tickets: list[int] = []
-        self.accepted: set[str] = set()
+        self.accepted: dict[str, bytes] = {}  # its bytes, by id
+        self.failed: set[str] = set()
         self.answers: Counter[str] = Counter()
         self.count = 0
 
     def deliver(self, answer: Answer) -> None:
         self.answers[answer.id] += 1
+        if answer.failed:
+            self.failed.add(answer.id)
 
     @rule()
     def offer(self) -> None:
@@ -132,14 +174,22 @@ class Book(RuleBasedStateMachine):
         found = self.intake.offer(name, b"x", self.now, name, self.deliver)
         assert found == ("full" if full else "accepted")
         if not full:
-            self.accepted.add(name)
+            self.accepted[name] = b"x"
 
     @precondition(lambda self: self.accepted)
-    @rule(data=st.data())
-    def offer_again(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), body=st.sampled_from([b"x", b"y"]))
+    def offer_again(self, data: st.DataObject, body: bytes) -> None:
         name = data.draw(st.sampled_from(sorted(self.accepted)))
-        before = self.answers[name]
-        assert self.intake.offer(name, b"x", self.now, name, self.deliver) == "known"
+        before, full = self.answers[name], self.intake.full
+        found = self.intake.offer(name, body, self.now, name, self.deliver)
+        if name in self.failed and not full:
+            assert found == "accepted"  # it is tried again, and due another answer
+            self.failed.remove(name)
+            self.accepted[name], self.answers[name] = body, 0
+            return
+        usual = "known" if body == self.accepted[name] else "other"
+        assert found == ("full" if name in self.failed else usual)
+        assert self.answers[name] <= before + (found == "known")
         self.answers[name] = before  # the same answer, delivered to who asks again
 
     @rule(way=st.integers(0, 1))
@@ -152,7 +202,7 @@ class Book(RuleBasedStateMachine):
     @rule(data=st.data(), failed=st.sampled_from(["", "sample"]))
     def answer(self, data: st.DataObject, failed: str) -> None:
         ticket = data.draw(st.sampled_from(self.tickets))  # any ever given out, so answers come late and twice
-        self.intake.answered(ticket, self.now, label=1, exit_index=0, score=0.5, failed=failed)
+        self.intake.answered(ticket, 256, self.now, label=1, exit_index=0, score=0.5, failed=failed)
 
     @rule(way=st.integers(0, 1))
     def break_a_way(self, way: int) -> None:

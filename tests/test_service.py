@@ -215,6 +215,25 @@ def test_a_picture_sent_by_http_comes_back_with_label_and_confidence(
     assert http(hosts, "/v1/samples?id=one", work.samples[3])[1] == answer  # the same id: the same answer
 
 
+def test_an_id_with_other_bytes_is_refused_at_once_and_later(hosts: Hosts, agents: Agents, work: Workload) -> None:
+    hosts.send("base", signal.SIGSTOP)  # so that the first one is under way still
+    staying = next(i for i in range(len(work.samples)) if work.expected(work.plans[0], i)[1] > 0)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(http, hosts, "/v1/samples?id=twice", work.samples[staying])
+        until(lambda: agents.ask(0, "status")["under_way"] == 1)
+        status, told = http(hosts, "/v1/samples?id=twice", work.samples[staying - 1])
+        hosts.send("base", signal.SIGCONT)
+        assert first.result(60)[0] == 200
+    assert status == 409
+    assert "'twice'" in told["error"]
+    assert http(hosts, "/v1/samples?id=twice", work.samples[staying - 1])[0] == 409
+    (answer,) = agents.submitter().answers([("twice", work.samples[staying - 1])])
+    assert (answer.failed, answer.label) == ("sample", -1)
+    assert http(hosts, "/v1/samples?id=again", b"no picture")[0] == 422
+    assert http(hosts, "/v1/samples?id=again", work.samples[staying])[0] == 200  # what failed is tried again
+    until(lambda: agents.ask(0, "status")["plan"] == 0)
+
+
 def test_http_refuses_what_is_no_sample(hosts: Hosts, agents: Agents, work: Workload) -> None:
     status, told = http(hosts, "/v1/samples", b"no picture")
     assert (status, told["failed"]) == (422, "sample")
@@ -360,12 +379,12 @@ def test_plain_text_and_open_http_stay_on_this_machine(tmp_path: Path, keys: Pat
 
 
 class connected:  # noqa: N801  (used as a function)
-    """A socket with somebody's key to the edge."""
+    """A socket with somebody's key to an agent."""
 
-    def __init__(self, hosts: Hosts, keys: Path, name: str) -> None:
+    def __init__(self, hosts: Hosts, keys: Path, name: str, to: str = "edge") -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        endpoint = f"127.0.0.1:{hosts.listen['edge']}"
-        self.socket = call(self.context, "edge", endpoint, load_keys(keys, name), name)
+        endpoint = f"127.0.0.1:{hosts.listen[to]}"
+        self.socket = call(self.context, to, endpoint, load_keys(keys, name), name)
 
     def __enter__(self) -> zmq.Socket[bytes]:
         return self.socket
@@ -384,7 +403,7 @@ def test_hostile_messages_of_a_trusted_key_are_counted_and_dropped(
 ) -> None:
     version = agents.ask(0, "status")["active"]
     now = time.monotonic_ns()
-    tensor = pack_header(Header("tensor", version * 256, 5, 1, now))
+    tensor = pack_header(Header("tensor", version * 256, 5, 2, now))
     wrong_version = msgpack.unpackb(tensor)
     wrong_version[0] = 99
     hostile = {
@@ -398,9 +417,14 @@ def test_hostile_messages_of_a_trusted_key_are_counted_and_dropped(
             [tensor, b"a", b"b", b"c"],
             [bytes(300)],
             [pack_control("beat", incarnation="x")],
-            [pack_header(Header("credit", version * 256, 5, 0, now, exit_index=9, label=1))],
-            [pack_header(Header("credit", version * 256, 5, 0, now)), b"because"],
+            [pack_header(Header("result", version * 256, 5, 0, now, exit_index=9, label=1))],
+            [pack_header(Header("result", version * 256, 5, 0, now)), b"because"],
             [tensor, bytes(65 << 20)],
+        ],
+        "not_allowed": [  # what this tier has no part in
+            [pack_header(Header("credit", version * 256, 5, 0, now, exit_index=1, label=1))],
+            [pack_header(Header("tensor", version * 256, 5, 0, now)), b"x"],
+            [pack_header(Header("result", version * 256 + 3, 5, 0, now, exit_index=0, label=1))],
         ],
         "unknown_plan": [[pack_header(Header("tensor", 999 * 256, 5, 1, now)), b"x"]],
     }
@@ -413,9 +437,26 @@ def test_hostile_messages_of_a_trusted_key_are_counted_and_dropped(
             until(partial(reached, hosts, line, due))
     late = counter(hosts, "edge", "portend_late_answers_total")
     with connected(hosts, keys, "base") as wire:  # an answer to what was never asked
-        send(wire, [pack_header(Header("credit", version * 256, 5, 0, now, exit_index=1, label=1, score=0.5))])
+        send(wire, [pack_header(Header("result", version * 256, 5, 0, now, exit_index=1, label=1, score=0.5))])
         until(lambda: counter(hosts, "edge", "portend_late_answers_total") == late + 1)
     assert len(list(agents.submitter().answers([("alive", work.samples[0])]))) == 1
+
+
+def test_only_the_source_says_which_releases_are_in_use(
+    hosts: Hosts, agents: Agents, keys: Path, work: Workload
+) -> None:
+    version = agents.ask(1, "status")["active"]
+    lie = Beat(
+        incarnation=5, versions=(version,), sent_ns=1, echo_ns=(0, 0), hears=NAMES, reaches=NAMES, active=version,
+        oldest=1 << 62,
+    )  # fmt: skip
+    for name in ("cloud", "edge"):  # whoever is no source, and the source's own key with a number that cannot be
+        with connected(hosts, keys, name, to="base") as wire:
+            for _ in range(20):
+                send(wire, [lie.packed()])
+            assert agents.ask(1, "status")["versions"] == [version]
+    answers = list(agents.submitter().answers((f"lie-{i}", sample) for i, sample in enumerate(work.samples)))
+    assert not [answer.reason for answer in answers if answer.failed]
 
 
 def test_a_replayed_tensor_is_run_once(tmp_path: Path, work: Workload) -> None:

@@ -299,7 +299,7 @@ class ServiceAgent:
     # -- samples -------------------------------------------------------------------------------
 
     def offer(self, sample_id: str, encoded: bytes, to: Hashable, deliver: Callable[[Answer], None]) -> str:
-        """Take a sample in: ``accepted``, ``known``, or refused: ``full``.
+        """Take a sample in: ``accepted``, ``known``, or refused: ``full``, or ``other`` bytes than came by this id.
 
         Raises:
             DeploymentError: this agent is no source, or ends. InvalidValue, DataError: such a sample cannot be taken.
@@ -393,18 +393,18 @@ class ServiceAgent:
     ) -> None:
         """Destination: the answer is here; the source's book is closed by it."""
         if self.name == release.tiers[release.source]:
-            self._close(ticket, step, label, score, failure)
+            self._close(ticket, release.number(index), step, label, score, failure)
             return
         header = Header(
             "credit", release.number(index), ticket, 0, time.monotonic_ns(), exit_index=step, label=label, score=score
         )
         self._post(release.tiers[release.source], header, failure.encode() or None)
 
-    def _close(self, ticket: int, step: int, label: int, score: float, failure: str) -> None:
+    def _close(self, ticket: int, plan: int, step: int, label: int, score: float, failure: str) -> None:
         """Source: the answer of a sample is here."""
         failed, _, reason = failure.partition(":")
         answer = self.intake.answered(
-            ticket, time.monotonic(), label=label, exit_index=step, score=score, failed=failed, reason=reason
+            ticket, plan, time.monotonic(), label=label, exit_index=step, score=score, failed=failed, reason=reason
         )
         if answer is None:
             self.metrics.late.inc()
@@ -438,6 +438,9 @@ class ServiceAgent:
             self.drop("unknown_plan", f"plan {index} of release {version} is not loaded here")
             return
         plan, release = loaded.release.plans[index], loaded.release
+        if peer.name not in {release.tiers[tier] for tier in release.senders(index, header.kind, header.step)}:
+            self.drop("not_allowed", f"{peer.name} has no {header.kind} to send by this plan")
+            return
         seconds = peer.transfer_s(header.sent_ns, received_ns)
         if seconds is not None and seconds >= 0:
             self.metrics.terms.labels("transfer").observe(seconds)
@@ -458,7 +461,7 @@ class ServiceAgent:
         if header.kind == "result" and loaded.tier == release.destination:
             self._answered(release, index, *answer)
         elif header.kind == "credit" and loaded.tier == release.source:
-            self._close(*answer)
+            self._close(header.request, header.run, *answer[1:])
         else:
             raise MessageError(f"tier {self.name} is neither where results go nor where credits do")
 
@@ -562,10 +565,11 @@ class ServiceAgent:
     def _heard(self, peer: Peer, beat: Beat, now_ns: int) -> None:
         if peer.hear(beat, now_ns):
             _LOG.info("%s was started again", peer.name)
-        if beat.active in self.releases and beat.active >= self.active:
+        loaded = self.releases.get(beat.active)
+        if loaded is not None and beat.active >= self.active and loaded.release.told_by(peer.name, beat.oldest):
             self._source_oldest, was_source = beat.oldest, self.is_source
             if beat.active != self.active:
-                self.active, self.intake.limits = beat.active, self.releases[beat.active].release.limits
+                self.active, self.intake.limits = beat.active, loaded.release.limits
             if was_source and not self.is_source:
                 for answer in self.intake.stop(time.monotonic()):
                     self._closed(answer)
@@ -876,15 +880,15 @@ class ServiceAgent:
         if self.stopped:
             return {"sample": sample, "found": "full"}
         found = self.offer(sample, bytes(payload), routing, partial(self._deliver, routing))
-        return {"sample": sample, "found": found} if found == "full" else None
+        return {"sample": sample, "found": found} if found in ("full", "other") else None
 
     def _on_known(self, routing: bytes, values: dict[str, Any], _: Any) -> dict[str, Any]:
-        """Which samples are not known here; the answers of the others go to who asks."""
+        """Which samples (id and digest of each) are not known here; the answers of the others go to who asks."""
         samples = values["samples"]
-        if not isinstance(samples, list) or len(samples) > 1 << 16:
-            raise MessageError("a list of samples' ids is needed")
+        if not isinstance(samples, dict) or len(samples) > 1 << 16:
+            raise MessageError("the samples' ids and digests are needed")
         deliver = partial(self._deliver, routing)
-        return {"unknown": [s for s in samples if not (isinstance(s, str) and self.intake.wants(s, routing, deliver))]}
+        return {"unknown": [s for s, of in samples.items() if not self.intake.wants(s, of, routing, deliver)]}
 
     def _deliver(self, routing: bytes, answer: Answer) -> None:
         self._reply(routing, "answer", answer={name: getattr(answer, name) for name in Answer.__slots__})

@@ -23,7 +23,7 @@ from portend.models.decoding import InputDecoder
 from portend.plan import Plan
 from portend.runtime.links import Budget, LinkMeasurement
 from portend.runtime.messages import PROTOCOL_VERSION, pack_control, unpack_control
-from portend.service.intake import Answer
+from portend.service.intake import Answer, digest
 from portend.service.keys import OPERATOR, Keys
 from portend.service.peers import call
 from portend.service.release import Limits, NetworkFile, Release
@@ -302,7 +302,7 @@ class Submitter:
 
     def __init__(self, socket: zmq.Socket[bytes], source: str, most: int) -> None:
         self._socket, self._source, self._most = socket, source, most
-        self._pending: dict[str, bytes] = {}
+        self._pending: dict[str, tuple[bytes, bytes]] = {}  # each sample's bytes, and their digest
         self._to_send: dict[str, None] = {}
         self._held_back_s = self._asked_s = 0.0
         self._number = 0
@@ -324,7 +324,7 @@ class Submitter:
                     break
                 if sample is None:
                     break
-                self._pending[sample[0]] = sample[1]
+                self._pending[sample[0]] = sample[1], digest(sample[1])
                 self._to_send[sample[0]] = None
             self._send()
             self._ask()
@@ -352,13 +352,13 @@ class Submitter:
         if time.monotonic() < self._held_back_s:
             return
         for sample in list(self._to_send):
-            if not self._order("submit", self._pending[sample], sample=sample):
+            if not self._order("submit", self._pending[sample][0], sample=sample):
                 return
             del self._to_send[sample]
 
     def _ask(self) -> None:
         now = time.monotonic()
-        sent = [sample for sample in self._pending if sample not in self._to_send]
+        sent = {sample: of for sample, (_, of) in self._pending.items() if sample not in self._to_send}
         if sent and now - self._asked_s > _ASK_S and self._order("known", samples=sent):
             self._asked_s = now
 
@@ -370,6 +370,11 @@ class Submitter:
                 self.refused += 1
                 self._to_send[told["sample"]] = None
                 self._held_back_s = time.monotonic() + 0.02
+            elif (
+                command == "submit" and told["found"] == "other" and self._pending.pop(told["sample"], None) is not None
+            ):
+                reason = "another sample has this id already; give this one its own"
+                yield Answer(id=told["sample"], failed="sample", reason=reason)
             elif command == "known":
                 for sample in told["unknown"]:
                     if sample in self._pending and sample not in self._to_send:

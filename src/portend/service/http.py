@@ -61,7 +61,8 @@ def openapi() -> dict[str, Any]:
             "exit": whole | {"description": "Partition at which the sample left, from 1 on."},
             "latency_ms": number | {"description": "From acceptance to answer."},
             "attempts": whole | {"description": "How often the sample was sent."},
-            "plan": whole | {"description": "Place of the plan in its release; 0 is the wanted one."},
+            "plan": whole
+            | {"description": "Place of the plan that gave the answer in its release; 0 is the wanted one."},
         },
     }
     failed = {"type": "object", "properties": {"id": text, "failed": text, "reason": text}}
@@ -77,7 +78,8 @@ def openapi() -> dict[str, Any]:
                             "name": "id",
                             "in": "query",
                             "schema": text | {"pattern": f"^{SAMPLE_ID.pattern}$"},
-                            "description": "Names the sample; the same id again gives the same answer.",
+                            "description": "Names the sample; the same id and bytes again give the same answer. A "
+                            "sample that failed is tried again.",
                         }
                     ],
                     "requestBody": {
@@ -92,6 +94,7 @@ def openapi() -> dict[str, Any]:
                         "400": told("There is no such id, or no bytes.", error),
                         "403": told("Called by another name than that of this machine, or by a web page.", error),
                         "408": told("The sample did not come in time.", error),
+                        "409": told("Another sample has this id.", error),
                         "413": told("The sample is too large.", error),
                         "422": told("The bytes are no sample that the network takes.", failed),
                         "500": told("A tier could not run it.", failed),
@@ -200,6 +203,8 @@ async def _sample(agent: ServiceAgent, request: web.Request) -> web.Response:
             return _error(503, str(error))
     finally:
         agent.bodies -= 1
+    if found == "other":
+        return _error(409, f"another sample has the id {sample!r} already; give this one its own")
     if found == "full":
         return _error(503, "all places are taken; try again", **{"Retry-After": "1"})
     try:

@@ -8,6 +8,7 @@ says what time it is. There are no acknowledgments from hop to hop: only the ans
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
@@ -16,7 +17,7 @@ from typing import Final, Literal
 
 from portend.service.release import Limits
 
-__all__ = ["SAMPLE_ID", "Answer", "Entry", "Intake"]
+__all__ = ["SAMPLE_ID", "Answer", "Entry", "Intake", "digest"]
 
 SAMPLE_ID: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 """What may name a sample."""
@@ -26,13 +27,18 @@ _REMEMBERED: Final = 10_000
 Deliver = Callable[["Answer"], None]
 
 
+def digest(encoded: bytes) -> bytes:
+    """Return what tells a sample's bytes from others: 16 bytes of BLAKE2b."""
+    return hashlib.blake2b(encoded, digest_size=16).digest()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
     """What became of one sample.
 
     Attributes:
         label, score, exit_index: what the network said, by which score, at which partition; -1 and NaN if it failed.
-        plan: place of the plan in its release, the last one tried. attempts: how often it was sent.
+        plan: number of the plan that gave the answer, or was tried last. attempts: how often it was sent.
         latency_s: since it was accepted.
         failed: why there is no answer: ``sample`` (it cannot be used), ``timeout`` (tried too often), ``deadline`` (no
             time left), ``error`` (a tier could not run it) or ``stopped``; empty if there is one.
@@ -56,10 +62,12 @@ class Entry:
 
     id: str
     encoded: bytes
+    digest: bytes
     accepted_s: float
     deliver: dict[Hashable, Deliver]
     attempts: int = 0
-    tickets: list[int] = field(default_factory=list)
+    tickets: dict[int, int] = field(default_factory=dict)
+    """The plan of each sending, by ticket."""
     plan: int = -1
     sent_s: float = 0.0
     way: Hashable = None
@@ -80,7 +88,7 @@ class Intake:
         self._waiting: deque[Entry] = deque()
         self._tickets: dict[int, Entry] = {}
         self._under_way: dict[str, Entry] = {}
-        self._answered: OrderedDict[str, Answer] = OrderedDict()
+        self._answered: OrderedDict[str, tuple[bytes, Answer]] = OrderedDict()
         self.sent_again = self.late = self.refused = 0
         """Samples sent again; answers to samples that had one already; samples refused because all places are taken."""
 
@@ -105,29 +113,34 @@ class Intake:
 
     def offer(
         self, sample_id: str, encoded: bytes, now: float, to: Hashable, deliver: Deliver
-    ) -> Literal["accepted", "known", "full"]:
+    ) -> Literal["accepted", "known", "full", "other"]:
         """Take a sample in, or remember who else wants its answer if it is known already.
 
-        An answer that was given before is delivered again, at once.
+        An answer that was given before is delivered again, at once; a sample that failed is tried again. An id stands
+        for the bytes that came with it first: with others it is refused (``other``), until a try of it failed.
         """
-        if self.wants(sample_id, to, deliver):
-            return "known"
+        found = digest(encoded)
+        _, answer = self._answered.get(sample_id, (b"", None))
+        if sample_id in self._entries or (answer is not None and not answer.failed):
+            return "known" if self.wants(sample_id, found, to, deliver) else "other"
         if self.full:
             self.refused += 1
             return "full"
-        entry = self._entries[sample_id] = Entry(sample_id, encoded, now, {to: deliver})
+        self._answered.pop(sample_id, None)
+        entry = self._entries[sample_id] = Entry(sample_id, encoded, found, now, {to: deliver})
         self._waiting.append(entry)
         return "accepted"
 
-    def wants(self, sample_id: str, to: Hashable, deliver: Deliver) -> bool:
-        """Whether the sample is known; then its answer, or the one it got, goes to ``to`` too."""
+    def wants(self, sample_id: str, of: bytes, to: Hashable, deliver: Deliver) -> bool:
+        """Whether the sample of this digest is known; then its answer, or the one it got, goes to ``to`` too."""
         if (entry := self._entries.get(sample_id)) is not None:
-            entry.deliver[to] = deliver
-            return True
-        if (answer := self._answered.get(sample_id)) is not None:
+            if entry.digest == of:
+                entry.deliver[to] = deliver
+            return entry.digest == of
+        before, answer = self._answered.get(sample_id, (b"", None))
+        if answer is not None and before == of:
             deliver(answer)
-            return True
-        return False
+        return before == of
 
     def forget(self, sample_id: str, to: Hashable) -> None:
         """Nobody waits at ``to`` any more."""
@@ -146,7 +159,7 @@ class Intake:
         ticket, self._ticket = self._ticket, self._ticket + 1
         entry.attempts += 1
         entry.plan, entry.way, entry.sent_s = plan, way, now
-        entry.tickets.append(ticket)
+        entry.tickets[ticket] = plan
         self._tickets[ticket] = self._under_way[entry.id] = entry
         return ticket
 
@@ -166,13 +179,15 @@ class Intake:
         return None
 
     def answered(
-        self, ticket: int, now: float, *, label: int, exit_index: int, score: float, failed: str = "", reason: str = ""
-    ) -> Answer | None:
-        """Give a sample its answer; None if it had one, or there never was such a ticket."""
+        self, ticket: int, plan: int, now: float, *, label: int, exit_index: int, score: float, failed: str = "",
+        reason: str = "",
+    ) -> Answer | None:  # fmt: skip
+        """Give a sample its answer; None if it had one, or was never sent under such a ticket by this plan."""
         entry = self._tickets.get(ticket)
-        if entry is None:
+        if entry is None or entry.tickets[ticket] != plan:
             self.late += 1
             return None
+        entry.plan = plan
         values = {"label": label, "exit_index": exit_index, "score": score}
         return self._close(entry, now, failed=failed, reason=reason, **({} if failed else values))
 
@@ -191,7 +206,7 @@ class Intake:
             reason=reason,
             **values,  # type: ignore[arg-type]
         )
-        self._answered[entry.id] = answer
+        self._answered[entry.id] = entry.digest, answer
         if len(self._answered) > _REMEMBERED:
             self._answered.popitem(last=False)
         for deliver in list(entry.deliver.values()):

@@ -173,6 +173,23 @@ class Release:
         hops.add((self.destination, self.source))
         return frozenset((a, b) for a, b in hops if a != b)
 
+    def senders(self, index: int, kind: str, step: int) -> frozenset[int]:
+        """Return the tiers from which a message can come under a plan.
+
+        Args:
+            kind: ``tensor`` for partition ``step``, ``result`` for the destination, or ``credit`` for the source.
+        """
+        path = self.plans[index].placement
+        if kind == "credit":
+            return frozenset((self.destination,))
+        if kind == "result":
+            return frozenset((self.source, *path))
+        return frozenset((self.source, *path)[step : step + 1] if 0 <= step < len(path) else ())
+
+    def told_by(self, name: str, oldest: int) -> bool:
+        """Whether ``name`` may say that this release is active, and that none before ``oldest`` is in use."""
+        return name == self.tiers[self.source] and oldest <= self.version
+
     def value_ranges(self) -> Mapping[int, ValueRange]:
         """Return the ranges of values by cut."""
         return {int(cut): ValueRange.from_dict(data) for cut, data in self.ranges.items()}
