@@ -308,19 +308,89 @@ def test_parquet_keeps_the_files_bytes_and_marks_the_test_set(tmp_path: Path) ->
     ("changes", "message"),
     [
         ({"labels": (0, 2)}, "within 0–1"),
-        ({"labels": (0, None)}, "without gaps"),
-        ({"labels": ("cat", "dog")}, "integers"),
+        ({"labels": (0, None)}, "sample 1 has NoneType"),
+        ({"labels": (0.0, 0.5)}, r"sample 1 has float '0\.5'"),
+        ({"labels": ([0], [1])}, "sample 0 has a list of 1"),
+        ({"labels": ("cat", "eel")}, "'eel' is not one of the class names cat, dog"),
         ({"labels": ()}, "image"),
         ({"labels": (0, -1)}, "within 0–1"),
-        ({"images": [b"a", b"b"]}, "struct with the field bytes"),
-        ({"images": [{"bytes": None, "path": "x"}, {"bytes": b"a", "path": "y"}]}, "1 images"),
-        ({"images": [None, {"bytes": b"a", "path": "y"}]}, "images"),
+        ({"images": [1, 2]}, "struct with the field bytes, bytes, or lists of numbers, but is int64"),
+        ({"images": ["some", "text"]}, "is string; give the numbers of the text's tokens"),
+        ({"images": [["some"], ["text"]]}, "made of numbers"),
+        ({"images": [{"bytes": None, "path": "x"}, {"bytes": b"a", "path": "y"}]}, "1 rows"),
+        ({"images": [None, {"bytes": b"a", "path": "y"}]}, "1 rows"),
+        ({"images": [None, b"a"]}, "1 rows"),
     ],
 )
 def test_a_wrong_parquet_file_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     write_parquet(tmp_path, **changes)
     with pytest.raises(DataError, match=message):
         load_dataset(f"parquet:{tmp_path}")
+
+
+def hugging_face(folder: Path, features: Any = None, **columns: Any) -> str:
+    folder.mkdir(exist_ok=True)
+    table = pa.table(columns)
+    if features:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, folder / "train-00000-of-00001.parquet")
+    return f"parquet:{folder}:size=4"
+
+
+IMAGES = [{"bytes": encode(np.full((4, 4, 3), 7 * i)), "path": "x"} for i in range(4)]
+
+
+def test_labels_of_parquet_may_be_names(tmp_path: Path) -> None:
+    dataset = load_dataset(hugging_face(tmp_path, image=IMAGES, label=["dog", "ant", "dog", "cat"]))
+    assert (dataset.class_names, dataset.labels.tolist()) == (("ant", "cat", "dog"), [2, 0, 2, 1])
+    (tmp_path / "both").mkdir()
+    write_parquet(tmp_path / "both", labels=("dog", "cat"))
+    known = load_dataset(f"parquet:{tmp_path / 'both'}")
+    assert (known.class_names, known.labels.tolist()) == (("cat", "dog"), [1, 0, 1, 0])  # as the schema orders them
+    coded = pa.array(["b", "a", "b", "b"]).dictionary_encode()
+    assert load_dataset(hugging_face(tmp_path / "coded", image=IMAGES, label=coded)).labels.tolist() == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("sample", "label", "options"),
+    [
+        ("img", "fine_label", ""),
+        ("picture", "labels", ""),
+        ("Image", "Class", ""),
+        ("pixels_of", "kind", ":input=pixels_of:label=kind"),
+        ("image", "coarse_label", ":label=coarse_label"),
+    ],
+)
+@pytest.mark.parametrize("plain", [False, True])
+def test_columns_of_parquet_have_usual_or_given_names(
+    tmp_path: Path, sample: str, label: str, options: str, plain: bool
+) -> None:
+    images = [image["bytes"] for image in IMAGES] if plain else IMAGES
+    names = {label: {"names": ["u", "v"], "_type": "ClassLabel"}}
+    where = hugging_face(tmp_path, names, **{sample: images, label: [0, 1, 1, 0], "more": [1, 2, 3, 4]})
+    dataset = load_dataset(where + options)
+    assert (dataset.class_names, dataset.labels.tolist()) == (("u", "v"), [0, 1, 1, 0])
+    assert np.array_equal(dataset.tensors([3])[0] * 255, np.full((3, 4, 4), 21.0))
+    assert load_dataset(dataset.name + ":size=4").encoded[3] == dataset.encoded[3]
+    with pytest.raises(DataError, match=r"needs a column with the label \(nobody\), but has .*name it by label=COLUMN"):
+        load_dataset(f"{where}:input={sample}:label=nobody")
+
+
+def test_tokens_of_parquet_are_whole_numbers(tmp_path: Path) -> None:
+    tokens = [[101, 2023, 2**40 + i, 102] for i in range(4)]
+    where = hugging_face(tmp_path, input_ids=tokens, label=["x", "y", "x", "y"]).removesuffix(":size=4")
+    dataset = load_dataset(where)
+    assert dataset.decoder == TensorDecoder(shape=(4,), dtype="int64")
+    assert dataset.tensors(range(4)).tolist() == tokens
+    ragged = hugging_face(tmp_path / "ragged", input_ids=[[1, 2], [1]], label=[0, 1]).removesuffix(":size=4")
+    with pytest.raises(DataError, match=r"sample 1 of .* give all samples one shape"):
+        load_dataset(ragged).tensors([1])
+
+
+def test_a_parquet_file_or_the_folder_of_its_configuration_will_do(tmp_path: Path) -> None:
+    hugging_face(tmp_path / "plain_text", image=IMAGES, label=[0, 1, 1, 0])
+    for place in (tmp_path, tmp_path / "plain_text", tmp_path / "plain_text" / "train-00000-of-00001.parquet"):
+        assert load_dataset(f"parquet:{place}").labels.tolist() == [0, 1, 1, 0]
 
 
 def test_a_missing_or_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
@@ -330,7 +400,9 @@ def test_a_missing_or_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
         load_dataset(f"parquet:{tmp_path}")
     pq.write_table(pa.table({"label": [1]}), tmp_path / "train.parquet")
-    with pytest.raises(DataError, match="needs the columns image"):
+    with pytest.raises(
+        DataError, match=r"needs a column with the sample \(image, .* but has label; name it by input=COLUMN"
+    ):
         load_dataset(f"parquet:{tmp_path}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
 
@@ -114,14 +114,21 @@ class Files(Encodings):
 
 
 class ParquetColumn(Encodings):
-    """The field ``bytes`` of a struct column in parquet files; the row groups last used stay in memory.
+    """A column of parquet files: bytes, the field ``bytes`` of a struct, or what ``encode`` makes bytes of.
 
-    Reading in order is fast whatever the size; random order is where all row groups fit (512 MiB).
+    The row groups last used stay in memory: reading in order is fast whatever the size; random order is where all row
+    groups fit (512 MiB).
     """
 
-    def __init__(self, files: Sequence[Path], rows: Sequence[Sequence[int]], column: str) -> None:
-        """Files, the numbers of rows of each one's row groups, and the column."""
-        self._column = column
+    def __init__(
+        self,
+        files: Sequence[Path],
+        rows: Sequence[Sequence[int]],
+        column: str,
+        encode: Callable[[Any], bytes] = bytes,
+    ) -> None:
+        """Files, the numbers of rows of each one's row groups, and the column (``image.bytes`` for a field)."""
+        self._column, self._encode = column, encode
         self._groups = [
             (file, number) for file, counts in zip(files, rows, strict=True) for number in range(len(counts))
         ]
@@ -132,12 +139,17 @@ class ParquetColumn(Encodings):
         return int(self._ends[-1]) if self._ends.size else 0
 
     def read(self, index: int) -> bytes:
+        value = self.value(index)
+        if value is None:
+            raise DataError(f"{self.where(index)} has no bytes; store the samples in the file, not as paths")
+        return self._encode(value)
+
+    def value(self, index: int) -> Any:
+        """Return what stands in the column, or in its field; None if nothing does."""
         group = int(np.searchsorted(self._ends, index, side="right"))
         table = self._table(group)
         value = table.column(0)[index - int(self._ends[group]) + len(table)].as_py()
-        if not isinstance(value, dict) or value["bytes"] is None:
-            raise DataError(f"{self.where(index)} has no bytes; store the samples in the file, not as paths")
-        return bytes(value["bytes"])
+        return value["bytes"] if isinstance(value, dict) else value
 
     def where(self, index: int) -> str:
         file, number = self._groups[int(np.searchsorted(self._ends, index, side="right"))]
@@ -151,7 +163,7 @@ class ParquetColumn(Encodings):
             file, number = self._groups[group]
             try:
                 with parquet.ParquetFile(file) as opened:
-                    table = opened.read_row_group(number, columns=[f"{self._column}.bytes"], use_threads=False)
+                    table = opened.read_row_group(number, columns=[self._column], use_threads=False)
             except (OSError, IndexError, pyarrow.ArrowException) as error:
                 raise DataError(f"cannot read {file} ({error}); restore the file, or load it again") from error
             self._cache[group] = table

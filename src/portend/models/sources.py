@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from portend.models.decoding import AudioDecoder, ImageDecoder, InputDecoder, is
 from portend.models.encodings import Encodings, Files, Joined, ParquetColumn, png
 from portend.models.own import (
     LABELS,
+    SAMPLES,
     FileForm,
     Form,
     Items,
@@ -274,54 +276,69 @@ class _Schema:
     """Columns of a data set in parquet files, and the names of its classes if the files say them."""
 
     sample: str
+    """With the field, such as ``image.bytes``, where it is a struct."""
     label: str
-    names: tuple[str, ...] | None
+    names: tuple[str, ...]
+    is_file: bool
+    """Whether a sample is the bytes of a file, or else a list of numbers."""
 
 
 def _load_parquet(where: str, options: _Options) -> Dataset:
     train, test = _parquet_files(Path(where))
-    schema = _schema(train[0], options.text("label", "label"))
+    asked = options.text("input", ""), options.text("label", "")
+    schema = _schema(train[0], *asked)
     group = options.text("group", "")
+    encode = bytes if schema.is_file else _list_form(train[0], schema.sample).encode
     parts: list[Encodings] = []
     tables = []
     for path in (*train, *test):
         _require(
-            _schema(path, schema.label) == schema,
+            _schema(path, *asked) == schema,
             f"{path} has the columns and class names of {train[0]}, but they differ; write both alike",
         )
         tables.append(_read_columns(path, [schema.label, *([group] if group else [])]))
-        parts.append(_sample_column(path, schema.sample))
-    labels = np.concatenate([table.column(schema.label).to_numpy() for table in tables])
-    _require(labels.dtype.kind in "iu", f"labels of {where} are integers without gaps, but got {labels.dtype}")
-    sound = schema.sample == "audio"
+        parts.append(_sample_column(path, schema.sample, encode))
+    encoded = Joined(parts)
+    labels, names = numbered(itertools.chain(*(_values(table.column(schema.label)) for table in tables)), schema.names)
     trained = sum(len(table) for table in tables[: len(train)])
+    _require(len(encoded) > 0, f"{where} has no samples")
+    decoder: InputDecoder
+    if not schema.is_file:
+        decoder = _list_form(train[0], schema.sample).decoder
+    else:
+        decoder = _audio_decoder(options) if is_sound(encoded[0]) else _image_decoder(options)
     return Dataset(
         name=where,
-        encoded=Joined(parts),
+        encoded=encoded,
         labels=labels,
-        class_names=schema.names or _numbers(labels, options),
-        decoder=_audio_decoder(options) if sound else _image_decoder(options),
+        class_names=names or _numbers(labels, options),
+        decoder=decoder,
         own_test=np.arange(trained, len(labels)) if test and not group else None,
         groups=_numbered([v for table in tables for v in table.column(group).to_pylist()]) if group else None,
     )
 
 
-def _parquet_files(folder: Path) -> tuple[list[Path], list[Path]]:
+def _parquet_files(place: Path) -> tuple[list[Path], list[Path]]:
     """The files for training and those of the source's own test set."""
-    places = [folder, folder / "data"]
-    for place in places:
-        train = sorted(place.glob("train*.parquet"))
-        test = sorted(place.glob("test*.parquet")) or sorted(place.glob("val*.parquet"))
+    if place.is_file():
+        return [place], []
+    folders = [place, place / "data"]
+    if place.is_dir():  # one configuration of a data set of Hugging Face's has a folder of its own
+        inner = sorted(folder for folder in place.iterdir() if folder.is_dir() and any(folder.glob("*.parquet")))
+        folders += inner if len(inner) == 1 else []
+    for folder in folders:
+        train = sorted(folder.glob("train*.parquet"))
+        test = sorted(folder.glob("test*.parquet")) or sorted(folder.glob("val*.parquet"))
         if train:
             return train, test
-    whole = sorted(folder.glob("*.parquet"))
+    whole = next((found for folder in folders if (found := sorted(folder.glob("*.parquet")))), [])
     _require(
-        bool(whole), f"{folder} has no parquet files; give a folder with train.parquet and test.parquet, or one file"
+        bool(whole), f"{place} has no parquet files; give a folder with train.parquet and test.parquet, or one file"
     )
     return whole, []
 
 
-def _schema(path: Path, label: str) -> _Schema:
+def _schema(path: Path, sample: str, label: str) -> _Schema:
     import pyarrow
     from pyarrow import parquet
 
@@ -329,23 +346,43 @@ def _schema(path: Path, label: str) -> _Schema:
         schema = parquet.read_schema(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {path} ({error}); give a folder with train.parquet and test.parquet") from error
-    sample = next((name for name in ("image", "img", "audio") if name in schema.names), None)
-    if sample is None or label not in schema.names:
-        raise DataError(
-            f"{path} needs the columns image or audio (struct of bytes, path) and {label}, but has {schema.names}"
-        )
-    kind = schema.field(sample).type
-    fields = [item.name for item in kind] if pyarrow.types.is_struct(kind) else []
-    _require("bytes" in fields, f"column {sample} of {path} is a struct with the field bytes, but it is {kind}")
+    columns = []
+    for what, usual, option, asked in (("sample", SAMPLES, "input", sample), ("label", LABELS, "label", label)):
+        found = named(schema.names, usual, asked)
+        if found is None:
+            raise DataError(
+                f"{path} needs a column with the {what} ({asked or ', '.join(usual)}), but has "
+                f"{', '.join(schema.names)}; name it by {option}=COLUMN"
+            )
+        columns.append(found)
+    sample, label = columns
+    kind, types = schema.field(sample).type, pyarrow.types
+    in_struct = types.is_struct(kind) and "bytes" in [item.name for item in kind]
+    is_file = in_struct or types.is_binary(kind) or types.is_large_binary(kind)
+    listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    hint = "; give the numbers of the text's tokens" if types.is_string(kind) or types.is_large_string(kind) else ""
+    _require(
+        is_file or listed,
+        f"column {sample} of {path} is a struct with the field bytes, bytes, or lists of numbers, but is {kind}{hint}",
+    )
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = tuple(str(name) for name in features[label]["names"])
     except (KeyError, TypeError, ValueError):
-        names = None
-    return _Schema(sample, label, names)
+        names = ()
+    return _Schema(f"{sample}.bytes" if in_struct else sample, label, names, is_file)
 
 
-def _sample_column(path: Path, column: str) -> ParquetColumn:
+def _list_form(path: Path, column: str) -> TensorForm:
+    """The form of lists of numbers, by the first one; all are of one length."""
+    first = _sample_column(path, column, bytes)
+    _require(len(first) > 0, f"{path} has no samples")
+    form = form_of(first.value(0), "tensor")
+    _require(isinstance(form, TensorForm), f"column {column} of {path} has no numbers in its first row")
+    return cast(TensorForm, form)
+
+
+def _sample_column(path: Path, column: str, encode: Callable[[Any], bytes]) -> ParquetColumn:
     from pyarrow import parquet
 
     metadata = parquet.read_metadata(path)
@@ -353,10 +390,21 @@ def _sample_column(path: Path, column: str) -> ParquetColumn:
     missing = 0
     for group in groups:
         leaves = [group.column(number) for number in range(group.num_columns)]
-        statistics = next(leaf.statistics for leaf in leaves if leaf.path_in_schema == f"{column}.bytes")
+        statistics = next((leaf.statistics for leaf in leaves if leaf.path_in_schema == column), None)
         missing += statistics.null_count or 0 if statistics is not None and statistics.has_null_count else 0
-    _require(missing == 0, f"{missing} {column}s of {path} have no bytes; store them in the file, not as paths")
-    return ParquetColumn([path], [[group.num_rows for group in groups]], column)
+    _require(
+        missing == 0, f"{missing} rows of {path} have nothing in {column}; store the samples in the file, not as paths"
+    )
+    return ParquetColumn([path], [[group.num_rows for group in groups]], column, encode)
+
+
+def _values(column: pyarrow.ChunkedArray) -> Iterable[Any]:
+    """What stands in a column, quickly where it is whole numbers."""
+    import pyarrow
+
+    whole = pyarrow.types.is_integer(column.type) and not column.null_count
+    values: list[Any] = column.to_numpy().tolist() if whole else column.to_pylist()
+    return values
 
 
 def _read_columns(path: Path, columns: list[str]) -> pyarrow.Table:
