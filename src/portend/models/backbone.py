@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from portend.errors import InvalidValue
+from portend.models.inplace import leave_input_alone
 from portend.models.tensorfile import tensors_sha256
+from portend.models.tracing import evaluating
 from portend.profile import BackboneSpec
 
 __all__ = ["Backbone", "Segment"]
@@ -39,11 +41,15 @@ class Segment(nn.Module):
 class Backbone(nn.Module):
     """A chain of N blocks, each followed by an exit branch (paper, Sec. II-A) or by none; the last has one.
 
+    A block or branch that writes into its input works on a copy, for others read the tensor at the cut too.
+
     Attributes:
         name: zoo name; architecture: JSON-able arguments with which ``zoo.build(name, **architecture)`` rebuilds it.
         block_names: N names; blocks: N modules; branches: N modules, None where there is no branch.
         exits: the cuts that have a branch, increasing.
         num_classes: K; input_shape: of one sample, such as (C, H, W); input_dtype: of its tensor.
+        inference_only: whether the blocks do what evaluation does also in training mode, so that only exits can be
+            trained.
     """
 
     def __init__(
@@ -56,7 +62,10 @@ class Backbone(nn.Module):
         input_shape: tuple[int, ...],
         architecture: Mapping[str, Any],
         input_dtype: torch.dtype = torch.float32,
+        inference_only: bool = False,
+        tidy: bool = False,
     ) -> None:
+        """With ``tidy`` no block or branch writes into its input; else each is tried, which takes some milliseconds."""
         super().__init__()
         if len(blocks) != len(branches) or not blocks:
             raise InvalidValue(
@@ -73,7 +82,10 @@ class Backbone(nn.Module):
         self.num_classes = num_classes
         self.input_shape = tuple(input_shape)
         self.input_dtype = input_dtype
+        self.inference_only = inference_only
         self.architecture = dict(architecture)
+        if not tidy:
+            self._leave_cuts_alone()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the logits [B, K] of each branch there is, in the order of ``exits``, for samples [B, ...]."""
@@ -119,6 +131,17 @@ class Backbone(nn.Module):
             branch_bytes=tuple(map(_weight_bytes, self.branches)),
             exits=None if len(self.exits) == len(self.blocks) else self.exits,
         )
+
+    def _leave_cuts_alone(self) -> None:
+        """Let whatever writes into the tensor at its cut work on a copy."""
+        device = next((weights.device for weights in self.state_dict().values()), None)
+        x = torch.zeros(1, *self.input_shape, dtype=self.input_dtype, device=device)
+        with evaluating(self):
+            for block, branch in zip(self.blocks, self.branches, strict=True):
+                leave_input_alone(block, tuple(x.shape[1:]), x.dtype)
+                x = block(x)
+                if branch is not None:
+                    leave_input_alone(branch, tuple(x.shape[1:]), x.dtype)
 
     @torch.no_grad()
     def _cut_shapes(self) -> tuple[tuple[int, ...], ...]:

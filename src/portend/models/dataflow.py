@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from portend.errors import SplitError
-from portend.models.tracing import evaluating, scopes
+from portend.models.tracing import Surroundings, Trace, evaluating, scopes, surroundings_of
 
-__all__ = ["Cost", "Flow", "path_of"]
+__all__ = ["Block", "Cost", "Flow", "path_of"]
 
 Cost = Literal["flops", "time"]
 
@@ -49,6 +49,7 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
+        self.extra_traceback = False  # it would go into our messages
         self.values: dict[fx.Node, _Value] = {}
         self.counter = FlopCounterMode(display=False)
 
@@ -57,11 +58,23 @@ class _Recorder(fx.Interpreter):
             self.run(x.clone())
         return self.values
 
+    def _run(self, n: fx.Node) -> Any:
+        try:
+            with surroundings_of(n):
+                return super().run_node(n)
+        except Exception as error:
+            inside = scopes(n)
+            raise SplitError(
+                f"the operations of {inside[-1][0] if inside else 'the network'}{n.meta.get('line', '')} do not take "
+                f"the example, or not a batch of one sample more ({str(error).partition(chr(10))[0]}); keep that "
+                "module whole with leaves=[...]"
+            ) from error
+
     def run_node(self, n: fx.Node) -> Any:
         given = {a: self.env[a] for a in n.all_input_nodes if isinstance(self.env[a], Tensor)}
         versions = {a: value._version for a, value in given.items()}
         flops, began = self.counter.get_total_flops(), time.perf_counter()
-        result = super().run_node(n)
+        result = self._run(n)
         value = _Value(is_tensor=isinstance(result, Tensor), seconds=time.perf_counter() - began)
         value.flops = float(self.counter.get_total_flops() - flops)
         if isinstance(result, Tensor):
@@ -88,9 +101,10 @@ class Flow:
     weights from nothing: every block computes or keeps its own.
     """
 
-    def __init__(self, module: nn.Module, graph: fx.GraphModule, inputs: Sequence[Tensor], cost: Cost) -> None:
-        self.graph = graph
-        self.modules, self.training = set(module.modules()), module.training
+    def __init__(self, trace: Trace, inputs: Sequence[Tensor], cost: Cost) -> None:
+        self.graph = graph = trace.graph.requires_grad_(False)  # a copy; the counter of operations wants no gradients
+        self.root, self.fixed = trace.root, trace.fixed
+        self.modules = set(self.root.modules())
         self.batches = tuple(len(x) for x in inputs)
         first = _Recorder(graph).record(inputs[0])
         self._use_results_of_in_place_operations(first)
@@ -222,6 +236,9 @@ class Flow:
             return "nothing has been computed"
         if not self.values[n].is_tensor:
             return f"what crosses after {self._told(self.steps[step])} is not one tensor"
+        dtype = self.values[n].dtype
+        if dtype != torch.float32 and self.values[self.result].dtype == torch.float32:
+            return f"{dtype} crosses after {self._told(self.steps[step])}, but between blocks travels float32"
         sizes = [record[n].shape[:1] for record in self.records]
         if sizes != [(batch,) for batch in self.batches]:
             return f"the tensor that crosses after {self._told(self.steps[step])} has no batch axis in front"
@@ -350,14 +367,20 @@ class Flow:
         kept = len(self.values[n].shape) == len(shape) + 1
         return 0 if kernel and kept else len(shape) - 1
 
-    def block(self, start: int, end: int) -> fx.GraphModule:
-        """Return the steps after cut ``start`` up to ``end`` as one module on the network's own weights."""
+    def block(self, start: int, end: int, *, copying: bool = False) -> Block:
+        """Return the steps after cut ``start`` up to ``end`` as one module on the network's own weights.
+
+        With ``copying`` it works on a copy of its input.
+        """
         graph = fx.Graph()
         entry = self.crosses(start)
         copies: dict[fx.Node, fx.Node] = {entry: graph.placeholder("x")}
         x = copies[entry]
         mine = set(self.steps[start + 1 : end + 1]) | {entry}
-        if self._writes_into(entry, mine):
+        dtype = self.values[entry].dtype
+        if start < 0 and dtype is not None and not dtype.is_floating_point:  # samples travel as float32
+            x = copies[entry] = graph.call_method("to", (x, dtype))
+        if copying:
             x = copies[entry] = graph.call_method("clone", (x,))
 
         def needed(n: fx.Node) -> Any:
@@ -365,16 +388,31 @@ class Flow:
                 if n in self.soft and not self._here(n, mine):
                     return _size(graph, x, self._rule(n))
                 values = {a: needed(a) for a in n.all_input_nodes}
-                copies[n] = graph.node_copy(n, lambda a: values[a])
+                copies[n] = self._copied(graph, n, values)
             return copies[n]
 
         for n in self.steps[start + 1 : end + 1]:
             needed(n)
         graph.output(needed(self.crosses(end)))
-        block = fx.GraphModule(self.graph, graph, "Block")
-        for made in set(block.modules()) - self.modules:  # what holds the modules; they keep their own mode
-            made.training = self.training
+        block = Block(self.root, graph, "Block")
+        names = dict(block.named_modules())
+        block.meta["fixed"] = {name: mode for name, mode in self.fixed.items() if name in names}
+        for made in set(names.values()) - self.modules:  # what holds the modules; they keep their own mode
+            made.training = self.root.training
         return block
+
+    def _copied(self, graph: fx.Graph, n: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """Copy a node into a block's graph, with the contexts in which it was recorded."""
+        within: Surroundings | None = n.meta.get("within")
+        value = self.values[n]
+        if within is None or n.op == "get_attr" or (value.plain is not None and not value.mutates):
+            return graph.node_copy(n, lambda a: values[a])
+        args: Any
+        kwargs: Any
+        args, kwargs = (fx.node.map_arg(given, lambda a: values[a]) for given in (n.args, n.kwargs))
+        if n.op == "call_module":
+            args = (graph.get_attr(str(n.target)), *args)
+        return graph.call_function(_Within(within, n), args, dict(kwargs))
 
     def _here(self, n: fx.Node, mine: set[fx.Node]) -> bool:
         """Whether a size follows from shapes of tensors within one block."""
@@ -382,19 +420,32 @@ class Flow:
             return n in mine
         return all(self._here(a, mine) for a in n.all_input_nodes)
 
-    def _writes_into(self, entry: fx.Node, mine: set[fx.Node]) -> bool:
-        """Whether a block may write into its input, which an exit branch reads too, or into a view of it."""
-        views = {entry}
-        for n in self.steps:
-            if n not in mine or n is entry:
-                continue
-            module = self.graph.get_submodule(str(n.target)) if n.op == "call_module" else None
-            writes = getattr(module, "inplace", False) or n.kwargs.get("inplace") or self.values[n].mutates
-            if writes and any(a in views for a in n.all_input_nodes):
-                return True
-            if module is None and any(a in views for a in n.all_input_nodes):
-                views.add(n)
-        return False
+
+class Block(fx.GraphModule):
+    """Steps of a network as one module. Modules that keep their mode (``meta["fixed"]``) do so here too."""
+
+    def train(self, mode: bool = True) -> Block:
+        super().train(mode)
+        for name, own in self.meta.get("fixed", {}).items():
+            self.get_submodule(name).training = own
+        return self
+
+
+class _Within:
+    """An operation in the contexts in which it was recorded, as a function."""
+
+    def __init__(self, around: Surroundings, n: fx.Node) -> None:
+        self.around, self.method = around, str(n.target) if n.op == "call_method" else None
+        self.function: Any = n.target if n.op == "call_function" else None
+        self.__name__ = self.__qualname__ = f"{getattr(n.target, '__name__', n.target)}_within".replace(".", "_")
+
+    def __call__(self, first: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.around.entered():
+            if self.method is not None:
+                return getattr(first, self.method)(*args, **kwargs)
+            if self.function is not None:
+                return self.function(first, *args, **kwargs)
+            return first(*args, **kwargs)
 
 
 _NO_RULE: Final = object()

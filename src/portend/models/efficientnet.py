@@ -79,6 +79,7 @@ def efficientnet(
         num_classes=num_classes,
         input_shape=(in_channels, size, size),
         architecture=architecture,
+        tidy=True,
     )
 
 

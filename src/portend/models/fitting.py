@@ -155,6 +155,12 @@ class _ExitsModule(pl.LightningModule):
         trained = {id(p) for cut in self.exits for p in self.backbone.branches[cut - 1].parameters()}
         if not self.config.freeze_backbone:
             trained |= {id(p) for p in self.backbone.blocks[:deepest].parameters()}
+        trained &= {each for each, wants in wanted.items() if wants}  # what the network itself freezes stays frozen
+        if not trained:
+            raise TrainingError(
+                "there is nothing to train: the network freezes all weights of the trained exits and their blocks "
+                "(requires_grad is False); unfreeze some where the network is built"
+            )
         for parameter in self.backbone.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         self.backbone.to(memory_format=torch.channels_last)

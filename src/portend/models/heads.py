@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from portend.errors import InvalidValue, MismatchError
 from portend.models.backbone import Backbone
+from portend.models.inplace import leave_input_alone
 from portend.models.split import Chain
 
 __all__ = ["Head", "PooledLinear", "TokenLinear", "load_head", "multi_exit"]
@@ -125,9 +126,16 @@ def multi_exit(
         num_classes=classes,
         input_shape=chain.cut_shapes[0],
         input_dtype=chain.cut_dtypes[0],
+        inference_only=chain.inference_only,
         architecture=architecture,
+        tidy=True,
     )
-    backbone.train(chain.blocks[0].training)
+    training = chain.blocks[0].training
+    for each in (backbone, backbone.blocks, backbone.branches):  # the network's own modules keep their modes
+        each.training = training
+    for branch in branches:
+        if branch is not None and branch is not chain.head:
+            branch.train(training)
     return backbone
 
 
@@ -157,6 +165,7 @@ def _branch(chain: Chain, cut: int, classes: int, make: Head, told: object) -> n
         branch = branch.to(dtype).eval()
         with torch.no_grad():
             logits = branch(torch.zeros(2, *shape, dtype=dtype))
+        leave_input_alone(branch, shape, dtype)
     except Exception as error:
         raise MismatchError(f"{where} does not fit the shape {shape}: the head {told} fails ({error})") from error
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):

@@ -61,6 +61,7 @@ def named(
     blocks: int | None = None,
     at: Sequence[str | Sequence[str]] | Mapping[str, str] | None = None,
     leaves: Sequence[str] = (),
+    inference_only: bool = False,
     exits: Sequence[int | str] | None = None,
     heads: str = "pooled",
     seed: int = 0,
@@ -75,7 +76,7 @@ def named(
         num_classes: by default as many as the network has.
         input_shape: of one sample, such as (3, 32, 32); libraries know their networks' own, a module needs it.
         arguments: of the network itself, such as ``patch_size`` for a vision transformer.
-        blocks, at, leaves: where to cut (see ``split``); ``at`` may hold pairs (name of the block, module).
+        blocks, at, leaves, inference_only: where to cut (see ``split``); ``at`` may hold pairs (block's name, module).
         exits, heads: which cuts have a branch, and of which kind (see ``multi_exit``).
         seed: of the initial weights; the caller's random state is left alone.
         weights: ``none``, ``pretrained`` (a library's own, downloaded on first use) or the path of a state dict in the
@@ -99,6 +100,7 @@ def named(
             "blocks": blocks,
             "at": places,
             "leaves": list(leaves),
+            "inference_only": inference_only,
             "exits": exits,
             "heads": heads,
         }
@@ -111,7 +113,14 @@ def named(
         }
         if isinstance(network, Backbone):
             return _taken(network, name, architecture, cutting)
-        chain = split(network, torch.randn(1, *shape), blocks=blocks, at=_mapping(places), leaves=leaves)
+        chain = split(
+            network,
+            torch.randn(1, *shape),
+            blocks=blocks,
+            at=_mapping(places),
+            leaves=leaves,
+            inference_only=inference_only,
+        )
     return multi_exit(
         chain, num_classes=num_classes, exits=exits, heads=heads, name=name, architecture=architecture, seed=seed
     )
@@ -238,7 +247,7 @@ def _own(name: str, request: _Request) -> tuple[nn.Module, Shape]:
 
 def _taken(backbone: Backbone, name: str, architecture: dict[str, Any], cutting: Mapping[str, Any]) -> Backbone:
     """Return a backbone that the user built, under the name by which it is built again."""
-    unused = [key for key, value in cutting.items() if value not in (None, [], "pooled")]
+    unused = [key for key, value in cutting.items() if value not in (None, [], False, "pooled")]
     if unused:
         raise InvalidValue(f"{name} is a Backbone with blocks and exits of its own; leave out {', '.join(unused)}")
     backbone.name, backbone.architecture = name, architecture

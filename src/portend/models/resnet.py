@@ -124,6 +124,7 @@ def resnet(
             num_classes=num_classes,
             input_shape=(in_channels, input_size, input_size),
             architecture=architecture,
+            tidy=True,
         )
         _initialize(backbone)
     if weights != "none":

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from portend.errors import SplitError, choice
 from portend.models.dataflow import Cost, Flow, path_of
-from portend.models.tracing import evaluating, only_tensor, trace
+from portend.models.inplace import writes_into_input
+from portend.models.tracing import REMEDY_CHECKED, copied, equal, evaluating, only_tensor, seeded, trace
 
 __all__ = ["Chain", "Cost", "Refusal", "split"]
 
@@ -52,6 +53,7 @@ class Chain:
         costs: N costs, in floating-point operations of one sample or seconds of the example; head_cost: of the head.
         num_outputs: number of classes that the network tells apart; 0 where its output is not [B, K].
         refusals: modules that are not cut; notes: what else a user should know.
+        inference_only: whether the blocks do in training mode what evaluation does, as was asked for.
     """
 
     names: tuple[str, ...]
@@ -65,6 +67,7 @@ class Chain:
     num_outputs: int
     refusals: tuple[Refusal, ...]
     notes: tuple[str, ...]
+    inference_only: bool = False
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -97,30 +100,33 @@ def split(
     at: Sequence[str] | Mapping[str, str] | None = None,
     leaves: Iterable[str | type[nn.Module]] = (),
     cost: Cost = "flops",
+    inference_only: bool = False,
 ) -> Chain:
     """Return ``module`` as the longest useful chain of blocks for inputs such as ``example`` [B, ...].
 
     The chain shares the network's weights and follows ``train()`` and ``eval()``. Before it is returned it
-    has computed the same output as the network, bit for bit, on the example and on a larger batch.
+    has computed the same output as the network, bit for bit, on the example and on a larger batch. All runs are of
+    copies: the network stays as it was.
 
     Args:
         blocks: about so many blocks of balanced cost; fewer where the network has fewer.
         at: names of modules after which alone to cut, in order; a mapping also names the blocks that end there.
         leaves: names or classes of modules to keep whole.
         cost: floating-point operations, or seconds measured here.
+        inference_only: cut as inference allows; training mode is not asked, and the blocks cannot be trained.
 
     Raises:
-        SplitError: the network cannot be traced, does not run on the example, has several inputs or outputs, or
-            cannot be cut where ``at`` says.
+        SplitError: the network cannot be copied or traced, does not run on the example, has several inputs or
+            outputs, or cannot be cut where ``at`` says.
     """
     choice("the cost of a block", cost, get_args(Cost))
     sample = _one_input(example)
     if blocks is not None and (at is not None or blocks < 1):
         raise SplitError(f"give blocks (at least 1) or at, but got blocks={blocks} and at={at}")
-    with torch.random.fork_rng(devices=[]):
-        expected = _outputs(module, sample)
-        traced = trace(module, sample, leaves)
-        flow = Flow(module, traced.graph, [x for x, _ in expected], cost)
+    expected = _outputs(module, sample)
+    with seeded():
+        traced = trace(module, sample, leaves, output=expected[0][1], inference_only=inference_only)
+        flow = Flow(traced, [x for x, _ in expected], cost)
     if at is None:
         ends, names = flow.useful_cuts(), None
     else:
@@ -131,9 +137,8 @@ def split(
     if blocks is not None:
         costs = [flow.cost(start, end) for start, end in pairwise(bounds)]
         bounds = [bounds[i] for i in _balanced(costs, blocks)]
-    chain = _chain(flow, bounds, list(names) if isinstance(names, Mapping) else None, traced.notes)
-    with torch.random.fork_rng(devices=[]):
-        _check_equal(module, chain, expected)
+    chain = _chain(flow, bounds, list(names) if isinstance(names, Mapping) else None, traced.notes, inference_only)
+    _check_equal(module, chain, expected)
     return chain
 
 
@@ -154,11 +159,12 @@ def _outputs(module: nn.Module, sample: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Inputs of two batch sizes with what the network itself makes of them; one where it takes no other size."""
     found: list[tuple[Tensor, Tensor]] = []
     larger = torch.cat([sample, sample[:1]])
-    with evaluating(module):
+    network = copied(module)
+    with evaluating(network):
         for x in (sample, larger.roll(1, -1)):  # other values too: what is the same for both follows from shapes
             try:
-                torch.manual_seed(0)
-                output = only_tensor(module(x.clone()))
+                with seeded():
+                    output = only_tensor(network(x.clone()))
             except SplitError:
                 raise
             except Exception as error:
@@ -174,15 +180,15 @@ def _outputs(module: nn.Module, sample: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _check_equal(module: nn.Module, chain: Chain, expected: list[tuple[Tensor, Tensor]]) -> None:
-    again = chain.sequential()
-    with evaluating(module), evaluating(again):
+    again = copied(chain.sequential())
+    with evaluating(again):
         for x, output in expected:
-            torch.manual_seed(0)
-            got = again(x.clone())
-            if got.shape != output.shape or not bool(((got == output) | (got.isnan() & output.isnan())).all()):
+            with seeded():
+                got = again(x.clone())
+            if not equal(got, output):
                 raise SplitError(
                     f"the chain must compute what {type(module).__name__} does, but not for a batch of {len(x)}: "
-                    "its trace differs from it; keep the part that decides by shapes or data whole with leaves=[...]"
+                    f"its trace differs from it; {REMEDY_CHECKED}"
                 )
 
 
@@ -204,10 +210,12 @@ def _balanced(costs: Sequence[float], count: int) -> list[int]:
     return bounds[::-1]
 
 
-def _chain(flow: Flow, bounds: Sequence[int], names: Sequence[str] | None, notes: tuple[str, ...]) -> Chain:
+def _chain(
+    flow: Flow, bounds: Sequence[int], names: Sequence[str] | None, notes: tuple[str, ...], inference_only: bool
+) -> Chain:
     pairs = list(pairwise(bounds))
     end = len(flow.steps) - 1
-    head: nn.Module = nn.Identity() if bounds[-1] == end else flow.block(bounds[-1], end)
+    head: nn.Module = nn.Identity() if bounds[-1] == end else _block(flow, bounds[-1], end)
     crossing = [flow.values[flow.crosses(cut)] for cut in bounds]
     logits = flow.values[flow.result].shape[1:]
     found = _names(flow, pairs)
@@ -215,7 +223,7 @@ def _chain(flow: Flow, bounds: Sequence[int], names: Sequence[str] | None, notes
         found = [*names[: len(found)], *found[len(names) :]]
     return Chain(
         names=tuple(found),
-        blocks=tuple(flow.block(start, stop) for start, stop in pairs),
+        blocks=tuple(_block(flow, start, stop) for start, stop in pairs),
         head=head,
         cut_shapes=tuple(value.shape[1:] for value in crossing),
         cut_dtypes=tuple(value.dtype or torch.float32 for value in crossing),
@@ -225,7 +233,15 @@ def _chain(flow: Flow, bounds: Sequence[int], names: Sequence[str] | None, notes
         num_outputs=logits[0] if len(logits) == 1 else 0,
         refusals=tuple(_refusals(flow, pairs, found)),
         notes=notes,
+        inference_only=inference_only,
     )
+
+
+def _block(flow: Flow, start: int, end: int) -> nn.Module:
+    """A block that leaves its input alone, for whatever else lies at the cut reads the same tensor."""
+    block, entry = flow.block(start, end), flow.values[flow.crosses(start)]
+    writes = writes_into_input(block, entry.shape[1:], entry.dtype or torch.float32)
+    return flow.block(start, end, copying=True) if writes else block
 
 
 def _names(flow: Flow, pairs: Sequence[tuple[int, int]]) -> list[str]:

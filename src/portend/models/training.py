@@ -240,14 +240,19 @@ def train(
     run loses ``checkpoint_minutes`` at most. Afterwards the backbone is on the CPU, in evaluation mode.
 
     Raises:
-        MismatchError: the network does not take this dataset's samples, has another number of classes, or lacks
-            an exit that is to be trained.
+        MismatchError: the network does not take this dataset's samples, has another number of classes, lacks
+            an exit that is to be trained, or was cut for inference alone.
         DataError: a sample cannot be decoded.
         TrainingError: the loss is not finite, the state belongs to another config, network or split, memory is short,
             or Lightning refuses the devices.
         StorageError: the directory cannot be written, or the state in it is damaged.
     """
     check_fit(backbone.spec(), dataset)
+    if backbone.inference_only and not config.freeze_backbone:
+        raise MismatchError(
+            f"the blocks of {backbone.name} were cut for inference alone and cannot be trained; train the exits "
+            "(mode: exits, or freeze_backbone), or build the network without inference_only"
+        )
     config = replace(config, precision=_precision(config))
     parts = _parts(backbone, dataset, splits, config)
     identity = _identity(backbone, dataset, parts, config)

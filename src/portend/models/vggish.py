@@ -80,6 +80,7 @@ def vggish(
         num_classes=num_classes,
         input_shape=(1, frames, bands),
         architecture=architecture,
+        tidy=True,
     )
 
 
