@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import venv
@@ -324,6 +325,22 @@ def test_an_export_beside_its_checkpoint_is_made_anew_only_for_other_weights(fil
     save_checkpoint(build("resnet8", in_channels=1, num_classes=10, input_size=16, seed=9), mine)
     exported(mine)
     assert load_onnx(beside).spec.weights_sha256 == load_checkpoint(mine).spec().weights_sha256
+
+
+def test_an_export_goes_to_the_cache_where_nothing_can_be_written_beside_its_checkpoint(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "in").mkdir()
+    mine = tmp_path / "in/net.safetensors"
+    mine.write_bytes(file.with_suffix("").read_bytes())
+    (tmp_path / "in/net.safetensors.onnx").mkdir()  # keeps root off too, who may write into any folder
+    made = exported(mine)
+    assert made == tmp_path / f"cache/portend/{hashlib.sha256(mine.read_bytes()).hexdigest()}.onnx"
+    assert load_onnx(made).spec.weights_sha256 == load_checkpoint(mine).spec().weights_sha256
+    written = made.stat().st_mtime_ns
+    assert exported(mine) == made
+    assert made.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Real processes, real kills, real sockets. Each test leaves the agents as it foun
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import pytest
 import yaml
 
 from portend.service.coordinator import Agents
+from portend.service.drivers import Journal, from_folder
+from portend.service.intake import Answer
 from portend.service.keys import OPERATOR, load_keys
 from service_hosts import NAMES, Cable, Hosts, Stream, Workload, free_ports, until, whole
 
@@ -182,6 +185,54 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
     assert second.returncode == 0, second.stderr
     assert f"{len(names) - before} answers" in second.stdout
     assert Counter(line["sample"] for line in lines(journal)) == Counter(names)
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_bad_file_is_reported_failed_and_the_others_are_answered(
+    hosts: Hosts, agents: Agents, work: Workload, tmp_path: Path, watch: bool
+) -> None:
+    place, journal = tmp_path / "in", tmp_path / "answers.jsonl"
+    names = folder_of(work, place, 3)
+    (place / "0-empty.png").touch()
+    (place / "0-large.png").write_bytes(bytes((8 << 20) + 1))  # more than the source takes
+    with (place / "0-huge.png").open("wb") as file:
+        file.truncate(65 << 20)  # more than a message may have
+    (place / "0-nowhere.png").symlink_to(tmp_path / "none")
+    (place / "0-unreadable.png").symlink_to("/proc/self/mem")
+    os.mkfifo(place / "0-pipe.png")
+    bad = {path.name for path in place.iterdir()} - names
+    (place / "0-folder.png").mkdir()
+    odd = "0-n\udcffme.png"  # no UTF-8
+    (place / odd).write_bytes(work.samples[0])
+    command = feed(hosts, journal, "--folder", str(place), *(["--watch"] if watch else []))
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if watch:
+        until(lambda: len(lines(journal)) == len(names | bad) + 1, 60)
+        (place / "later.png").write_bytes(work.samples[0])
+        names.add("later.png")
+        until(lambda: len(lines(journal)) == len(names | bad) + 1, 60)
+        driver.send_signal(signal.SIGTERM)
+    assert driver.communicate(timeout=60)[1].count("Traceback") == 0
+    assert driver.returncode == 4
+    found = {str(line["sample"]): line for line in lines(journal)}
+    assert set(found) == names | bad | {odd}
+    assert {name for name, line in found.items() if "failed" in line} == bad
+    assert all(line["reason"] for line in found.values() if "failed" in line)
+    for number in range(3):
+        assert found[f"{number}.png"]["label"] == work.expected(work.plans[0], number)[0]
+
+
+def test_a_file_that_vanishes_is_no_sample_or_a_failed_one(work: Workload, tmp_path: Path) -> None:
+    folder_of(work, tmp_path / "in", 3)
+    (tmp_path / "in/2.png").unlink()
+    (tmp_path / "in/2.png").symlink_to(tmp_path / "in/1.png")
+    with Journal(tmp_path / "answers.jsonl") as journal:
+        coming = from_folder(tmp_path / "in", journal)
+        assert next(coming) is not None
+        (tmp_path / "in/1.png").unlink()  # after the folder was listed
+        (lost,) = coming
+    assert isinstance(lost, Answer)  # the link is there, but leads nowhere now
+    assert lost.failed == "sample"
 
 
 def test_a_watched_folder_is_served_until_it_is_told_to_stop(

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from portend.controlgroups import mounts
 from portend.errors import DeploymentError
 
 __all__ = ["join", "limit", "names", "remove"]
@@ -17,17 +18,13 @@ _PERIOD_US: Final = 10_000  # within each, a group runs for its share and then w
 @cache
 def _mount() -> tuple[Path, int] | None:
     """Where the kernel's CPU controller is mounted, and the version of its control groups."""
-    try:
-        mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return None
-    for _, place, kind, options, *_ in mounts:
-        if kind == "cgroup" and "cpu" in options.split(","):
-            return Path(place), 1
-        if kind == "cgroup2":
+    for mount in mounts():
+        if mount.version == 1 and "cpu" in mount.controllers:
+            return mount.place, 1
+        if mount.version == 2:
             with contextlib.suppress(OSError):
-                if "cpu" in (Path(place) / "cgroup.controllers").read_text(encoding="utf-8").split():
-                    return Path(place), 2
+                if "cpu" in (mount.place / "cgroup.controllers").read_text(encoding="utf-8").split():
+                    return mount.place, 2
     return None
 
 

@@ -6,7 +6,9 @@ Axes: B batch, K classes.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -64,18 +66,35 @@ def export(backbone: Backbone, *, provenance: Mapping[str, str] = MappingProxyTy
 
 
 def exported(checkpoint: str | Path, *, allow_code: Collection[str] = ()) -> Path:
-    """Return the ONNX file of a checkpoint: the one beside it (its name and ``.onnx``), written anew if it is older.
+    """Return the ONNX file of a checkpoint, written anew if it is of other weights.
+
+    It lies beside the checkpoint (its name and ``.onnx``), or, where nothing can be written there, in the user's cache
+    folder, by the checkpoint's digest.
 
     Raises:
-        ExportError, StorageError: as ``export`` and ``load_checkpoint``.
+        ExportError, StorageError: as ``export`` and ``load_checkpoint``; or it can be written nowhere.
     """
-    path = Path(f"{checkpoint}.onnx")
     backbone = load_checkpoint(checkpoint, allow_code=allow_code)
-    with contextlib.suppress(StorageError):
-        if load_onnx(path).spec.weights_sha256 == backbone.spec().weights_sha256:
+    places = (Path(f"{checkpoint}.onnx"), _in_cache(Path(checkpoint)))
+    for path in places:
+        with contextlib.suppress(StorageError):
+            if load_onnx(path).spec.weights_sha256 == backbone.spec().weights_sha256:
+                return path
+    network = export(backbone, provenance=read_provenance(checkpoint))
+    for path in places[:-1]:
+        with contextlib.suppress(StorageError):
+            network.save(path)
             return path
-    export(backbone, provenance=read_provenance(checkpoint)).save(path)
-    return path
+    network.save(places[-1])
+    return places[-1]
+
+
+def _in_cache(checkpoint: Path) -> Path:
+    """Where the user's caches lie (XDG Base Directory Specification), a name by what is in the checkpoint."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(stated) if Path(stated).is_absolute() else Path("~/.cache").expanduser()
+    with checkpoint.open("rb") as file:
+        return folder / "portend" / f"{hashlib.file_digest(file, 'sha256').hexdigest()}.onnx"
 
 
 def deviation(backbone: Backbone, network: OnnxNetwork, samples: NDArray[np.float32]) -> float:

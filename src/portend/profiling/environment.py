@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 
+from portend.controlgroups import cpu_quota
 from portend.execution import available_cores
 
 __all__ = ["cpu_model", "describe_machine", "load_average"]
@@ -18,12 +19,12 @@ _LIBRARIES = ("portend", "numpy", "torch", "onnxruntime", "pyzmq", "msgpack")
 
 def describe_machine() -> dict[str, str]:
     """Return facts by name: processor, its governor, cores that may be used, quota, clock, libraries."""
-    clock = time.get_clock_info("monotonic")
+    clock, quota = time.get_clock_info("monotonic"), cpu_quota()
     found = {
         "cpu": cpu_model(),
         "governor": _governor(),
         "cores": f"{os.cpu_count()}, of which may be used {', '.join(map(str, available_cores()))}",
-        "cpu quota": _quota(),
+        "cpu quota": "" if quota is None else f"{quota:g} cores",
         "platform": platform.platform(),
         "python": platform.python_version(),
         **{name: _version(name) for name in _LIBRARIES},
@@ -48,16 +49,6 @@ def cpu_model() -> str:
 def _governor() -> str:
     """How the kernel sets the processor's speed; empty where it does not tell, as on most virtual machines."""
     return _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
-def _quota() -> str:
-    """Cores' worth of time that a container may take, by the two versions of control groups; empty: no limit."""
-    parts = _text("/sys/fs/cgroup/cpu.max").split()
-    if not parts:
-        parts = [_text(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]
-    if not all(part.isdigit() and int(part) for part in parts) or len(parts) != 2:
-        return ""
-    return f"{int(parts[0]) / int(parts[1]):g} cores"
 
 
 def _step_ns(times: int = 1000) -> int:

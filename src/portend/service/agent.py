@@ -29,6 +29,7 @@ import msgpack
 import zmq
 
 from portend.address import is_loopback, read_address
+from portend.controlgroups import memory_bytes
 from portend.errors import ConfigError, DataError, DeploymentError, MessageError, PortendError
 from portend.runtime.executors import make_executor
 from portend.runtime.messages import (
@@ -43,7 +44,7 @@ from portend.service.exit_watch import Exits
 from portend.service.intake import SAMPLE_ID, Answer, Intake
 from portend.service.keys import OPERATOR, Keys, Who, authenticate
 from portend.service.metrics import Metrics
-from portend.service.partitions import Loaded, Outcome, Shared, host_memory_bytes
+from portend.service.partitions import Loaded, Outcome, Shared
 from portend.service.peers import Beat, Peer, read_beat
 from portend.service.probes import Probes
 from portend.service.release import MOST_PLANS, Limits, NetworkFile, Release, read_release
@@ -776,7 +777,7 @@ class ServiceAgent:
             "protocol": PROTOCOL_VERSION,
             "python": platform.python_version(),
             "machine": platform.platform(),
-            "memory_bytes": host_memory_bytes(),
+            "memory_bytes": memory_bytes(),
             "time_ns": time.time_ns(),
             "versions": list(self.releases),
             "active": self.active,
@@ -871,15 +872,15 @@ class ServiceAgent:
         return {"measured": await self._probes.measure(values)}
 
     def _on_submit(self, routing: bytes, values: dict[str, Any], payload: Any) -> dict[str, Any] | None:
-        """Take a sample; its answer says that it was, and only a refusal has a word of its own."""
-        sample = str(values["sample"])
-        if payload is None:
-            raise MessageError("a sample has bytes, but got none")
-        if len(payload) > self.intake.limits.sample_bytes:
-            raise DataError(f"a sample has at most {self.intake.limits.sample_bytes} bytes, but got {len(payload)}")
+        """Take a sample; its answer says that it was, or what is wrong with it. A refusal has a word of its own."""
+        sample, deliver = str(values["sample"]), partial(self._deliver, routing)
         if self.stopped:
             return {"sample": sample, "found": "full"}
-        found = self.offer(sample, bytes(payload), routing, partial(self._deliver, routing))
+        try:
+            found = self.offer(sample, b"" if payload is None else bytes(payload), routing, deliver)
+        except DataError as error:
+            deliver(Answer(id=sample, failed="sample", reason=str(error)))
+            return None
         return {"sample": sample, "found": found} if found in ("full", "other") else None
 
     def _on_known(self, routing: bytes, values: dict[str, Any], _: Any) -> dict[str, Any]:

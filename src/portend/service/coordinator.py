@@ -308,8 +308,12 @@ class Submitter:
         self._number = 0
         self.given_again = self.refused = 0
 
-    def answers(self, samples: Iterable[tuple[str, bytes] | None], patience_s: float = 60.0) -> Iterator[Answer]:
-        """Yield the answer of each sample (id, bytes), as they come; None among the samples: no more for now.
+    def answers(
+        self, samples: Iterable[tuple[str, bytes] | Answer | None], patience_s: float = 60.0
+    ) -> Iterator[Answer]:
+        """Yield the answer of each sample (id, bytes), as they come.
+
+        Among the samples None stands for no more for now, and an answer for a sample that cannot be given.
 
         Raises:
             DeploymentError: nothing was heard of the source for ``patience_s`` while answers were due.
@@ -324,6 +328,9 @@ class Submitter:
                     break
                 if sample is None:
                     break
+                if isinstance(sample, Answer):
+                    yield sample
+                    continue
                 self._pending[sample[0]] = sample[1], digest(sample[1])
                 self._to_send[sample[0]] = None
             self._send()

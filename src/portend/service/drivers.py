@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ __all__ = ["Journal", "from_dataset", "from_folder"]
 
 _ENDINGS: Final = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".wav", ".flac", ".ogg", ".bin"))
 _POLL_S: Final = 0.5
+_LARGEST: Final = 64 << 20
+"""Bytes of a file that are read at most; what the source takes is less (``Limits.sample_bytes``), and it says so."""
 
 
 class Journal:
@@ -92,14 +96,15 @@ def from_dataset(
 
 def from_folder(
     folder: str | Path, journal: Journal, *, watch: bool = False, stop: Callable[[], bool] = lambda: False
-) -> Iterator[tuple[str, bytes] | None]:
+) -> Iterator[tuple[str, bytes] | Answer | None]:
     """Yield (id, bytes) of the pictures and sounds in a folder and those below it, but not those with an answer.
 
-    A file that is written anew is a new sample. With ``watch`` new files are looked for twice a second until ``stop``
-    says so, None stands for a look without a new one, and a file is taken once it has not changed between two looks.
+    A file that cannot be given is reported failed: its answer is yielded instead, and the others go on. A file that is
+    written anew is a new sample. With ``watch`` new files are looked for twice a second until ``stop`` says so, None
+    stands for a look without a new one, and a file is taken once it has not changed between two looks.
 
     Raises:
-        DataError: there is no such folder, or a file cannot be read.
+        DataError: there is no such folder.
     """
     place = Path(folder)
     if not place.is_dir():
@@ -112,13 +117,16 @@ def from_folder(
             yield None
             continue
         looked, now = time.monotonic(), {}
-        for path in sorted(p for p in place.rglob("*") if p.suffix.lower() in _ENDINGS and p.is_file()):
-            now[path] = sample = _id(place, path)
+        for path in _files(place):
+            sample = _id(place, path)
+            if sample is None:  # it was taken away just now
+                continue
+            now[path] = sample
             if sample in given or sample in journal.answered or (watch and before.get(path) != sample):
                 continue
             given.add(sample)
             journal.names[sample] = path.relative_to(place).as_posix()
-            yield sample, _read(path)
+            yield _read(sample, path)
             if stop():
                 return
         if not watch:
@@ -127,17 +135,32 @@ def from_folder(
         yield None
 
 
-def _id(place: Path, path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:  # it was taken away just now
-        return ""
-    text = f"{path.relative_to(place).as_posix()}|{status.st_size}|{status.st_mtime_ns}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def _files(place: Path) -> Iterator[Path]:
+    """What has a name like a picture or a sound, in order; folders that cannot be listed have none."""
+    for folder, folders, names in os.walk(place):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in _ENDINGS)
 
 
-def _read(path: Path) -> bytes:
+def _id(place: Path, path: Path) -> str | None:
+    """What names this file as it is now; None if there is none."""
     try:
-        return path.read_bytes()
+        status = path.stat() if path.exists() else path.lstat()  # of a link that leads nowhere
+    except OSError:
+        return None
+    text = os.fsencode(f"{path.relative_to(place).as_posix()}|{status.st_size}|{status.st_mtime_ns}")
+    return hashlib.sha256(text).hexdigest()[:32]
+
+
+def _read(sample: str, path: Path) -> tuple[str, bytes] | Answer:
+    """The bytes of a file; if there are none to give, its answer that says why."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("it is no file")  # a pipe would keep the others waiting
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        if not 0 < len(data) <= _LARGEST:
+            raise OSError(f"a sample has 1–{_LARGEST} bytes, but this file has {'more' if data else 'none'}")
     except OSError as error:
-        raise DataError(f"cannot read {path} ({error}); restore it, or take it away") from None
+        return Answer(id=sample, failed="sample", reason=f"{path.name} cannot be given: {error.strerror or error}")
+    return sample, data

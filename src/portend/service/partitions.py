@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from portend.controlgroups import memory_bytes
 from portend.errors import DeploymentError, MessageError, PortendError
 from portend.models.decoding import InputDecoder, decoder_from_dict
 from portend.profile import BackboneSpec
@@ -20,7 +19,7 @@ from portend.runtime.deployed import Deployed
 from portend.runtime.executors import Executor, Partition
 from portend.service.release import Release
 
-__all__ = ["Loaded", "Outcome", "Shared", "host_memory_bytes"]
+__all__ = ["Loaded", "Outcome", "Shared"]
 
 Tensor = NDArray[np.float32]
 
@@ -97,7 +96,7 @@ class Loaded:
         if deepest > self.spec.num_blocks:
             raise DeploymentError(f"{self.spec.name} has cuts 1–{self.spec.num_blocks}, but a plan cuts at {deepest}")
         stated = self.release.memory_bytes[self.tier]
-        room = host_memory_bytes() if stated is None else stated
+        room = memory_bytes() if stated is None else stated
         ours = {
             part
             for plan in plans
@@ -193,17 +192,3 @@ def _received(codec: Codec, payload: Payload, shape: tuple[int, ...], step: int)
     outcome.tensor = codec.decode(payload, shape)
     outcome.terms.append(("decode", time.perf_counter() - began))
     return outcome
-
-
-def host_memory_bytes(limits: Sequence[str] = ("/sys/fs/cgroup/memory.max",)) -> float | None:
-    """Return what this machine, or the container, has of memory; None where the system does not say."""
-    try:
-        found = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
-    except (AttributeError, ValueError, OSError):
-        found = []
-    for path in limits:
-        try:
-            found.append(float(Path(path).read_text()))
-        except (OSError, ValueError):  # "max": no limit
-            continue
-    return min(found, default=None)
