@@ -21,7 +21,9 @@ def book(**limits: float) -> tuple[Intake, list[Answer]]:
 def send(intake: Intake, now: float, way: object = "way") -> int:
     entry = intake.next()
     assert entry is not None
-    return intake.sent(entry, 256, way, now)
+    ticket = intake.sent(entry, 256, way)
+    intake.handed_over(ticket, now)
+    return ticket
 
 
 def test_an_answer_finds_its_sample_and_gives_the_credit_back() -> None:
@@ -85,7 +87,7 @@ def test_an_answer_names_the_plan_that_gave_it() -> None:
     intake.broken(lambda entry: True, 1.0)
     entry = intake.next()
     assert entry is not None
-    again = intake.sent(entry, 257, "way", 1.0)
+    again = intake.sent(entry, 257, "way")
     assert intake.answered(again, 256, 1.5, label=2, exit_index=0, score=0.0) is None  # it went by another plan
     intake.answered(ticket, 256, 2.0, label=1, exit_index=0, score=0.0)
     assert [(answer.plan, answer.label, answer.attempts) for answer in got] == [(256, 1, 2)]
@@ -125,10 +127,40 @@ def test_silence_is_answered_by_sending_again_until_it_was_tried_often_enough() 
     assert intake.under_way == 1
     assert intake.expire(5.0, "") == []
     send(intake, 5.0)
-    (failed,) = intake.expire(10.0, "")
+    assert intake.expire(14.9, "") == []  # twice as long as before
+    (failed,) = intake.expire(15.0, "")
     assert got == [failed]
     assert failed.failed == "timeout"
-    assert "2 times" in failed.reason
+    assert "sent 2 times, and no answer came within 10 s after the last had left" in failed.reason
+
+
+def test_what_is_still_here_or_on_its_way_is_not_sent_again() -> None:
+    intake, _ = book(retry_s=5, deadline_s=100)
+    intake.offer("a", b"x", 0.0, 0, lambda _: None)
+    entry = intake.next()
+    assert entry is not None
+    ticket = intake.sent(entry, 256, "way")
+    intake.expire(60.0, "")
+    assert (intake.under_way, intake.sent_again) == (1, 0)
+    intake.handed_over(ticket, 60.0)
+    intake.expire(64.9, "")
+    assert intake.sent_again == 0
+    intake.expire(65.0, "")
+    assert intake.sent_again == 1
+    assert "slowest" not in intake.expire(100.0, "")[0].reason
+
+
+def test_a_sample_is_waited_for_twice_as_long_as_the_slowest_took() -> None:
+    """A window of samples that a tier runs one after the other, 1 s each, sent at once: the last takes 8 s."""
+    intake, got = book(window=8, waiting=8, retry_s=5, deadline_s=100)
+    for name in "abcdefgh":
+        intake.offer(name, b"x", 0.0, 0, got.append)
+    tickets = [send(intake, 0.0) for _ in range(8)]
+    for second, ticket in enumerate(tickets, start=1):
+        assert intake.expire(1.06 * second, "") == []
+        intake.answered(ticket, 256, 1.06 * second, label=1, exit_index=0, score=0.0)
+    assert [answer.attempts for answer in got] == [1] * 8
+    assert intake.patience_s(1) == 2 * 1.06 * 8
 
 
 def test_no_time_left_is_a_failure_that_says_what_was_waited_for() -> None:
@@ -196,7 +228,12 @@ class Book(RuleBasedStateMachine):
     def send(self, way: int) -> None:
         entry = self.intake.next()
         if entry is not None:
-            self.tickets.append(self.intake.sent(entry, 256, way, self.now))
+            self.tickets.append(self.intake.sent(entry, 256, way))
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data())
+    def hand_over(self, data: st.DataObject) -> None:
+        self.intake.handed_over(data.draw(st.sampled_from(self.tickets)), self.now)
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data(), failed=st.sampled_from(["", "sample"]))

@@ -32,7 +32,7 @@ from portend.config import load_topology, topology_yaml
 from portend.errors import ConfigError, DeploymentError, MessageError, StorageError
 from portend.execution import Execution
 from portend.plan import Plan
-from portend.runtime.messages import Header, pack_control, pack_header
+from portend.runtime.messages import PROTOCOL_VERSION, Header, pack_control, pack_header
 from portend.service.agent import ServiceAgent, read_message
 from portend.service.coordinator import Agents
 from portend.service.http import openapi
@@ -416,7 +416,7 @@ def test_hostile_messages_of_a_trusted_key_are_counted_and_dropped(
             [tensor, b"short"],
             [tensor, b"a", b"b", b"c"],
             [bytes(300)],
-            [pack_control("beat", incarnation="x")],
+            [pack_control("beat", says="x")],
             [pack_header(Header("result", version * 256, 5, 0, now, exit_index=9, label=1))],
             [pack_header(Header("result", version * 256, 5, 0, now)), b"because"],
             [tensor, bytes(65 << 20)],
@@ -446,10 +446,7 @@ def test_only_the_source_says_which_releases_are_in_use(
     hosts: Hosts, agents: Agents, keys: Path, work: Workload
 ) -> None:
     version = agents.ask(1, "status")["active"]
-    lie = Beat(
-        incarnation=5, versions=(version,), sent_ns=1, echo_ns=(0, 0), hears=NAMES, reaches=NAMES, active=version,
-        oldest=1 << 62,
-    )  # fmt: skip
+    lie = Beat(incarnation=5, sent_ns=1, versions=(version,), reaches=((1, 1, 1),), active=version, oldest=1 << 62)
     for name in ("cloud", "edge"):  # whoever is no source, and the source's own key with a number that cannot be
         with connected(hosts, keys, name, to="base") as wire:
             for _ in range(20):
@@ -478,6 +475,7 @@ def test_a_replayed_tensor_is_run_once(tmp_path: Path, work: Workload) -> None:
 
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 _WHOLE = st.integers(-(2**63), 2**64 - 1)
+_LISTS = st.recursive(_WHOLE, lambda inner: st.lists(inner, max_size=6), max_leaves=12)
 _FRAMES = st.one_of(
     st.binary(max_size=400),
     st.recursive(
@@ -488,15 +486,15 @@ _FRAMES = st.one_of(
     st.builds(  # almost right: every field of a header wrong at times
         lambda values: msgpack.packb(list(values)),
         st.tuples(
-            st.sampled_from([1, 1, 1, 2, -1]), st.integers(-2, 5), *[st.integers(-2, 2**64 - 1)] * 6,
+            st.sampled_from([*[PROTOCOL_VERSION] * 3, 1, -1]), st.integers(-2, 5), *[st.integers(-2, 2**64 - 1)] * 6,
             st.floats() | st.integers(0, 3),
         ),
     ),
     st.builds(
-        lambda command, values: msgpack.packb({"version": 1, "command": command, **values}),
+        lambda command, values: msgpack.packb({"version": PROTOCOL_VERSION, "command": command, **values}),
         st.sampled_from(["beat", "load", "chunk", "submit", "known", "activate"]),
         st.dictionaries(
-            st.sampled_from(["incarnation", "versions", "release", "hears", "echo_ns"]), _WHOLE | st.lists(_WHOLE)
+            st.sampled_from(["says", "release", "offset"]), _LISTS
         ),
     ),
 )  # fmt: skip
@@ -523,9 +521,7 @@ def test_no_bytes_break_the_decoder(frames: list[bytes]) -> None:
 def test_no_bytes_out_of_a_million_break_the_decoder() -> None:
     """Real messages with bytes changed, cut off, put in and exchanged, as hostile ones are made."""
     chance = random.Random(0)
-    beat = Beat(
-        incarnation=5, versions=(1,), sent_ns=7, echo_ns=(3, 4), hears=("a",), reaches=("b",), active=1, oldest=1
-    )
+    beat = Beat(incarnation=5, sent_ns=7, versions=(1,), reaches=((0, 3),), active=1, oldest=1)
     corpus = [
         beat.packed(),
         pack_control("load", number=1, release=_RELEASE.to_dict()),
@@ -561,12 +557,17 @@ def test_a_release_with_any_field_changed_is_read_or_refused(data: st.DataObject
 
 
 def test_a_beat_survives_the_wire() -> None:
-    beat = Beat(
-        incarnation=5, versions=(1, 2), sent_ns=7, echo_ns=(3, 4), hears=("a",), reaches=("b",), active=1, oldest=1
-    )
+    beat = Beat(incarnation=5, sent_ns=7, versions=(1, 2), reaches=((0, 1), (2, 0)), active=1, oldest=1)
     message, payload = read_message([beat.packed()])
     assert isinstance(message, dict)
     assert (read_beat(message), payload) == (beat, None)
+    assert [beat.reaches_tier(version, tier) for version, tier in [(1, 1), (2, 0), (2, 1), (2, 9), (3, 0)]] == [
+        1,
+        2,
+        0,
+        0,
+        0,
+    ]
 
 
 # -- what an agent keeps ---------------------------------------------------------------------------
@@ -630,7 +631,7 @@ def test_an_agent_ends_with_the_code_that_says_why(tmp_path: Path, hosts: Hosts,
     for more, code, word in (
         (["--keys", str(tmp_path)], 1, "portend keys"),
         (["--plain", "--listen", "0.0.0.0:7100"], 1, "plain text"),
-        (["--plain", "--listen", "nonsense"], 1, "host:port"),
+        (["--plain", "--listen", "nonsense"], 1, "HOST:PORT"),
         ([], 2, "--keys"),
         (["--plain", "--listen", f"127.0.0.1:{hosts.listen['edge']}"], 1, "cannot be used"),
     ):

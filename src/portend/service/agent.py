@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import platform
 import secrets
 import time
@@ -46,6 +47,7 @@ from portend.service.keys import OPERATOR, Keys, Who, authenticate
 from portend.service.metrics import Metrics
 from portend.service.partitions import Loaded, Outcome, Shared
 from portend.service.peers import Beat, Peer, read_beat
+from portend.service.pieces import Ack, Assembly, is_piece
 from portend.service.probes import Probes
 from portend.service.release import MOST_PLANS, Limits, NetworkFile, Release, read_release
 from portend.service.store import Store
@@ -64,6 +66,7 @@ _MOST_ORDERS: Final = 16  # that take their time, at once
 _MOST_AT_ONCE: Final = 64  # messages that are read before anything else has its turn
 _STOP_S: Final = 5.0
 _SETTLE_S: Final = 3.0  # how long an activation waits for the wanted plan when another one can be used
+_WORKING_S: Final = 1.0  # how often an order's sender hears that it is being worked on
 _COMPLAINTS_PER_S: Final = 10
 _PACKAGE: Final = package_version("portend")
 _KEYS_S: Final = 1.0  # how often the folder of keys is looked at
@@ -128,15 +131,17 @@ class ServiceAgent:
         self._probes = Probes()
         self._exits = Exits(self.metrics)
         self._shared: dict[Hashable, Shared] = {}
-        self._peers: dict[str, Peer] = {}
+        self._peers: dict[tuple[str, str], Peer] = {}
+        self._assembly = Assembly(_LARGEST_FRAME)
         self._ways: dict[int, Hashable] = {}
+        self._whole_s: dict[int, float] = {}
         self._seen: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, "load")
         self.bodies = 0
         """Samples that come in by HTTP just now."""
         self._orders: set[asyncio.Task[None]] = set()
         self._loading = asyncio.Lock()
-        self._told = self._beaten = self._ticked = self._looked = time.monotonic()
+        self._told = self._ticked = self._looked = time.monotonic()
         self._complaints = 0
         self._source_oldest = 0
         self.stopping = asyncio.Event()
@@ -189,7 +194,10 @@ class ServiceAgent:
         inbox.setsockopt(zmq.MAXMSGSIZE, 4 * _LARGEST_FRAME)
         inbox.setsockopt(zmq.RCVHWM, 1000)
         inbox.setsockopt(zmq.SNDHWM, 1000)
-        inbox.setsockopt(zmq.HANDSHAKE_IVL, 3000)
+        inbox.setsockopt(zmq.HANDSHAKE_IVL, 10_000)  # about 1.5 kB each way, on links of some kbit/s too
+        for option, value in ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 10), (zmq.TCP_KEEPALIVE_INTVL, 5)):
+            inbox.setsockopt(option, value)  # who called and vanished is forgotten
+        inbox.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
         inbox.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a connection that is made anew takes the place of the broken one
         inbox.setsockopt(zmq.IPV6, int(":" in self._listen.host))
         if self._keys is not None:
@@ -252,26 +260,46 @@ class ServiceAgent:
             self._loop.call_soon(self._receive)
 
     def _read(self, frames: Sequence[zmq.Frame], received_ns: int) -> None:
-        routing = frames[0].bytes
+        routing, parts = frames[0].bytes, [frame.buffer for frame in frames[1:]]
         who = self._who(frames[0] if len(frames) < 2 else frames[1], routing)
+        if parts and is_piece(parts[0]):
+            whole = self._piece(who, routing, parts, received_ns)
+            if whole is None:
+                return
+            parts = whole
         try:
-            message, payload = read_message([frame.buffer for frame in frames[1:]])
+            message, payload = read_message(parts)
         except MessageError as error:
             if who == OPERATOR:
                 self._reply(routing, "error", message=str(error))
             raise
+        peers = self._called(who)
         if isinstance(message, Header):
-            if who not in self._peers:
+            if not peers:
                 self.drop("not_allowed", f"{who!r} is no tier of a release and may not send data")
                 return
-            self._data(message, payload, self._peers[who], received_ns)
+            self._data(message, payload, peers, received_ns)
         elif message["command"] == "beat":
-            if who in self._peers:
-                self._heard(self._peers[who], read_beat(message), received_ns)
+            if peers:
+                self._heard(peers, read_beat(message), received_ns)
         elif who != OPERATOR:
             self.drop("not_allowed", f"{who!r} may not give orders")
         else:
             self._obey(routing, message, payload)
+
+    def _piece(self, who: str, routing: bytes, parts: list[Any], received_ns: int) -> list[Any] | None:
+        """Acknowledge a piece of a message; return the message's frames if it is complete."""
+        if not who or who == OPERATOR:
+            self.drop("not_allowed", f"{who!r} is no tier and sends no pieces")
+            return None
+        number, end, whole = self._assembly.add(who, routing, parts)
+        with contextlib.suppress(zmq.Again, zmq.ZMQError):  # the next one says the same of this piece
+            self._inbox.send_multipart([routing, Ack(number, end, self.incarnation, received_ns).packed()], zmq.NOBLOCK)
+        return whole
+
+    def _called(self, name: str) -> list[Peer]:
+        """The connections to an agent: one for each of its addresses."""
+        return [peer for peer in self._peers.values() if peer.name == name]
 
     def _who(self, frame: zmq.Frame, routing: bytes) -> str:
         """Name of the key that sent it; in plain text the name that the sender gives itself."""
@@ -336,12 +364,12 @@ class ServiceAgent:
             return
         loaded = self.releases[self.active]
         while (entry := self.intake.next()) is not None:
-            index = self._usable(loaded.release)
+            index = self._chosen(loaded.release)
             if index is None:
                 return
             number = loaded.release.number(index)
             again = entry.attempts > 0
-            ticket = self.intake.sent(entry, number, self._ways[number], time.monotonic())
+            ticket = self.intake.sent(entry, number, self._ways[number])
             if again:
                 self.metrics.sent_again.inc()
             work = partial(loaded.begin, index)
@@ -351,6 +379,16 @@ class ServiceAgent:
     def _usable(self, release: Release) -> int | None:
         """Place of the first plan all of whose tiers are there and reach each other."""
         return next((i for i in range(len(release.plans)) if self._ways.get(release.number(i)) is not None), None)
+
+    def _chosen(self, release: Release) -> int | None:
+        """Place of the plan that a new sample takes: the first that can be used, and not only since just now.
+
+        So samples do not follow a link that comes and goes, unless there is no other way.
+        """
+        since = time.monotonic() - self.intake.limits.silence_s / 4
+        usable = [i for i in range(len(release.plans)) if self._ways.get(release.number(i)) is not None]
+        steady = (i for i in usable if self._whole_s.get(release.number(i), 0.0) <= since)
+        return next(steady, next(iter(usable), None))
 
     def _from_worker(self, what: Callable[[], None]) -> None:
         """In the compute thread: let the event loop do something."""
@@ -373,7 +411,7 @@ class ServiceAgent:
             else:
                 to = loaded.release.plans[index].placement[outcome.step]
                 header = Header("tensor", loaded.release.number(index), ticket, outcome.step, time.monotonic_ns())
-                self._post(loaded.release.tiers[to], header, outcome.payload)
+                self._post(loaded, to, header, outcome.payload)
 
     def _finished(
         self, loaded: Loaded, index: int, ticket: int, step: int, label: int, score: float, failure: str
@@ -381,25 +419,26 @@ class ServiceAgent:
         """The sample left here: tell the destination; it tells the source."""
         release = loaded.release
         if loaded.tier == release.destination:
-            self._answered(release, index, ticket, step, label, score, failure)
+            self._answered(loaded, index, ticket, step, label, score, failure)
             return
         header = Header(
             "result", release.number(index), ticket, len(release.plans[index]), time.monotonic_ns(),
             exit_index=step, label=label, score=score,
         )  # fmt: skip
-        self._post(release.tiers[release.destination], header, failure.encode() or None)
+        self._post(loaded, release.destination, header, failure.encode() or None)
 
     def _answered(
-        self, release: Release, index: int, ticket: int, step: int, label: int, score: float, failure: str
+        self, loaded: Loaded, index: int, ticket: int, step: int, label: int, score: float, failure: str
     ) -> None:
         """Destination: the answer is here; the source's book is closed by it."""
-        if self.name == release.tiers[release.source]:
+        release = loaded.release
+        if loaded.tier == release.source:
             self._close(ticket, release.number(index), step, label, score, failure)
             return
         header = Header(
             "credit", release.number(index), ticket, 0, time.monotonic_ns(), exit_index=step, label=label, score=score
         )
-        self._post(release.tiers[release.source], header, failure.encode() or None)
+        self._post(loaded, release.source, header, failure.encode() or None)
 
     def _close(self, ticket: int, plan: int, step: int, label: int, score: float, failure: str) -> None:
         """Source: the answer of a sample is here."""
@@ -422,27 +461,29 @@ class ServiceAgent:
             self._exits.count(answer.plan, answer.exit_index)
             self.metrics.latency.observe(answer.latency_s)
 
-    def _post(self, to: str, header: Header, payload: Any) -> None:
-        peer, frames = self._peers.get(to), [pack_header(header)] + ([] if payload is None else [payload])
-        if peer is None or not peer.post(frames):
-            self.drop("unsent", f"{to} is not connected, or takes nothing; the source sends the sample again")
-            if peer is not None and peer.watch():
-                self._beat(time.monotonic())
-                self._judge(time.monotonic())
+    def _post(self, loaded: Loaded, to: int, header: Header, payload: Any) -> None:
+        name, at = loaded.release.tiers[to], loaded.release.endpoints[to]
+        peer, head = self._peers.get((name, at)), pack_header(header)
+        done = partial(self._handed_over, header.request) if loaded.tier == loaded.release.source else None
+        if peer is None or not peer.post(head, payload, done):
+            self.drop("unsent", f"the connection to {name} at {at} does not work; the source sends the sample again")
         else:
-            self.metrics.sent_bytes.labels(to).inc(sum(map(len, frames)))
+            self.metrics.sent_bytes.labels(name).inc(len(head) + len(payload or b""))
 
-    def _data(self, header: Header, payload: Any, peer: Peer, received_ns: int) -> None:
+    def _handed_over(self, ticket: int) -> None:
+        self.intake.handed_over(ticket, time.monotonic())
+
+    def _data(self, header: Header, payload: Any, peers: Sequence[Peer], received_ns: int) -> None:
         version, index = divmod(header.run, MOST_PLANS)
         loaded = self.releases.get(version)
         if loaded is None or index >= len(loaded.plans):
             self.drop("unknown_plan", f"plan {index} of release {version} is not loaded here")
             return
         plan, release = loaded.release.plans[index], loaded.release
-        if peer.name not in {release.tiers[tier] for tier in release.senders(index, header.kind, header.step)}:
-            self.drop("not_allowed", f"{peer.name} has no {header.kind} to send by this plan")
+        if peers[0].name not in {release.tiers[tier] for tier in release.senders(index, header.kind, header.step)}:
+            self.drop("not_allowed", f"{peers[0].name} has no {header.kind} to send by this plan")
             return
-        seconds = peer.transfer_s(header.sent_ns, received_ns)
+        seconds = next((s for peer in peers if (s := peer.transfer_s(header.sent_ns, received_ns)) is not None), None)
         if seconds is not None and seconds >= 0:
             self.metrics.terms.labels("transfer").observe(seconds)
         if header.kind == "tensor":
@@ -460,7 +501,7 @@ class ServiceAgent:
         failure = self._checked_answer(header, payload, len(plan), loaded.spec.num_classes)
         answer = (header.request, header.exit_index, header.label, header.score, failure)
         if header.kind == "result" and loaded.tier == release.destination:
-            self._answered(release, index, *answer)
+            self._answered(loaded, index, *answer)
         elif header.kind == "credit" and loaded.tier == release.source:
             self._close(header.request, header.run, *answer[1:])
         else:
@@ -499,17 +540,17 @@ class ServiceAgent:
                 _LOG.exception("the watch over the others stumbled")
 
     def _watch(self, who: Who | None, now: float) -> None:
-        if now - self._ticked > self.intake.limits.silence_s / 2:  # we were frozen: let the others speak first
+        limits = self.intake.limits
+        if now - self._ticked > limits.silence_s / 2:  # we were frozen: let the others speak first
             for peer in self._peers.values():
-                peer.heard_s = max(peer.heard_s, now) if peer.heard_s > 0 else peer.heard_s
+                peer.outbox.excuse(now)
         self._ticked = now
-        broke = [peer.watch() for peer in self._peers.values()]
-        if any(broke) or now - self._beaten >= self.intake.limits.beat_s:
-            self._beaten = now
-            self._beat(now)
         if now - self._looked >= _KEYS_S:
             self._looked = now
             self._look_at_keys()
+        for peer in list(self._peers.values()):
+            peer.watch(now, limits.silence_s)
+        self._beat(now)
         self._judge(now)
         self._gauge(who, now)
 
@@ -519,55 +560,51 @@ class ServiceAgent:
             return
         trust = self._keys.trust
         trust.look()
-        renewed = {n: peer.endpoint for n, peer in self._peers.items() if trust.key_of(n) not in (None, peer.key)}
+        renewed = [peer for peer in self._peers.values() if trust.key_of(peer.name) not in (None, peer.key)]
         if renewed:
-            _LOG.info("other keys than before: %s", ", ".join(renewed))
-            self._call(renewed)
+            _LOG.info("other keys than before: %s", ", ".join(sorted({peer.name for peer in renewed})))
+        for peer in renewed:
+            peer.dial()
 
-    def _call(self, places: dict[str, str]) -> None:
-        """Connect to other agents (name, host:port), instead of the connections that there may be to them.
+    def _changed(self) -> None:
+        """A connection began to work, or broke: tell the others, and use it or not, at once."""
+        self._loop.call_soon(self._after_change)
 
-        Raises:
-            ConfigError: there is no public key of one of them; then all connections stay.
-        """
-        made: list[Peer] = []
-        try:
-            for name, endpoint in places.items():
-                if name != self.name:
-                    made.append(Peer(self._context, name, endpoint, self._keys, self.name))
-        except Exception:
-            for peer in made:
-                peer.close()
-            raise
-        for peer in made:
-            if (known := self._peers.get(peer.name)) is not None:
-                known.close()
-            self._peers[peer.name] = peer
+    def _after_change(self) -> None:
+        now = time.monotonic()
+        for peer in self._peers.values():
+            peer.hurry()
+        self._beat(now)
+        self._judge(now)
 
     def _beat(self, now: float) -> None:
-        silence = self.intake.limits.silence_s
-        hears = tuple(name for name, peer in self._peers.items() if peer.alive(now, silence))
-        for peer in self._peers.values():
-            beat = Beat(
-                incarnation=self.incarnation,
-                versions=tuple(self.releases),
-                sent_ns=time.monotonic_ns(),
-                echo_ns=peer.echo_ns,
-                hears=hears,
-                reaches=tuple(name for name, other in self._peers.items() if other.connected),
-                active=self.active if self.is_source else 0,
-                oldest=self._oldest() if self.is_source else 0,
-            )
-            peer.post([beat.packed()])
+        for peer in list(self._peers.values()):
+            peer.tell(self._says, now, self.intake.limits.beat_s)
+
+    def _says(self) -> Beat:
+        return Beat(
+            incarnation=self.incarnation,
+            sent_ns=time.monotonic_ns(),
+            versions=tuple(self.releases),
+            reaches=tuple(self._reached(loaded.release) for loaded in self.releases.values()),
+            active=self.active if self.is_source else 0,
+            oldest=self._oldest() if self.is_source else 0,
+        )
+
+    def _reached(self, release: Release) -> tuple[int, ...]:
+        """Which of our connections to each tier of a release works, the first, the second, ...; 0 where none does."""
+        peers = [self._peers.get(place) for place in zip(release.tiers, release.endpoints, strict=True)]
+        return tuple(peer.life if peer and peer.works else 0 for peer in peers)
 
     def _oldest(self) -> int:
         return min([self.active, *(number // MOST_PLANS for number in self.intake.plans_in_use())])
 
-    def _heard(self, peer: Peer, beat: Beat, now_ns: int) -> None:
-        if peer.hear(beat, now_ns):
-            _LOG.info("%s was started again", peer.name)
+    def _heard(self, peers: Sequence[Peer], beat: Beat, now_ns: int) -> None:
+        reborn, name = [peer.hear(beat) for peer in peers], peers[0].name
+        if any(reborn):
+            _LOG.info("%s was started again", name)
         loaded = self.releases.get(beat.active)
-        if loaded is not None and beat.active >= self.active and loaded.release.told_by(peer.name, beat.oldest):
+        if loaded is not None and beat.active >= self.active and loaded.release.told_by(name, beat.oldest):
             self._source_oldest, was_source = beat.oldest, self.is_source
             if beat.active != self.active:
                 self.active, self.intake.limits = beat.active, loaded.release.limits
@@ -586,7 +623,12 @@ class ServiceAgent:
         self._ways = {}
         for release in (each.release for each in loaded):
             for index in range(len(release.plans)):
-                self._ways[release.number(index)] = self._way(release, index, now)
+                number = release.number(index)
+                self._ways[number] = self._way(release, index)
+                if self._ways[number] is None and before.get(number) is not None:
+                    self._whole_s[number] = math.inf  # it was lost
+                elif self._ways[number] is not None and self._whole_s.get(number) == math.inf:
+                    self._whole_s[number] = now
         if not self.is_source:
             return
         if self._ways != before:
@@ -594,54 +636,55 @@ class ServiceAgent:
             _LOG.info("plans that can be used: %s", "none" if used is None else f"from number {used} on")
         for answer in self.intake.broken(lambda entry: entry.way != self._ways.get(entry.plan), now):
             self._closed(answer)
-        for answer in self.intake.expire(now, self._why_not(now)):
+        for answer in self.intake.expire(now, self._why_not()):
             self._closed(answer)
         self._pump()
 
-    def _way(self, release: Release, index: int, now: float) -> Hashable:
-        """The lives of the tiers that a plan needs; None if one is away or does not reach the next."""
-        if self._lacks(release, index, now):
+    def _way(self, release: Release, index: int) -> Hashable:
+        """The lives of the tiers that a plan needs and of the connections between them; None if it cannot be used."""
+        if self._lacks(release, index):
             return None
-        others = sorted(tier for tier in release.tiers_of(index) if release.tiers[tier] != self.name)
-        beats = [self._peers[release.tiers[tier]].beat for tier in others]
-        return (tuple(beat.incarnation for beat in beats if beat),)
+        others = [self._peer(release, tier) for tier in sorted(release.tiers_of(index))]
+        return (
+            tuple(peer.incarnation for peer in others if peer),
+            tuple(self._joined(release, a, b) for a, b in sorted(release.hops_of(index))),
+        )
 
-    def _lacks(self, release: Release, index: int, now: float) -> list[str]:
+    def _peer(self, release: Release, tier: int) -> Peer | None:
+        return self._peers.get((release.tiers[tier], release.endpoints[tier]))
+
+    def _lacks(self, release: Release, index: int) -> list[str]:
         """What keeps a plan from being used: who is away, who does not run it, who does not reach whom."""
         names, away, lacks = release.tiers, set(), []
         for tier in sorted(release.tiers_of(index)):
-            peer = self._peers.get(names[tier])
-            if peer is None:  # it is this agent
+            if names[tier] == self.name:
                 continue
-            if peer.beat is None or not peer.alive(now, self.intake.limits.silence_s):
-                away.add(peer.name)
-                lacks.append(f"{peer.name} is away ({release.endpoints[tier]})")
-            elif release.version not in peer.beat.versions:
-                lacks.append(f"{peer.name} does not run release {release.version}")
+            peer = self._peer(release, tier)
+            if peer is None or not peer.works:
+                away.add(tier)
+                lacks.append(f"{names[tier]} is away ({release.endpoints[tier]})")
+            elif peer.says is None or release.version not in peer.says.versions:
+                away.add(tier)
+                lacks.append(f"{names[tier]} has not said that it runs release {release.version}")
         lacks += [
             f"{names[a]} does not reach {names[b]} at {release.endpoints[b]}"
             for a, b in sorted(release.hops_of(index))
-            if not away & {names[a], names[b]} and not self._joined(names[a], names[b])
+            if not away & {a, b} and not self._joined(release, a, b)
         ]
         return lacks
 
-    def _joined(self, sender: str, receiver: str) -> bool:
-        """Whether messages of one agent reach another, as both say."""
-        if sender == self.name:
-            reached = self._peers[receiver].connected
-        else:
-            said = self._peers[sender].beat
-            reached = said is not None and receiver in said.reaches
-        if receiver == self.name:
-            return reached  # what it says came here
-        heard = self._peers[receiver].beat
-        return reached and heard is not None and sender in heard.hears
+    def _joined(self, release: Release, sender: int, receiver: int) -> int:
+        """Which connection of one tier to another works, as the sender says; 0 if none does."""
+        if release.tiers[sender] == self.name:
+            return self._reached(release)[receiver]
+        peer = self._peer(release, sender)
+        return peer.says.reaches_tier(release.version, receiver) if peer and peer.says else 0
 
-    def _why_not(self, now: float) -> str:
+    def _why_not(self) -> str:
         release = self.releases[self.active].release
         if self._usable(release) is not None:
             return ""
-        return f"no plan can be used: {'; '.join(self._lacks(release, 0, now)) or 'the link was lost just now'}"
+        return f"no plan can be used: {'; '.join(self._lacks(release, 0)) or 'a connection broke just now'}"
 
     def _gauge(self, who: Who | None, now: float) -> None:
         self._exits.look()
@@ -655,10 +698,10 @@ class ServiceAgent:
             metrics.strangers.inc(who.refused)
             _LOG.warning("refused %d connections with unknown keys", who.refused)
             who.refused = 0
-        for name, peer in self._peers.items():
-            metrics.peer_up.labels(name).set(peer.alive(now, limits.silence_s))
+        for peer in self._peers.values():
+            metrics.peer_up.labels(peer.name).set(peer.works)
             if peer.round_trip_s is not None:
-                metrics.round_trip.labels(name).set(peer.round_trip_s)
+                metrics.round_trip.labels(peer.name).set(peer.round_trip_s)
 
     # -- releases ------------------------------------------------------------------------------
 
@@ -688,8 +731,16 @@ class ServiceAgent:
             ConfigError: there is no public key of one of its agents.
         """
         release = loaded.release
-        places = dict(zip(release.tiers, release.endpoints, strict=True))
-        self._call({n: at for n, at in places.items() if n not in self._peers or self._peers[n].endpoint != at})
+        made: dict[tuple[str, str], Peer] = {}
+        try:
+            for place in zip(release.tiers, release.endpoints, strict=True):
+                if place[0] != self.name and place not in self._peers:
+                    made[place] = Peer(self._context, *place, self._keys, self.name, self._changed)
+        except Exception:
+            for peer in made.values():
+                peer.close()
+            raise
+        self._peers |= made
         self.releases[release.version] = loaded
         if not self.active:
             self.intake.limits = release.limits  # beats and silence count before it is active
@@ -720,8 +771,8 @@ class ServiceAgent:
         used = {(r.networks[t].sha256, r.executions[t], r.criterion, r.batches[t]) for r, t in places}
         for key in self._shared.keys() - used:
             del self._shared[key]
-        for name in self._peers.keys() - {name for release in kept for name in release.tiers}:
-            self._peers.pop(name).close()
+        for place in self._peers.keys() - {p for r in kept for p in zip(r.tiers, r.endpoints, strict=True)}:
+            self._peers.pop(place).close()
         try:
             self._save()
         except PortendError as error:  # after a restart they are loaded once more, and let go again
@@ -751,8 +802,14 @@ class ServiceAgent:
     async def _finish_order(
         self, routing: bytes, values: dict[str, Any], coming: Coroutine[Any, Any, dict[str, Any]]
     ) -> None:
-        with self._reporting(routing, values["number"]):
-            self._tell(routing, values, await coming)
+        task = asyncio.create_task(coming)
+        try:
+            while not (await asyncio.wait({task}, timeout=_WORKING_S))[0]:
+                self._reply(routing, "working", number=values["number"])
+            with self._reporting(routing, values["number"]):
+                self._tell(routing, values, task.result())
+        finally:
+            task.cancel()
 
     def _tell(self, routing: bytes, values: dict[str, Any], told: dict[str, Any] | None) -> None:
         if told is not None:
@@ -817,7 +874,7 @@ class ServiceAgent:
             if usable == 0 or (usable is not None and waited > _SETTLE_S):
                 break
             if not waited < wait_s:
-                lacks = "; ".join(self._lacks(loaded.release, 0, time.monotonic()))
+                lacks = "; ".join(self._lacks(loaded.release, 0))
                 raise DeploymentError(
                     f"release {version} was not activated, for no sample could be answered: {lacks}; correct the "
                     "addresses in the topology, or what lies between the hosts, and deploy again"
@@ -842,9 +899,8 @@ class ServiceAgent:
 
     def status(self) -> dict[str, Any]:
         """Return how this agent does, as JSON values."""
-        now, silence = time.monotonic(), self.intake.limits.silence_s
         release = self.releases[self.active].release if self.is_source else None
-        usable = self._usable(release) if release else None
+        usable = self._chosen(release) if release else None
         return {
             "name": self.name,
             "incarnation": self.incarnation,
@@ -852,7 +908,7 @@ class ServiceAgent:
             "versions": list(self.releases),
             "source": self.is_source,
             "plan": usable,
-            "lacks": self._lacks(release, 0, now) if release else [],
+            "lacks": self._lacks(release, 0) if release else [],
             "in_use": sorted({number // MOST_PLANS for number in self.intake.plans_in_use()}),
             "waiting": self.intake.waiting,
             "under_way": self.intake.under_way,
@@ -860,8 +916,8 @@ class ServiceAgent:
             "full": self.intake.full,
             "drift": self._exits.describe(),
             "peers": {
-                name: {"up": peer.alive(now, silence), "round_trip_s": peer.round_trip_s}
-                for name, peer in self._peers.items()
+                peer.name: {"up": peer.works, "round_trip_s": peer.round_trip_s, "rate_bps": peer.outbox.rate_bps}
+                for peer in self._peers.values()
             },
         }
 

@@ -30,11 +30,14 @@ from portend.service.release import Limits, NetworkFile, Release
 from portend.service.store import CHUNK, file_sha256
 from portend.storage import from_plain, to_plain
 from portend.topology import Topology
+from portend.units import format_bandwidth
 
 __all__ = ["Agents", "Found", "Submitter"]
 
 _PATIENCE_S: Final = 10.0
-_LOAD_S: Final = 600.0
+_LEAST_BPS: Final = 4e3  # what a connection is taken to carry before anything is known of it
+_FIRST_CHUNK: Final = 4 << 10
+_CHUNK_S: Final = 0.5  # what a chunk of a network may take
 _JOIN_S: Final = 10.0  # how long the agents may take to reach each other
 _ASK_S: Final = 0.5  # how often a submitter asks whether its samples are known
 _POLL_MS: Final = 20
@@ -77,6 +80,7 @@ class Agents:
             raise ConfigError(f"plain text stays on this machine, but tiers are on {', '.join(far)}; give --keys")
         self._number = 0
         self._lives: dict[int, int] = {}  # which life each agent was in when it was asked last, by tier
+        self._rates: dict[int, float] = {}
         with contextlib.ExitStack() as made:
             self._context = zmq.Context()
             made.callback(self._context.destroy, linger=0)
@@ -99,7 +103,9 @@ class Agents:
     ) -> dict[str, Any]:
         """Give one agent an order and return what it answers.
 
-        While it is silent it is asked who it is: an agent that was started again does not know the order any more.
+        It waits ``patience_s``, and twice as long as the order takes at the rate that was measured, without a word. An
+        agent that works on an order says so once a second. While it is silent it is asked who it is: one that was
+        started again does not know the order any more.
 
         Raises:
             DeploymentError: it cannot be reached, does not answer in time, was started again, or reports an error.
@@ -107,8 +113,10 @@ class Agents:
         self._number += 1
         socket, name = self.sockets[tier], self._name(tier)
         frames = [pack_control(command, number=self._number, **values)] + ([] if payload is None else [payload])
-        deadline = time.monotonic() + (patience_s or self._patience_s)
-        post(socket, frames, deadline, name)
+        size, rate_bps = sum(map(len, frames)), self._rates.get(tier, _LEAST_BPS)
+        patience_s = (patience_s or self._patience_s) + 2 * 8 * size / rate_bps
+        post(socket, frames, time.monotonic() + self._patience_s, name)
+        deadline = time.monotonic() + patience_s
         while (left := deadline - time.monotonic()) > 0:
             if not socket.poll(max(1, int(1e3 * min(left, _PING_S)))):
                 with contextlib.suppress(zmq.Again):  # it is not connected just now
@@ -129,7 +137,12 @@ class Agents:
                 raise DeploymentError(f"the agent of {name} reports: {told.get('message')}")
             if told["command"] == command:
                 return told
-        raise DeploymentError(f"the agent of {name} did not answer ({command} was asked); see its log")
+            if told["command"] == "working":
+                deadline = time.monotonic() + patience_s
+        raise DeploymentError(
+            f"the agent of {name} did not answer for {patience_s:.0f} s ({command} was asked, {size} B over a way of "
+            f"{format_bandwidth(rate_bps)} or more); see its log"
+        )
 
     def _name(self, tier: int) -> str:
         place = self.topology.tiers[tier]
@@ -174,20 +187,21 @@ class Agents:
         )
 
     def push(self, tier: int, network: NetworkFile, path: Path, on_progress: Progress = lambda *_: None) -> None:
-        """Give an agent the bytes of a network that it does not have yet.
+        """Give an agent the bytes of a network that it does not have yet, in chunks that take half a second each.
 
         Raises:
             DeploymentError: it has no room, or the connection is gone for too long; then the next push goes on there.
         """
         what = to_plain(network)
-        held = int(self.ask(tier, "network", network=what)["held"])
+        held, most = int(self.ask(tier, "network", network=what)["held"]), _FIRST_CHUNK
         with path.open("rb") as file:
             while held < network.size:
                 file.seek(held)
-                told = self.ask(
-                    tier, "chunk", file.read(CHUNK), patience_s=60 + self._patience_s, network=what, offset=held
-                )
-                held = int(told["held"])
+                chunk, began = file.read(most), time.monotonic()
+                held = int(self.ask(tier, "chunk", chunk, network=what, offset=held)["held"])
+                rate = len(chunk) / (time.monotonic() - began)
+                self._rates[tier] = 8 * rate
+                most = min(max(int(rate * _CHUNK_S), _FIRST_CHUNK), 8 * most, CHUNK)
                 on_progress(f"network to {self.topology.tiers[tier].name}", held, network.size)
 
     def deploy(
@@ -247,13 +261,11 @@ class Agents:
             self.push(tier, made[path], path, on_progress)
         for tier in range(len(files)):
             on_progress("loading", tier, len(files))
-            self.ask(tier, "load", patience_s=_LOAD_S, release=release.to_dict())
+            self.ask(tier, "load", patience_s=60 + self._patience_s, release=release.to_dict())
         on_progress("loading", len(files), len(files))
         wait_s = max(_JOIN_S, 60 * max(agent.within_s for agent in found))  # some ten round trips open a connection
         try:
-            self.ask(
-                places.source, "activate", patience_s=wait_s + self._patience_s, release=release.version, wait_s=wait_s
-            )  # fmt: skip
+            self.ask(places.source, "activate", release=release.version, wait_s=wait_s)
         except DeploymentError:  # it may have done it before it was lost
             if self._meet(places.source).active != release.version:
                 raise
@@ -273,7 +285,7 @@ class Agents:
             secret = secrets.token_hex(16)
             peer = self.ask(far, "peer", secret=secret, seconds=float(budget.seconds), port=port)
             told = self.ask(
-                near, "measure", patience_s=2 * budget.seconds + 90, secret=secret, host=self.topology.tiers[far].host,
+                near, "measure", secret=secret, host=self.topology.tiers[far].host,
                 port=int(peer["port"]), seconds=float(budget.seconds), bytes=float(budget.bytes),
             )  # fmt: skip
             found.append(from_plain(LinkMeasurement, told["measured"]))

@@ -9,6 +9,7 @@ says what time it is. There are no acknowledgments from hop to hop: only the ans
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
@@ -23,6 +24,7 @@ SAMPLE_ID: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 """What may name a sample."""
 
 _REMEMBERED: Final = 10_000
+_MEASURED: Final = 64
 
 Deliver = Callable[["Answer"], None]
 
@@ -57,6 +59,14 @@ class Answer:
 
 
 @dataclass(eq=False, slots=True)
+class _Sending:
+    """By which plan a sample was sent, and when all of it had left the source; infinity as long as it is here."""
+
+    plan: int
+    left_s: float = math.inf
+
+
+@dataclass(eq=False, slots=True)
 class Entry:
     """An accepted sample that has no answer yet."""
 
@@ -66,12 +76,15 @@ class Entry:
     accepted_s: float
     deliver: dict[Hashable, Deliver]
     attempts: int = 0
-    tickets: dict[int, int] = field(default_factory=dict)
-    """The plan of each sending, by ticket."""
+    tickets: dict[int, _Sending] = field(default_factory=dict)
     plan: int = -1
-    sent_s: float = 0.0
     way: Hashable = None
     """By which plan it is under way, and through which lives of its tiers."""
+
+    @property
+    def left_s(self) -> float:
+        """When the last sending left the source for good; infinity as long as it is here."""
+        return list(self.tickets.values())[-1].left_s
 
 
 class Intake:
@@ -89,6 +102,7 @@ class Intake:
         self._tickets: dict[int, Entry] = {}
         self._under_way: dict[str, Entry] = {}
         self._answered: OrderedDict[str, tuple[bytes, Answer]] = OrderedDict()
+        self._took_s: deque[float] = deque(maxlen=_MEASURED)
         self.sent_again = self.late = self.refused = 0
         """Samples sent again; answers to samples that had one already; samples refused because all places are taken."""
 
@@ -153,27 +167,46 @@ class Intake:
             return None
         return self._waiting[0]
 
-    def sent(self, entry: Entry, plan: int, way: Hashable, now: float) -> int:
-        """Spend a credit on the first sample that waits; return the ticket under which it goes."""
+    def sent(self, entry: Entry, plan: int, way: Hashable) -> int:
+        """Spend a credit on the first sample that waits; return the ticket under which it goes.
+
+        It counts as here, where it cannot be lost, until it was ``handed_over``.
+        """
         self._waiting.remove(entry)
         ticket, self._ticket = self._ticket, self._ticket + 1
         entry.attempts += 1
-        entry.plan, entry.way, entry.sent_s = plan, way, now
-        entry.tickets[ticket] = plan
+        entry.plan, entry.way = plan, way
+        entry.tickets[ticket] = _Sending(plan)
         self._tickets[ticket] = self._under_way[entry.id] = entry
         return ticket
 
+    def handed_over(self, ticket: int, now: float) -> None:
+        """All of what a sending has for others arrived there: from now on it may be lost without a word."""
+        if (entry := self._tickets.get(ticket)) is not None:
+            entry.tickets[ticket].left_s = now
+
+    def patience_s(self, attempts: int) -> float:
+        """Seconds after which a sample that was handed over is taken for lost; after each attempt twice as many.
+
+        ``retry_s`` at least, and twice what the slowest of the last 64 answers took.
+        """
+        return max(self.limits.retry_s, 2 * max(self._took_s, default=0.0)) * 2.0 ** (attempts - 1)
+
     def broken(self, is_broken: Callable[[Entry], bool], now: float) -> list[Answer]:
         """Send again, before all others, the samples whose way leads nowhere; return those that fail for good."""
-        failed = [self._again(entry, now) for entry in list(self._under_way.values()) if is_broken(entry)]
+        failed = [
+            self._again(entry, now, "the way of the last was broken too")
+            for entry in list(self._under_way.values())
+            if is_broken(entry)
+        ]
         return [answer for answer in failed if answer]
 
-    def _again(self, entry: Entry, now: float) -> Answer | None:
+    def _again(self, entry: Entry, now: float, why: str) -> Answer | None:
         """Put a sample before all others that wait; or fail it, if it was tried too often."""
         del self._under_way[entry.id]
         self._waiting.appendleft(entry)
         if entry.attempts >= self.limits.attempts:
-            reason = f"sent {entry.attempts} times, and no answer came within {self.limits.retry_s:g} s of the last"
+            reason = f"sent {entry.attempts} times, and {why}"
             return self._close(entry, now, failed="timeout", reason=reason)
         self.sent_again += 1
         return None
@@ -184,9 +217,11 @@ class Intake:
     ) -> Answer | None:  # fmt: skip
         """Give a sample its answer; None if it had one, or was never sent under such a ticket by this plan."""
         entry = self._tickets.get(ticket)
-        if entry is None or entry.tickets[ticket] != plan:
+        if entry is None or entry.tickets[ticket].plan != plan:
             self.late += 1
             return None
+        if (took_s := now - entry.tickets[ticket].left_s) >= 0:
+            self._took_s.append(took_s)
         entry.plan = plan
         values = {"label": label, "exit_index": exit_index, "score": score}
         return self._close(entry, now, failed=failed, reason=reason, **({} if failed else values))
@@ -219,12 +254,22 @@ class Intake:
         for entry in list(self._entries.values()):
             under_way = entry.id in self._under_way
             if now - entry.accepted_s >= limits.deadline_s:
-                what = "it is under way still" if under_way else why_waiting or "its turn did not come"
+                what = self._where(entry) if under_way else why_waiting or "its turn did not come"
                 reason = f"not answered within {limits.deadline_s:g} s, sent {entry.attempts} times; {what}"
                 failed.append(self._close(entry, now, failed="deadline", reason=reason))
-            elif under_way and now - entry.sent_s >= limits.retry_s and (answer := self._again(entry, now)):
-                failed.append(answer)
+            elif under_way and now - entry.left_s >= (patience := self.patience_s(entry.attempts)):
+                why = f"no answer came within {patience:.3g} s after the last had left"
+                if answer := self._again(entry, now, why):
+                    failed.append(answer)
         return failed
+
+    def _where(self, entry: Entry) -> str:
+        """Where a sample is that was sent, and how long others took."""
+        here = math.isinf(entry.left_s)
+        what = f"it is {'still at the source or on its way' if here else 'with the tiers after it'}"
+        if self._took_s:
+            what += f"; the slowest of the last {len(self._took_s)} answers took {max(self._took_s):.3g} s"
+        return what
 
     def stop(self, now: float) -> list[Answer]:
         """Fail everything that has no answer: the source ends."""
