@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from portend.compute_fit import fit_compute
 from portend.profile import BackboneSpec, Profile
-from portend.profiling.prediction import measuring_order, predict
+from portend.profiling.prediction import checked, measuring_order
 from portend.storage import load_profile_or_device, write_json
 
 __all__ = ["main", "rows"]
@@ -62,8 +63,9 @@ def rows(name: str, spec: BackboneSpec, table: Floats, shares: list[float], seed
             order = measuring_order(spec, most=round(share * total), seed=seed)
             known = np.full(table.shape, np.nan)
             known[order[:, 0], order[:, 1]] = table[order[:, 0], order[:, 1]]
-            told = predict(spec, known, order[1::2])
-            off = (told.seconds / table - 1)[np.isfinite(told.seconds)]
+            fit = fit_compute(known[None], np.zeros((1, len(table))), spec.features())
+            told = checked(fit, order[1::2])
+            off = (fit.seconds / table - 1)[np.isnan(known) & np.isfinite(table)]
             size = np.abs(off)
             each.append((size.mean(), np.quantile(size, 0.95), size.max(), off.mean(), told.mean_error))
         mean, p95, _, bias, stated = np.mean(each, axis=0).tolist()
@@ -81,7 +83,7 @@ def _measured(path: Path) -> Iterator[tuple[str, BackboneSpec, Floats]]:
         spec = loaded.backbone if isinstance(loaded, Profile) else device.network
         if spec is None or device.prediction is not None:
             raise SystemExit(f"{path}: device {name!r} has no complete table of a known network")
-        yield f"{spec.name}, {name}", spec, device.compute_s
+        yield f"{spec.name}, {name}", spec, device.measured_s
 
 
 def _published(folder: Path, network: str) -> list[tuple[str, BackboneSpec, Floats]]:

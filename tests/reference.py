@@ -197,34 +197,41 @@ class _Device:
 
     def compute(self, start: int, end: int, factor: float, *, woken: bool) -> float:
         """``factor`` times the busy time, and what the first runs take longer than busy ones."""
-        first = self.idle if woken else self.following
-        return factor * self.busy[start][end] + max(self._extra(first, start, end, factor), 0.0)
-
-    def _extra(self, first: list[list[list[float]]], start: int, end: int, factor: float) -> float:
-        if not first:
-            return 0.0
-        measured = self._measured(first, start, end, factor)
-        if not math.isnan(measured):
-            return measured
-        size = len(self.busy)
-        points = [
-            (self.busy[i][j], self._measured(first, i, j, factor))
-            for i in range(size)
-            for j in range(size)
-            if not math.isnan(self._measured(first, i, j, factor))
-        ]
-        mean_x = math.fsum(x for x, _ in points) / len(points)
-        mean_y = math.fsum(y for _, y in points) / len(points)
-        spread = math.fsum((x - mean_x) ** 2 for x, _ in points)
-        slope = math.fsum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
-        return mean_y + slope * (self.busy[start][end] - mean_x)
-
-    def _measured(self, first: list[list[list[float]]], start: int, end: int, factor: float) -> float:
-        total = 0.0
-        for place, table in enumerate(first):
+        extra = 0.0
+        for place in range(max(len(self.idle), len(self.following))):
             share = 1.0 if place == 0 else min(max(factor - place, 0.0), 1.0)
-            total += share * (table[start][end] - self.busy[start][end])
-        return total
+            extra += share * self._extra(place, start, end, woken)
+        return factor * self.busy[start][end] + max(extra, 0.0)
+
+    def _extra(self, place: int, start: int, end: int, woken: bool) -> float:
+        """Measured, or else on the line: a constant for each kind, neither below 0, and a share of the busy time."""
+        size = len(self.busy)
+        points = {
+            kind: [
+                (self.busy[i][j], table[place][i][j] - self.busy[i][j])
+                for i in range(size)
+                for j in range(size)
+                if place < len(table) and not math.isnan(table[place][i][j])
+            ]
+            for kind, table in ((True, self.idle), (False, self.following))
+        }
+        own = self.idle if woken else self.following
+        if place < len(own) and not math.isnan(own[place][start][end]):
+            return own[place][start][end] - self.busy[start][end]
+        at_zero: set[bool] = set()
+        while True:
+            center, spread, product = {True: (0.0, 0.0), False: (0.0, 0.0)}, 0.0, 0.0
+            for kind, some in points.items():
+                if some and kind not in at_zero:
+                    center[kind] = (_mean([x for x, _ in some]), _mean([y for _, y in some]))
+                spread += math.fsum((x - center[kind][0]) ** 2 for x, _ in some)
+                product += math.fsum((x - center[kind][0]) * (y - center[kind][1]) for x, y in some)
+            slope = max(product / spread, 0.0) if spread else 0.0
+            constant = {kind: y - slope * x for kind, (x, y) in center.items()}
+            below = {kind for kind, value in constant.items() if value < 0 and kind not in at_zero}
+            if not below:
+                return max(constant[woken], 0.0) + slope * self.busy[start][end]
+            at_zero |= below
 
 
 class Reference:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from portend import storage
+from portend.compute_fit import mean_repeats
 from portend.errors import InvalidValue, MismatchError, PortendError, StorageError
 from portend.measurement import SPAN_KINDS, Measurement
 from portend.plan import Plan, PlanBatch, takes_exit
@@ -314,10 +315,10 @@ def test_means_leave_out_what_was_not_measured() -> None:
     repeats = upper(np.stack([np.full((3, 3), x) for x in (1.0, 9.0, 2.0)]))
     repeats[1, 0, 1] = NAN
     profile = flat(compute_repeats_s=repeats, branch_repeats_s=np.array([[NAN, 1, 5], [NAN, 3, 7]]))
-    assert profile.compute_s[0, 1] == 1.5
-    assert profile.compute_s[0, 2] == 4.0
-    assert np.isnan(profile.compute_s[1, 0])
-    assert profile.branch_s[1:].tolist() == [2.0, 6.0]
+    assert profile.measured_s[0, 1] == 1.5
+    assert profile.measured_s[0, 2] == 4.0
+    assert np.isnan(profile.measured_s[1, 0])
+    assert mean_repeats(profile.branch_repeats_s)[1:].tolist() == [2.0, 6.0]
     assert np.isnan(profile.branch_s[0])
     assert codec([1, NAN, 3]).offered.tolist() == [True, False, True]
 
@@ -328,10 +329,10 @@ def test_tails_are_shared_out_over_the_table_in_proportion_to_time() -> None:
     repeats = upper(np.stack([np.array([[0, 1.0, 2.0], [0, 0, 1.0], [0, 0, 0]])] * 10))
     repeats[3, 0, 1] = 12.0
     profile = flat(compute_repeats_s=repeats)
-    assert np.allclose(profile.compute_s[[0, 0, 1], [1, 2, 2]], np.array([1.0, 2.0, 1.0]) * 51 / 40, rtol=1e-14)
-    assert 10 * np.nansum(profile.compute_s) == pytest.approx(np.nansum(repeats), rel=1e-14)
+    assert np.allclose(profile.measured_s[[0, 0, 1], [1, 2, 2]], np.array([1.0, 2.0, 1.0]) * 51 / 40, rtol=1e-14)
+    assert 10 * np.nansum(profile.measured_s) == pytest.approx(np.nansum(repeats), rel=1e-14)
     few = flat(compute_repeats_s=repeats[:9])
-    assert few.compute_s[0, 1] == pytest.approx((8 + 12) / 9), "fewer than ten repeats: the plain mean"
+    assert few.measured_s[0, 1] == pytest.approx((8 + 12) / 9), "fewer than ten repeats: the plain mean"
 
 
 def test_a_device_timed_again_changes_only_what_was_timed() -> None:

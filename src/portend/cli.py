@@ -582,8 +582,8 @@ def profile(
     begun.unlink(missing_ok=True)
     samples = "" if device_only else f"{exits.samples} samples, "
     click.echo(f"{out}: {spec.name}, {samples}device {device!r}, {execution}")
-    if measured.prediction is not None:
-        click.echo(f"{device}: {measured.prediction}")
+    if measured.predicted:
+        click.echo(f"{device}: {measured.predicted}")
     if "disturbed" in measured.environment:
         click.echo(f"warning: {measured.environment['disturbed']}; profile again when it is quiet", err=True)
 

@@ -2,23 +2,26 @@
 
 Axes: S samples, N blocks (N+1 cuts), T thresholds, R repeats, C channels. Every per-cut table has N+1
 entries; entries without a meaning (an end cut not after its start, a codec that cannot be used
-at a cut) are NaN. Raw repeats are kept; the value used for planning is their mean, because a mean
+at a cut) are NaN. Raw repeats are kept; what is used of them is their mean, because a mean
 latency is a sum of means: times are skewed, and medians would understate it. From ten repeats on, the
 tails (the lowest and highest tenth) are shared out over the whole table in proportion to time: a
-disturbance hits whatever runs, so what disturbances add is estimated from all entries together.
+disturbance hits whatever runs, so what disturbances add is estimated from all entries together. Planning
+uses the compute times that all means together make likely (``compute_fit``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from portend.compute_fit import ComputeFit, Features, StartFit, fit_compute, fit_starts, mean_repeats
 from portend.errors import InvalidValue, MismatchError, choice, law
 from portend.execution import Execution
 from portend.plan import CODECS, CRITERIA, LOSSY, Plan, takes_exit
@@ -69,24 +72,6 @@ def _read_only(array: NDArray[Any]) -> bool:
     return base is None or memoryview(base).readonly
 
 
-def mean_repeats(repeats: Floats) -> Floats:
-    """Mean over the repeats [R, ...] that were measured, with the tails shared out over all entries.
-
-    The mean without the lowest and highest tenth, times one factor for the whole table, by which the
-    sum over all entries and repeats is what was measured.
-    """
-    known = np.isfinite(repeats).sum(axis=0)
-    tail = known // 10
-    rank = np.arange(len(repeats)).reshape(-1, *(1,) * (repeats.ndim - 1))
-    kept = (rank >= tail) & (rank < known - tail)
-    total = np.where(kept, np.sort(repeats, axis=0), 0.0).sum(axis=0)  # NaN sorts last
-    middle = np.asarray(np.where(known > 0, total / np.maximum(kept.sum(axis=0), 1), np.nan))
-    if tail.any():
-        whole = np.nansum(known * middle)
-        middle *= np.nansum(repeats) / whole if whole > 0 else 1.0
-    return middle
-
-
 def _overlaid(old: Floats, new: Floats) -> Floats:
     """The means [1, ...] of ``new`` where it has any, those of ``old`` elsewhere: each with its own tails."""
     means = [mean_repeats(repeats) for repeats in (old, new) if len(repeats)]
@@ -127,6 +112,12 @@ def slowed(first: ArrayLike, busy: ArrayLike, slowdown: float) -> Floats:
     """
     once = np.asarray(busy, dtype=np.float64)
     return np.asarray(np.maximum(first, once) + (slowdown - 1.0) * once)
+
+
+def _numbered(values: Sequence[object]) -> tuple[int, ...]:
+    """Values by numbers from 0 on, in the order in which they first come."""
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return tuple(numbers[value] for value in values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,6 +189,12 @@ class BackboneSpec:
             held = np.maximum.accumulate(tensors[start:-1] + tensors[start + 1 :])
             table[start, start + 1 :] = weights[start + 1 :] - weights[start] + self.branch_bytes[start:] + held
         return table
+
+    def features(self) -> Features:
+        """What partitions have in common: blocks of equal shapes before and after, and branches of equal shape."""
+        shapes, exits = self.cut_shapes, set(self.exit_cuts)
+        ends = [(shape, cut in exits) for cut, shape in enumerate(shapes[1:], start=1)]
+        return Features(_numbered(list(pairwise(shapes))), _numbered(ends))
 
     @property
     def exit_cuts(self) -> tuple[int, ...]:
@@ -554,23 +551,20 @@ class ResultProfile:
         return float(np.mean(self.dispatch_repeats_s))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """Compute times of partitions that were not measured (``profiling.prediction``).
+    """How far the estimate was off where it was checked (``profiling.prediction``), of a profile with a budget.
 
     Attributes:
-        seconds: float64 [N+1, N+1]; NaN where a partition was measured.
-        mean_error, worst_error: relative, of ``checks`` measured partitions drawn at random, each predicted
+        mean_error, worst_error: relative, of ``checks`` measured partitions drawn at random, each estimated
             from all others; the measurement's own noise is part of it.
     """
 
-    seconds: Floats
     mean_error: float
     worst_error: float
     checks: int
 
     def __post_init__(self) -> None:
-        _freeze(self, seconds=(self.seconds, np.float64))
         law(
             0 <= self.mean_error <= self.worst_error and self.checks >= 1,
             "a prediction states the mean and the worst error of at least one check, "
@@ -579,9 +573,8 @@ class Prediction:
 
     def __str__(self) -> str:
         return (
-            f"{int(np.isfinite(self.seconds).sum())} of its partitions' times are predicted, with an error of "
-            f"{100 * self.mean_error:.1f} % in the mean and {100 * self.worst_error:.1f} % at worst, in {self.checks} "
-            "checks"
+            f"an error of {100 * self.mean_error:.1f} % in the mean and {100 * self.worst_error:.1f} % at worst, in "
+            f"{self.checks} checks"
         )
 
 
@@ -604,7 +597,8 @@ class DeviceProfile:
             a partition passes its exit unused (threshold 0).
         codecs: by name; result: the message that returns a label.
         environment: CPU, threads, library versions, clock.
-        prediction: of the partitions that were not measured (NaN in ``compute_repeats_s``); None: all were.
+        prediction: how far estimates of partitions that were not measured (NaN in ``compute_repeats_s``) may be off;
+            None: all were measured.
         network: what was profiled; None in profiles from before it was kept.
     """
 
@@ -634,11 +628,6 @@ class DeviceProfile:
             len(shape) == 3 and shape[0] >= 1 and shape[1] == shape[2] >= 2,
             f"compute_repeats_s is [repeats, N+1, N+1], but got {shape}",
         )
-        law(
-            self.prediction is None or self.prediction.seconds.shape == shape[1:],
-            f"a prediction is for {shape[1:]} cuts as the measured times are, but is for "
-            f"{() if self.prediction is None else self.prediction.seconds.shape}",
-        )
         for name in ("idle_repeats_s", "following_repeats_s"):
             table = getattr(self, name)
             law(
@@ -660,11 +649,12 @@ class DeviceProfile:
                 f"codec {name!r} of device {self.device!r} has {codec.message_bytes.size} cuts, "
                 f"the compute table {shape[1]}",
             )
-        known = self.compute_s[np.triu_indices(shape[1], k=1)]
+        known = self.measured_s[np.triu_indices(shape[1], k=1)]
+        missing = 0 if self.prediction is not None else int(np.isnan(known).sum())
         law(
-            bool(np.all(np.isfinite(known) & (known >= 0))),
+            missing == 0 and not bool((known < 0).any()),
             f"device {self.device!r} needs a compute time for every start < end, "
-            f"but {int(np.sum(~np.isfinite(known)))} are missing and {int(np.sum(known < 0))} negative",
+            f"but {missing} are missing and {int(np.sum(known < 0))} negative",
         )
 
     @property
@@ -672,50 +662,54 @@ class DeviceProfile:
         return int(self.compute_repeats_s.shape[1]) - 1
 
     @property
+    def measured_s(self) -> Floats:
+        """Mean seconds for blocks start:end with the branch at end as they were measured, [N+1, N+1]; NaN: not."""
+        return mean_repeats(self.compute_repeats_s)
+
+    @property
+    def compute_fit(self) -> ComputeFit:
+        """The estimate of the busy times of all partitions and branches (``compute_fit``)."""
+        return _fitted(_Same(self.compute_repeats_s), _Same(self.branch_repeats_s), self.network)
+
+    @property
     def compute_s(self) -> Floats:
-        """Mean seconds for blocks start:end with the branch at end, [N+1, N+1]; predicted where not measured."""
-        measured = mean_repeats(self.compute_repeats_s)
-        return measured if self.prediction is None else np.where(np.isnan(measured), self.prediction.seconds, measured)
+        """Seconds for blocks start:end with the branch at end, [N+1, N+1]: estimated from all measurements together."""
+        return self.compute_fit.seconds
 
     def predicts(self, start: int, end: int) -> bool:
         """Whether the time of blocks start:end was not measured but predicted."""
-        return self.prediction is not None and not bool(np.isfinite(self.compute_repeats_s[:, start, end]).any())
+        return not bool(np.isfinite(self.compute_repeats_s[:, start, end]).any())
+
+    @property
+    def predicted(self) -> str:
+        """How many partitions were not measured, and how far predictions were off; empty: all were."""
+        if self.prediction is None:
+            return ""
+        missing = int(np.isnan(self.measured_s[np.triu_indices(self.num_blocks + 1, k=1)]).sum())
+        return f"{missing} of its partitions' times are predicted, with {self.prediction}"
+
+    def starts(self, slowdown: float = 1.0) -> StartFit:
+        """What partitions take longer at first, after idling and after another one, ``slowdown`` times slower."""
+        return fit_starts(self.idle_repeats_s, self.following_repeats_s, self.compute_s, slowdown)
 
     def woken_s(self, slowdown: float = 1.0) -> Floats:
         """Seconds for blocks start:end with the branch, after idling, ``slowdown`` times slower, [N+1, N+1].
 
-        Doing the work ``slowdown`` times: the first times cost what they did after idling, the
-        others ``compute_s``. Where only some partitions were measured after idling, the rest
-        follow from a least-squares line through the measured differences. Never below
-        ``slowdown * compute_s``.
+        Doing the work ``slowdown`` times: the first times cost what they do after idling, the others ``compute_s``.
+        Estimated from all measurements together (``compute_fit``). Never below ``slowdown * compute_s``.
         """
-        return self._warming_s(self.idle_repeats_s, slowdown)
+        return slowdown * self.compute_s + self.starts(slowdown).woken_s
 
     def following_s(self, slowdown: float = 1.0) -> Floats:
         """Seconds for blocks start:end with the branch, right after another partition, as ``woken_s``."""
-        if self.following_repeats_s is None:
-            return slowdown * self.compute_s
-        return self._warming_s(self.following_repeats_s, slowdown)
-
-    def _warming_s(self, first_repeats: Floats, slowdown: float) -> Floats:
-        busy = self.compute_s
-        if not first_repeats.shape[0]:
-            return slowdown * busy
-        share = np.clip(slowdown - np.arange(first_repeats.shape[1]), 0.0, 1.0)
-        share[0] = 1.0  # what waking costs is not shortened by a faster device
-        extra = np.tensordot(share, mean_repeats(first_repeats) - busy, axes=1)
-        known = np.isfinite(extra)
-        x, y = busy[known], extra[known]
-        spread = float(((x - x.mean()) ** 2).sum())
-        slope = float(((x - x.mean()) * (y - y.mean())).sum()) / spread if spread > 0 else 0.0
-        line = y.mean() + slope * (busy - x.mean())
-        return np.asarray(slowdown * busy + np.maximum(np.where(known, extra, line), 0.0))
+        return slowdown * self.compute_s + self.starts(slowdown).following_s
 
     def timed_again(self, bursts_s: ArrayLike) -> DeviceProfile:
         """Return the device as it was when partitions were timed again, each in bursts of runs.
 
-        Encoding, decoding and dispatch are taken to have changed as those partitions did, in proportion, until they are
-        timed again themselves (``coded_again``, ``dispatched_again``).
+        What was timed again counts as it was measured. Branches, encoding, decoding and dispatch are taken to have
+        changed as those partitions did, in proportion, until they are timed again themselves (``coded_again``,
+        ``dispatched_again``).
 
         Args:
             bursts_s: [2, R, B', N+1, N+1], following another partition and after idling, with more runs in a
@@ -733,12 +727,16 @@ class DeviceProfile:
             following = np.empty((0, first, size, size))
         again = bursts[:, :, first:].reshape(-1, size, size)
         known = np.isfinite(again).any(axis=0)
-        change = float(mean_repeats(again)[known].sum() / self.compute_s[known].sum()) if known.any() else 1.0
+        if not known.any():
+            return self
+        mean = mean_repeats(again)
+        change = float(mean[known].sum() / self.compute_s[known].sum())
         return replace(
             self,
             codecs={name: _timed_by(codec, change) for name, codec in self.codecs.items()},
             result=_timed_by(self.result, change),
-            compute_repeats_s=_overlaid(self.compute_repeats_s, again),
+            compute_repeats_s=np.where(known, mean, self.compute_s)[None],
+            branch_repeats_s=change * self.branch_s[None],
             idle_repeats_s=_overlaid(self.idle_repeats_s, bursts[1, :, :first]),
             following_repeats_s=_overlaid(following, bursts[0, :, :first]),
         )
@@ -784,8 +782,32 @@ class DeviceProfile:
 
     @property
     def branch_s(self) -> Floats:
-        """Mean seconds of the exit branch at each cut, [N+1]."""
-        return mean_repeats(self.branch_repeats_s)
+        """Seconds of the exit branch at each cut, [N+1], estimated together with ``compute_s``."""
+        return self.compute_fit.branch_s
+
+
+class _Same:
+    """An array as a key: equal to itself alone."""
+
+    def __init__(self, array: Floats) -> None:
+        self.array = array
+
+    def __hash__(self) -> int:
+        return id(self.array)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.array is other.array
+
+
+@lru_cache(maxsize=16)
+def _fitted(compute: _Same, branch: _Same, network: BackboneSpec | None) -> ComputeFit:
+    """The estimate from these repeats, which are read-only: devices that differ in other fields share it."""
+    count = compute.array.shape[1] - 1
+    features = Features(range(count), (0,) * count) if network is None else network.features()
+    fit = fit_compute(compute.array, branch.array, features)
+    for table in (fit.seconds, fit.sd_s, fit.branch_s, fit.off):
+        table.setflags(write=False)
+    return fit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -350,7 +350,7 @@ def _warnings(data: ReportData) -> list[str]:
     runs = {case.disturbed: case.name for case in data.comparisons if case.disturbed}
     lines += [f"When {name} ran, {told}." for told, name in runs.items()]
     for name, device in data.profile.devices.items():
-        lines += [] if device.prediction is None else [f"Of {name}, {device.prediction}."]
+        lines += [f"Of {name}, {device.predicted}."] if device.predicted else []
     return lines
 
 
@@ -552,7 +552,7 @@ def _provenance(data: ReportData) -> str:
         "Network": {key: value for key, value in network.items() if value} | dict(data.profile.provenance),
     }
     for name, device in data.profile.devices.items():
-        predicted = {} if device.prediction is None else {"predicted": str(device.prediction)}
+        predicted = {"predicted": device.predicted} if device.predicted else {}
         groups[f"Device {name}"] = {"execution": str(device.execution), **device.environment, **predicted}
     chosen = data.measured.get(data.chosen)
     if chosen is not None and chosen.measurement.provenance:

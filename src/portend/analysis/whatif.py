@@ -436,11 +436,9 @@ _RESULT: Final = _CODEC | {"encode": ("encode_repeats_s",)}
 
 
 def _slower(device: DeviceProfile, by: float) -> DeviceProfile:
-    told = device.prediction
-    predicted = None if told is None else replace(told, seconds=by * told.seconds)
     slower: DeviceProfile = _scaled(device, _COMPUTE, by)
     following = device.following_repeats_s
-    return replace(slower, prediction=predicted, following_repeats_s=None if following is None else by * following)
+    return replace(slower, following_repeats_s=None if following is None else by * following)
 
 
 def _surer(exits: Exits, by: float) -> SampleExits:

@@ -96,6 +96,7 @@ class Estimate:
         samples: profiling samples behind the shares.
         class_counts: [C, 2, L] samples of each class that leave at k and are right, or wrong (``perfmodel.exits``);
             None where classes are not known: all samples then count as one class.
+        time_sd_s: standard deviation of the mean latency that uncertain compute times leave, s.
     """
 
     plan: Plan
@@ -106,6 +107,7 @@ class Estimate:
     result_parts_s: Floats
     samples: int
     class_counts: Floats | None = None
+    time_sd_s: float = 0.0
 
     @property
     def latency_parts_s(self) -> Floats:
@@ -184,6 +186,7 @@ class Estimate:
                 "p95": 1e3 * self.quantile_s(0.95),
                 "p99": 1e3 * self.quantile_s(0.99),
                 "mean_interval": [1e3 * float(x) for x in draws.interval("mean")],
+                "time_sd": 1e3 * self.time_sd_s,
                 "parts": {part: 1e3 * seconds for part, seconds in self.parts_s.items()},
                 "per_exit": [1e3 * float(x) for x in self.latency_s],
             },

@@ -6,11 +6,13 @@ Axes: M tiers, N+1 cuts, K codecs, P latency parts (``PARTS``).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from portend.compute_fit import ComputeFit, StartFit
 from portend.errors import MismatchError, choice
 from portend.perfmodel.estimate import PARTS
 from portend.profile import DeviceProfile, Profile
@@ -34,13 +36,18 @@ class LatencyTables:
             one tier to another; +inf in the encode part where a codec is not offered, also because it loses more
             accuracy there than ``codec_tolerance``, or an unknown amount (never at an infinite tolerance).
         result_parts_s: [M, P] seconds to bring a result from a tier to the destination.
+        fits, starts: of each tier, the estimates that ``compute_s`` is made of, and their uncertainty.
     """
 
     def __init__(self, profile: Profile, topology: Topology, codec_tolerance: float) -> None:
         devices = [_device(profile, topology, tier) for tier in range(len(topology.tiers))]
         self.codecs: tuple[str, ...] = tuple(dict.fromkeys(name for device in devices for name in device.codecs))
         slow = [tier.slowdown for tier in topology.tiers]
-        self.compute_s: Floats = np.stack([_compute_s(d, s) for d, s in zip(devices, slow, strict=True)], axis=2)
+        self.fits: tuple[ComputeFit, ...] = tuple(device.compute_fit for device in devices)
+        self.starts: tuple[StartFit, ...] = tuple(d.starts(s) for d, s in zip(devices, slow, strict=True))
+        self.compute_s: Floats = np.stack(
+            [_compute_s(*each) for each in zip(self.fits, self.starts, slow, strict=True)], axis=2
+        )
         within = {name: np.nan_to_num(profile.loss(name), nan=np.inf) <= codec_tolerance for name in self.codecs}
         self._message_bytes: Floats = np.stack(
             [_message_bytes(name, devices, profile.num_blocks + 1) for name in self.codecs]
@@ -67,6 +74,26 @@ class LatencyTables:
         other.hop_parts_s, other.result_parts_s = self.hop_parts_s.copy(), self.result_parts_s.copy()
         other._charge_links(topology)
         return other
+
+    def compute_sd_s(self, runs: Sequence[tuple[float, int, int, int, bool, bool]]) -> float:
+        """Standard deviation, s, of a sum of partitions' times, as far as the times are uncertain.
+
+        Args:
+            runs: how often (less than 0: taken off), tier, start, end, whether woken, whether with the branch. Tiers of
+                one device are off together.
+        """
+        size = self.compute_s.shape[-1]
+        busy = {id(fit): (fit, np.zeros((size, size)), np.zeros(size)) for fit in self.fits}
+        first = [np.zeros((2, size, size)) for _ in self.fits]
+        for times, tier, start, end, woken, branch in runs:
+            _, partitions, branches = busy[id(self.fits[tier])]
+            slow = self._topology.tiers[tier].slowdown
+            partitions[start, end] += times * slow
+            branches[end] -= 0.0 if branch else times * slow
+            first[tier][0 if woken else 1, start, end] += times
+        variance = sum(fit.variance_s2(partitions, branches) for fit, partitions, branches in busy.values())
+        variance += sum(starts.variance_s2(*each) for starts, each in zip(self.starts, first, strict=True))
+        return math.sqrt(max(variance, 0.0))
 
     def _charge_links(self, topology: Topology) -> None:
         propagation, to = topology.propagation_s(), topology.destination
@@ -115,11 +142,10 @@ def _device(profile: Profile, topology: Topology, tier: int) -> DeviceProfile:
     return profile.devices[name]
 
 
-def _compute_s(device: DeviceProfile, slowdown: float) -> Floats:
+def _compute_s(fit: ComputeFit, starts: StartFit, slowdown: float) -> Floats:
     """Seconds [2 woken, 2 branch run, N+1, N+1] of blocks start:end."""
-    saved = slowdown * device.branch_s
-    full = np.stack([device.following_s(slowdown), device.woken_s(slowdown)])
-    return np.stack([np.maximum(full - saved, 0.0), full], axis=1)
+    full = slowdown * fit.seconds + np.stack([starts.following_s, starts.woken_s])
+    return np.stack([np.maximum(full - slowdown * fit.branch_s, 0.0), full], axis=1)
 
 
 def _message_bytes(name: str, devices: list[DeviceProfile], cuts: int) -> Floats:

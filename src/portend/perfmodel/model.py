@@ -147,7 +147,7 @@ class PerformanceModel:
                 f"codecs {complete.codecs}, or loses more accuracy there than {100 * self.codec_tolerance:g} points; "
                 "leave the codecs out to have them chosen"
             )
-        return Estimate(
+        estimate = Estimate(
             plan=complete,
             estimator=self.estimator,
             share=result.share[0],
@@ -157,6 +157,13 @@ class PerformanceModel:
             samples=self.samples,
             class_counts=self._class_counts(complete),
         )
+        return replace(estimate, time_sd_s=self.time_sd_s(estimate))
+
+    def time_sd_s(self, estimate: Estimate, other: Estimate | None = None) -> float:
+        """Standard deviation, s, of the mean latency (less that of another plan) that uncertain compute times leave."""
+        runs = [(reach, *run) for reach, run in _runs(estimate)]
+        runs += [] if other is None else [(-reach, *run) for reach, run in _runs(other)]
+        return self.tables.compute_sd_s(runs)
 
     def _class_counts(self, plan: Plan) -> NDArray[np.float64] | None:
         exits = self.profile.exits
@@ -193,3 +200,16 @@ class PerformanceModel:
             step_parts_s=step,
             result_parts_s=self.tables.result_parts_s[plans.placement],
         )
+
+
+def _runs(estimate: Estimate) -> list[tuple[float, tuple[int, int, int, bool, bool]]]:
+    """Of each partition, the share of samples that reach it, and (tier, start, end, woken, with the branch)."""
+    plan = estimate.plan
+    reach = 1.0 - np.concatenate(([0.0], np.cumsum(estimate.share)[:-1]))
+    ahead = (None, *plan.placement[:-1])
+    return [
+        (float(share), (tier, start, end, tier != before, threshold > 0))
+        for share, (start, end), tier, before, threshold in zip(
+            reach, plan.partitions, plan.placement, ahead, (*plan.thresholds, 1.0), strict=True
+        )
+    ]

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import InvalidValue
-from portend.profile import BackboneSpec, Prediction, mean_repeats
+from portend.profile import BackboneSpec
 from portend.profiling.bench import Bench, Job
-from portend.profiling.prediction import measuring_order, predict
+from portend.profiling.prediction import measuring_order
 
 __all__ = ["Busy", "ComputeProfiling", "describe_spread", "expected_s", "measure_branches", "measure_compute"]
 
@@ -72,12 +72,15 @@ class ComputeProfiling:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Busy:
-    """Measured seconds: busy [R, N+1, N+1], after idling and following another one [R, B, N+1, N+1]."""
+    """Measured seconds: busy [R, N+1, N+1], after idling and following another one [R, B, N+1, N+1].
+
+    Also which of the partitions were drawn at random, [P, 2]; None: all were measured.
+    """
 
     repeats_s: Floats
     idle_s: Floats
     following_s: Floats
-    prediction: Prediction | None
+    drawn: Pairs | None
 
 
 def measure_compute(bench: Bench, spec: BackboneSpec, config: ComputeProfiling) -> Busy:
@@ -117,7 +120,7 @@ def measure_compute(bench: Bench, spec: BackboneSpec, config: ComputeProfiling) 
         repeats_s=repeats,
         idle_s=woken[:, : config.idle_burst],
         following_s=following[:, : config.idle_burst],
-        prediction=None if drawn is None else predict(spec, mean_repeats(repeats), drawn),
+        drawn=drawn,
     )
 
 

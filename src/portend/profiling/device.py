@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from portend.compute_fit import fit_compute
 from portend.errors import InvalidValue
 from portend.execution import Execution
 from portend.models.data import Dataset, draw
@@ -39,6 +40,7 @@ from portend.profiling.compute import (
 from portend.profiling.environment import cpu_model, describe_machine, load_average
 from portend.profiling.journal import Journal
 from portend.profiling.messages import count_messages, profile_messages, profile_result
+from portend.profiling.prediction import checked
 from portend.runtime.coordinator import Deployment
 from portend.topology import Link, Tier, Topology
 
@@ -132,6 +134,7 @@ def profile_device(
             repeats=config.message_repeats, gap_s=config.gap_s,
         )  # fmt: skip
         result = profile_result(bench, repeats=config.message_repeats, gap_s=config.gap_s)
+    drawn = compute.drawn
     return DeviceProfile(
         device=name,
         compute_repeats_s=compute.repeats_s,
@@ -149,7 +152,7 @@ def profile_device(
             "measured": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
         execution=config.execution,
-        prediction=compute.prediction,
+        prediction=None if drawn is None else checked(fit_compute(compute.repeats_s, branch, spec.features()), drawn),
         network=spec,
     )
 
