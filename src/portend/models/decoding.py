@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import DataError, InvalidValue, choice
+from portend.models import headers
 
 __all__ = [
     *("AudioDecoder", "ImageDecoder", "InputDecoder", "NumberType", "TensorDecoder", "decoder_from_dict"),
@@ -139,6 +140,8 @@ class ImageDecoder:
             with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
                 if max(math.prod(image.size), math.prod(self._resized(*image.size))) > _MAX_PIXELS:
                     raise ValueError(f"{image.width}x{image.height} pixels are more than {_MAX_PIXELS}, or would be")
+                if (said := headers.pixels(encoded)) not in (None, math.prod(image.size)):
+                    raise ValueError(f"its header says {said} pixels, but it has {image.width}x{image.height}")
                 check_depth(image.mode)
                 plain = upright(image, image.convert(_MODES[self.channels]))
                 box = self._resized(*plain.size)

@@ -21,6 +21,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Coroutine, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -137,8 +138,7 @@ class ServiceAgent:
         self._whole_s: dict[int, float] = {}
         self._seen: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, "load")
-        self.bodies = 0
-        """Samples that come in by HTTP just now."""
+        self._large: set[str] = set()  # samples in the book that take long to decode
         self._orders: set[asyncio.Task[None]] = set()
         self._loading = asyncio.Lock()
         self._told = self._ticked = self._looked = time.monotonic()
@@ -157,6 +157,7 @@ class ServiceAgent:
         """
         self._loop = asyncio.get_running_loop()
         self._worker = Worker(self._from_worker, self.metrics.batch.observe)
+        self._decoder = Worker(self._from_worker)
         self._loader.submit(int)  # starts its thread now: without memory it could not, and would run the order later
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         who: Who | None = None
@@ -164,6 +165,7 @@ class ServiceAgent:
             ends.callback(self.store.close)
             ends.callback(self._context.destroy, linger=0)
             ends.callback(self._worker.close)
+            ends.callback(self._decoder.close)
             ends.callback(self._loader.shutdown, wait=False, cancel_futures=True)
             ends.callback(self._hang_up)
             if self._keys is not None:
@@ -340,10 +342,17 @@ class ServiceAgent:
         if not 0 < len(encoded) <= most:
             raise DataError(f"a sample has 1–{most} bytes, but got {len(encoded)}")
         found = self.intake.offer(sample_id, encoded, time.monotonic(), to, deliver)
+        if found == "accepted" and self.releases[self.active].is_large(encoded):
+            self._large.add(sample_id)
         if found == "full":
             self.metrics.refused.inc()
         self._pump()
         return found
+
+    def is_crowded(self, encoded: bytes) -> bool:
+        """Whether a sample is large, and half of the window's samples are already; only on the source."""
+        most = max(1, self.intake.limits.window // 2)
+        return len(self._large) >= most and self.releases[self.active].is_large(encoded)
 
     def check_source(self) -> None:
         """Raise DeploymentError unless samples can be taken here."""
@@ -374,7 +383,22 @@ class ServiceAgent:
                 self.metrics.sent_again.inc()
             work = partial(loaded.begin, index)
             then = partial(self._moved, loaded, index, ticket)
-            self._worker.add(Job((number, -1), work, entry.encoded, then), loaded.batch)
+            here = not loaded.passes_on(index)
+            self._run(loaded, Job((number, -1), work, entry.encoded, then), decodes=here)
+
+    def _run(self, loaded: Loaded, job: Job, *, decodes: bool) -> None:
+        """Let a job run; a large sample is decoded by another thread first, so that others need not wait for it."""
+        if not decodes or not loaded.is_large(job.payload):
+            self._worker.add(job, loaded.batch)
+            return
+
+        def decoded(found: Any) -> None:
+            if isinstance(found, Exception):
+                job.then(found)
+            else:
+                self._worker.add(replace(job, payload=found), loaded.batch)
+
+        self._decoder.add(Job("decode", loaded.decode, job.payload, decoded))
 
     def _usable(self, release: Release) -> int | None:
         """Place of the first plan all of whose tiers are there and reach each other."""
@@ -453,6 +477,7 @@ class ServiceAgent:
         self._pump()
 
     def _closed(self, answer: Answer) -> None:
+        self._large.discard(answer.id)
         if answer.failed:
             self.metrics.failed.labels(answer.failed).inc()
             _LOG.warning("sample %s failed (%s): %s", answer.id, answer.failed, answer.reason)
@@ -491,12 +516,13 @@ class ServiceAgent:
                 raise MessageError(f"tier {self.name} runs no partition {header.step} of this plan, or got no tensor")
             if self._is_replayed(header):
                 return
-            if self._worker.waiting >= _MOST_JOBS:
-                self.drop("queue_full", f"{self._worker.waiting} partitions wait already")
+            if self._worker.waiting + self._decoder.waiting >= _MOST_JOBS:
+                self.drop("queue_full", f"{_MOST_JOBS} partitions wait already")
                 return
             work = partial(loaded.carry_on, index, header.step)
             then = partial(self._moved, loaded, index, header.request)
-            self._worker.add(Job((header.run, header.step), work, payload, then), loaded.batch)
+            job = Job((header.run, header.step), work, payload, then)
+            self._run(loaded, job, decodes=loaded.takes_encoded(index, header.step))
             return
         failure = self._checked_answer(header, payload, len(plan), loaded.spec.num_classes)
         answer = (header.request, header.exit_index, header.label, header.score, failure)

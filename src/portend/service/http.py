@@ -1,7 +1,9 @@
 """The local HTTP interface of an agent: samples in and answers out (on the source), health and metrics (on all).
 
 It asks nobody who they are, so it is on the loopback interface only, and refuses what a web page of another origin
-could make a browser send.
+could make a browser send. Whoever is slow, or wants too much, is refused, and others go on: there are times for headers
+and bodies, numbers of connections and of bodies that come in, of which the oldest goes for the next, and a number of
+samples that take long to decode.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version as package_version
@@ -25,7 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["answer_json", "openapi", "serve_http"]
 
-_READ_S: Final = 30.0
+_READ_S: Final = 30.0  # for a body
+_HEADERS_S: Final = 10.0  # for the head of a request, and between two requests
+_MOST_BODIES: Final = 32  # that come in at once
+_MOST_CONNECTIONS: Final = 256  # beside those whose samples are in the book
 _ORIGIN: Final = "Origin"
 _STATUS: Final = {"sample": 422, "deadline": 504, "timeout": 504, "stopped": 503, "error": 500}
 
@@ -96,6 +102,7 @@ def openapi() -> dict[str, Any]:
                         "408": told("The sample did not come in time.", error),
                         "409": told("Another sample has this id.", error),
                         "413": told("The sample is too large.", error),
+                        "415": told("The body is compressed.", error),
                         "422": told("The bytes are no sample that the network takes.", failed),
                         "500": told("A tier could not run it.", failed),
                         "503": told("All places are taken (Retry-After says when to try again), or no source.", error),
@@ -132,25 +139,97 @@ async def serve_http(agent: ServiceAgent, host: str, port: int) -> AsyncIterator
     Raises:
         DeploymentError: the address is in use.
     """
-    app = web.Application(middlewares=[_local_only])
+    doors = _Doors(agent)
+    app = web.Application(middlewares=[doors.busy, _local_only])
     app.add_routes(
         [
-            web.post("/v1/samples", lambda request: _sample(agent, request)),
+            web.post("/v1/samples", lambda request: _sample(agent, doors, request)),
             web.get("/health", lambda request: _health(agent, request)),
             web.get("/metrics", lambda request: _metrics(agent, request)),
             web.get("/openapi.json", _openapi),
         ]
     )
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, shutdown_timeout=2.0, keepalive_timeout=_HEADERS_S,
+        lingering_time=2.0, auto_decompress=False,
+    )  # fmt: skip
     await runner.setup()
     try:
+        assert runner.server is not None
+        doors.open(runner.server)
         try:
-            await web.TCPSite(runner, host, port).start()
+            server = await asyncio.get_running_loop().create_server(doors, host, port)
         except OSError as error:
             raise DeploymentError(f"{Address(host, port)} cannot be used ({error}); choose another --http") from None
-        yield
+        watch = asyncio.create_task(doors.watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            server.close()
     finally:
         await runner.cleanup()
+
+
+class _Doors:
+    """Who may take how long, and who has to go for others: connections, and bodies that come in."""
+
+    def __init__(self, agent: ServiceAgent) -> None:
+        self._agent = agent
+        self._waiting: dict[web.RequestHandler, float] = {}  # connections that owe the head of a request, since
+        self._bodies: dict[asyncio.Timeout, None] = {}
+
+    def open(self, server: web.Server) -> None:
+        """Say who serves connections."""
+        self._server = server
+
+    def __call__(self) -> web.RequestHandler:
+        """Take a connection; beyond the most there may be, the one that has kept waiting longest goes."""
+        limits = self._agent.intake.limits
+        if len(self._server.connections) >= _MOST_CONNECTIONS + limits.window + limits.waiting and self._waiting:
+            self._hang_up(next(iter(self._waiting)))
+        connection = self._server()
+        self._waiting[connection] = time.monotonic()
+        return connection
+
+    def _hang_up(self, connection: web.RequestHandler) -> None:
+        del self._waiting[connection]
+        connection.force_close()
+
+    async def watch(self) -> None:
+        """Hang up on those that take too long for a request's head."""
+        while True:
+            await asyncio.sleep(1.0)
+            late = time.monotonic() - _HEADERS_S
+            for connection in [each for each, since in self._waiting.items() if since < late]:
+                self._hang_up(connection)
+
+    @web.middleware
+    async def busy(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Note that a connection's request is being answered."""
+        self._waiting.pop(request.protocol, None)
+        try:
+            return await handler(request)
+        finally:
+            if request.transport is not None:
+                self._waiting[request.protocol] = time.monotonic()
+
+    @contextlib.asynccontextmanager
+    async def body(self) -> AsyncIterator[None]:
+        """Give a body its time within the context; where too many come in, the oldest has none left (TimeoutError)."""
+        if len(self._bodies) >= _MOST_BODIES:
+            oldest = next(iter(self._bodies))
+            del self._bodies[oldest]
+            if not oldest.expired():
+                oldest.reschedule(asyncio.get_running_loop().time())
+        async with asyncio.timeout(_READ_S) as patience:
+            self._bodies[patience] = None
+            try:
+                yield
+            finally:
+                self._bodies.pop(patience, None)
 
 
 @web.middleware
@@ -168,50 +247,58 @@ def _error(status: int, message: str, **headers: str) -> web.Response:
     return web.json_response({"error": message}, status=status, headers=headers)
 
 
-async def _sample(agent: ServiceAgent, request: web.Request) -> web.Response:
+async def _sample(agent: ServiceAgent, doors: _Doors, request: web.Request) -> web.Response:
     try:
         agent.check_source()
     except DeploymentError as error:
         return _error(503, str(error))
     most = agent.intake.limits.sample_bytes
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        return _error(
+            415, "a sample is sent as it is, without a Content-Encoding; it may be a compressed format itself"
+        )
     if request.content_length is not None and request.content_length > most:
         return _error(413, f"a sample has at most {most} bytes, but this one has {request.content_length}")
-    if agent.intake.full or agent.bodies >= agent.intake.limits.waiting + 1:
+    if agent.intake.full:
         agent.metrics.refused.inc()
-        return _error(503, "all places are taken; try again", **{"Retry-After": "1"})
-    agent.bodies += 1
+        return _full()
     try:
-        try:
-            async with asyncio.timeout(_READ_S):
-                body = await _body(request, most)
-        except TimeoutError:
-            return _error(408, f"the sample did not come within {_READ_S:g} s")
-        except ValueError as error:
-            return _error(413, str(error))
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        async with doors.body():
+            body = await _body(request, most)
+    except TimeoutError:
+        return _error(408, f"the sample did not come within {_READ_S:g} s, or others came meanwhile")
+    except ValueError as error:
+        return _error(413, str(error))
+    answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-        def deliver(answer: Answer) -> None:
-            if not answered.done():
-                answered.set_result(answer)
+    def deliver(answer: Answer) -> None:
+        if not answered.done():
+            answered.set_result(answer)
 
-        sample = request.query.get("id", uuid.uuid4().hex)
-        try:
-            found = agent.offer(sample, body, answered, deliver)
-        except DataError as error:
-            return _error(400, str(error))
-        except DeploymentError as error:
-            return _error(503, str(error))
-    finally:
-        agent.bodies -= 1
+    sample = request.query.get("id", uuid.uuid4().hex)
+    try:
+        agent.check_source()
+        if agent.is_crowded(body):
+            agent.metrics.refused.inc()
+            return _full()
+        found = agent.offer(sample, body, answered, deliver)
+    except DataError as error:
+        return _error(400, str(error))
+    except DeploymentError as error:
+        return _error(503, str(error))
     if found == "other":
         return _error(409, f"another sample has the id {sample!r} already; give this one its own")
     if found == "full":
-        return _error(503, "all places are taken; try again", **{"Retry-After": "1"})
+        return _full()
     try:
         answer = await answered
     finally:
         agent.intake.forget(sample, answered)
     return web.json_response(answer_json(answer), status=_STATUS[answer.failed] if answer.failed else 200)
+
+
+def _full() -> web.Response:
+    return _error(503, "all places are taken; try again", **{"Retry-After": "1"})
 
 
 async def _body(request: web.Request, most: int) -> bytes:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portend.controlgroups import memory_bytes
 from portend.errors import DeploymentError, MessageError, PortendError
-from portend.models.decoding import InputDecoder, decoder_from_dict
+from portend.models.decoding import InputDecoder, TensorDecoder, decoder_from_dict
+from portend.models.headers import values
 from portend.profile import BackboneSpec
 from portend.runtime.codecs import Codec, Payload, Sample, make_codec
 from portend.runtime.deployed import Deployed
@@ -22,7 +23,9 @@ from portend.service.release import Release
 __all__ = ["Loaded", "Outcome", "Shared"]
 
 Tensor = NDArray[np.float32]
+_T = TypeVar("_T")
 
+_LARGE: Final = 1 << 21  # pixels or samples, as of 1920 x 1080: some 20 ms of decoding
 _NO_TENSOR: Final[Tensor] = np.zeros(0, dtype=np.float32)
 
 
@@ -43,6 +46,14 @@ class Outcome:
     label: int = -1
     score: float = float("nan")
     terms: list[tuple[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A sample in its own encoding, and the network's input that was made of it beforehand."""
+
+    encoded: Payload
+    tensor: Tensor
 
 
 Found = Outcome | PortendError
@@ -112,7 +123,28 @@ class Loaded:
                 f"need {needed:.0f} B; leave plans out, or plan with its `memory` stated"
             )
 
-    def begin(self, index: int, samples: Sequence[bytes]) -> list[Found]:
+    def is_large(self, encoded: Payload) -> bool:
+        """Whether a sample takes long to decode, by its header; one whose header says nothing may."""
+        if isinstance(self.decoder, TensorDecoder):
+            return False
+        found = values(encoded)
+        return found is None or found > _LARGE
+
+    def passes_on(self, index: int) -> bool:
+        """Whether samples leave the source in their own encoding."""
+        plan = self.plans[index]
+        return plan.placement[0] != self.tier and (first := plan.codecs[0]) is not None and first.name == "encoded"
+
+    def takes_encoded(self, index: int, step: int) -> bool:
+        """Whether samples come to partition ``step`` on this tier in their own encoding."""
+        codec = self.plans[index].codecs[step] if step in self.plans[index].partitions else None
+        return codec is not None and codec.name == "encoded"
+
+    def decode(self, samples: Sequence[Payload]) -> list[Decoded | PortendError]:
+        """Decode samples, in any thread; those that ``begin`` and ``carry_on`` take then."""
+        return [_tried(lambda each: Decoded(each, self.decoder.decode(bytes(each))), sample) for sample in samples]
+
+    def begin(self, index: int, samples: Sequence[bytes | Decoded]) -> list[Found]:
         """Take samples into the plan at ``index``; only on the source.
 
         A sample of no known format is a DataError among what is found.
@@ -120,14 +152,15 @@ class Loaded:
         plan = self.plans[index]
         return self._walk(plan, 0, [_tried(self._enter, plan, encoded) for encoded in samples])
 
-    def _enter(self, plan: Deployed, encoded: bytes) -> Outcome:
+    def _enter(self, plan: Deployed, sample: bytes | Decoded) -> Outcome:
+        encoded = bytes(sample.encoded) if isinstance(sample, Decoded) else sample
         outcome, codec = Outcome(0), plan.codecs[0]
         first_here = plan.placement[0] == self.tier
         if not first_here and codec is not None and codec.name == "encoded":
             self._pass_on(plan, Sample(encoded, _NO_TENSOR), outcome)
             return outcome
         began = time.perf_counter()
-        tensor = self.decoder.decode(encoded)
+        tensor = sample.tensor if isinstance(sample, Decoded) else self.decoder.decode(encoded)
         outcome.terms.append(("decode", time.perf_counter() - began))
         if first_here:
             outcome.tensor = tensor
@@ -135,7 +168,7 @@ class Loaded:
             self._pass_on(plan, Sample(encoded, tensor), outcome)
         return outcome
 
-    def carry_on(self, index: int, step: int, payloads: Sequence[Payload]) -> list[Found]:
+    def carry_on(self, index: int, step: int, payloads: Sequence[Payload | Decoded]) -> list[Found]:
         """Run partition ``step`` on tensors that came by message, and those that follow on this tier.
 
         What is no such tensor is a MessageError among what is found; a DataError, if it is a sample's own encoding, and
@@ -179,7 +212,7 @@ class Loaded:
         outcome.terms.append(("encode", time.perf_counter() - began))
 
 
-def _tried(work: Callable[..., Outcome], *arguments: Any) -> Found:
+def _tried(work: Callable[..., _T], *arguments: Any) -> _T | PortendError:
     """Return what it gives, or the reason why not, which is this sample's alone."""
     try:
         return work(*arguments)
@@ -187,8 +220,8 @@ def _tried(work: Callable[..., Outcome], *arguments: Any) -> Found:
         return error
 
 
-def _received(codec: Codec, payload: Payload, shape: tuple[int, ...], step: int) -> Outcome:
+def _received(codec: Codec, payload: Payload | Decoded, shape: tuple[int, ...], step: int) -> Outcome:
     outcome, began = Outcome(step), time.perf_counter()
-    outcome.tensor = codec.decode(payload, shape)
+    outcome.tensor = payload.tensor if isinstance(payload, Decoded) else codec.decode(payload, shape)
     outcome.terms.append(("decode", time.perf_counter() - began))
     return outcome
