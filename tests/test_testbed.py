@@ -128,7 +128,7 @@ def test_traces_are_read_from_text(tmp_path: Path) -> None:
         ("time (s),bandwidth\n0,1\n1,2\n", r"bad\.txt:1: the unit of 'bandwidth' is not said; .*bandwidth=UNIT"),
         ("time (s),load\n0,1\n1,2\n", r"bad\.txt:1: .*one column of bandwidth.* these are: none"),
         ("t_s,up_kbps,down_kbps,rate_kbps\n0,1,1,1\n", r"'down_kbps' and 'rate_kbps'"),
-        ("time_s,mbps\n0,1\n1,\n", r"bad\.txt:3: a row has 2 values"),
+        ("time_s,mbps\n0,1\n1,\n", r"bad\.txt:3: mbps is a number, but got ''"),
         ("time_s,mbps\n0,1\n1,2,3\n", r"bad\.txt:3: a row has 2 values"),
         ('time_s,mbps\n0,1\n"1,2\n', r"bad\.txt:3: a row has 2 values"),
         ("time_s,mbps\n0,1\n0,2\n", r"bad\.txt:3: times increase"),

@@ -489,9 +489,11 @@ def export(
 
 
 @cli.command()
-@click.argument("network", type=click.Path(dir_okay=False))
+@click.argument("network", type=click.Path(dir_okay=False), required=False)
 @_data
 @_seed
+@click.option("--from-csv", "blocks", type=click.Path(dir_okay=False), help="Blocks measured elsewhere, as a table.")
+@click.option("--exits", type=click.Path(dir_okay=False), help="With --from-csv: what samples do at its exits.")
 @click.option("--device", default="local", show_default=True, help="Name that topologies give to this machine.")
 @_execution
 @click.option("--device-only", is_flag=True, help="Measure this machine only, not the exits; for `portend merge`.")
@@ -523,15 +525,22 @@ def export(
 @_allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Profile file to write (.zip).")
 def profile(
-    network: str, data: str | None, seed: int | None, device: str, device_only: bool, budget: dict[str, Any],
+    network: str | None, blocks: str | None, exits: str | None, data: str | None, seed: int | None, device: str,
+    device_only: bool, budget: dict[str, Any],
     repeats: int | None, restart: bool, gap: float, criterion: str, codecs: tuple[str, ...], codec_samples: int,
     allow_code: tuple[str, ...], out: str, **asked: Any,
 ) -> None:  # fmt: skip
     """Measure what this machine needs for NETWORK, a checkpoint or an exported network, and how samples exit.
 
     Stores every exit's entropy, largest probability and margin of each profiling sample. What was measured is kept
-    beside OUT while it goes on: after an interruption the same command resumes.
+    beside OUT while it goes on: after an interruption the same command resumes. With --from-csv nothing is measured:
+    times, sizes and exits come from tables (docs/profiling.md), and NETWORK is only its name.
     """
+    if blocks is not None:
+        _profile_from_csv(blocks, exits, network or "", device, device_only, out)
+        return
+    if network is None or exits is not None:
+        raise click.UsageError("give NETWORK to measure it, or --from-csv (and --exits) to take what was measured")
     from portend.models.data import draw, make_splits
     from portend.models.networkfile import read_spec
     from portend.profile import Profile
@@ -565,14 +574,14 @@ def profile(
 
                 evaluator = load_evaluator(network, allow_code=allow_code)
                 found_exits = profile_exits(evaluator, dataset, indices, on_progress=lambda *at: tell("exits", *at))
-                exits = found_exits.by(criterion)
+                seen = found_exits.by(criterion)
                 losses = profile_losses(
                     evaluator, dataset, some, ranges, numbers=lossy(codecs),
                     on_progress=lambda *at: tell("losses of codecs", *at),
                 )  # fmt: skip
-                told = {"data": dataset.name, "seed": str(chosen), "split": f"profiling, {exits.samples} samples"}
+                told = {"data": dataset.name, "seed": str(chosen), "split": f"profiling, {seen.samples} samples"}
                 found = Profile(
-                    backbone=spec, exits=exits, devices={device: measured}, provenance=told, ranges=ranges,
+                    backbone=spec, exits=seen, devices={device: measured}, provenance=told, ranges=ranges,
                     losses=losses,
                 )  # fmt: skip
                 save(found, out)
@@ -580,12 +589,28 @@ def profile(
         click.echo(f"interrupted; the same command goes on with what was measured so far, in {begun}", err=True)
         sys.exit(130)
     begun.unlink(missing_ok=True)
-    samples = "" if device_only else f"{exits.samples} samples, "
+    samples = "" if device_only else f"{seen.samples} samples, "
     click.echo(f"{out}: {spec.name}, {samples}device {device!r}, {execution}")
     if measured.predicted:
         click.echo(f"{device}: {measured.predicted}")
     if "disturbed" in measured.environment:
         click.echo(f"warning: {measured.environment['disturbed']}; profile again when it is quiet", err=True)
+
+
+def _profile_from_csv(blocks: str, exits: str | None, name: str, device: str, device_only: bool, out: str) -> None:
+    from portend.profiling.given import device_from_csv, profile_from_csv
+    from portend.storage import save
+
+    _check_writable(out)
+    if device_only:
+        measured = device_from_csv(blocks, name=name, device=device)
+        save(measured, out)
+    else:
+        found = profile_from_csv(blocks, exits, name=name, device=device)
+        measured = found.devices[device]
+        save(found, out)
+    click.echo(f"{out}: {name or Path(blocks).stem}, {measured.num_blocks} blocks, device {device!r}")
+    click.echo(f"assumed: {measured.environment['assumed']}")
 
 
 def _value_ranges(network: str, dataset: Dataset, indices: Any, allow_code: tuple[str, ...], tell: Tell) -> Any:

@@ -353,7 +353,8 @@ class TabulatedExits:
         if missing.size:
             raise MismatchError(
                 f"this exit table has the thresholds {self.thresholds.tolist()}, but {missing.tolist()} was asked "
-                "for; choose from the table, or profile per-sample scores"
+                f"for; choose from the table (--thresholds {','.join(f'{t:g}' for t in self.thresholds)}), or profile "
+                "per-sample scores"
             )
         return np.asarray(self.exited[row] / self.samples, dtype=np.float64)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from bisect import bisect_left, bisect_right
@@ -13,32 +12,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from portend.config import read_text
 from portend.errors import ConfigError, InvalidValue, choice, law
+from portend.tables import RATES, TIMES, Lines, Table, rate_unit, table_of, text_lines, time_unit
 
 __all__ = ["BandwidthTrace", "load_trace", "trace_from"]
 
 _PACKET_BITS: Final = 8 * 1500  # of Mahimahi's traces (mm-link(1): an MTU-sized packet, 1,500 bytes)
-_TIMES: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
-_PREFIXES: Final = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-_RATES: Final = {
-    **{f"{prefix}bit/s": scale for prefix, scale in _PREFIXES.items()},
-    **{f"{prefix}B/s": 8 * scale for prefix, scale in _PREFIXES.items()},
-}
-_UNITS: Final = {"time": _TIMES, "bandwidth": _RATES}
+_UNITS: Final = {"time": TIMES, "bandwidth": RATES}
 
-_TIME_UNIT: Final = re.compile(
-    r"(?<![a-z])(?:(ns)|(us|µs)|(ms|msecs?|millis|milliseconds?)|(s|secs?|seconds?)|(min|minutes?))(?![a-z])", re.I
-)
-_RATE_UNIT: Final = re.compile(
-    r"(?<![A-Za-z])([kKmMgG]?)(?:(bits?(?:/s|ps|[ _]per[ _]s(?:ec(?:ond)?)?)|bps|b/s)"
-    r"|(Bps|B/s|[Bb]ytes?(?:/s|[ _]per[ _]s(?:ec(?:ond)?)?)))(?![A-Za-z])"
-)
 _TIME_NAME: Final = re.compile(r"time|timestamp|elapsed|epoch|seconds|^t(?![a-z])", re.I)
 _RATE_NAME: Final = re.compile(r"bandwidth|throughput|goodput|rate|speed|down|(?<![a-z])bw(?![a-z])", re.I)
-
-_Lines = list[tuple[str, str]]
-"""Where a line is, and what it says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,11 +107,7 @@ def load_trace(path: str | Path, *, time: str = "", bandwidth: str = "") -> Band
     Raises:
         ConfigError: the file, the line, and what is wrong there.
     """
-    lines = [
-        (f"{path}:{number}", line)
-        for number, text in enumerate(read_text(path).splitlines(), 1)
-        if (line := text.partition("#")[0].strip())
-    ]
+    lines = text_lines(path)
     first = lines[0][1] if lines else ""
     if not re.match(r"[-+.\d]|(nan|inf)\b", first, re.I) and first:
         times_s, bandwidths_bps, period_s = _spans(path, _table(lines, time, bandwidth))
@@ -160,7 +139,7 @@ _Rows = list[tuple[str, float, float]]
 """Where a row is, its time in seconds and its bandwidth in bit/s."""
 
 
-def _pairs(lines: _Lines) -> _Rows:
+def _pairs(lines: Lines) -> _Rows:
     rows = []
     for place, line in lines:
         try:
@@ -173,75 +152,35 @@ def _pairs(lines: _Lines) -> _Rows:
     return rows
 
 
-def _table(lines: _Lines, time: str, bandwidth: str) -> _Rows:
-    """The rows of a table with a header, separated by commas, semicolons, tabs or spaces."""
-    place, header = lines[0]
-    mark = max(",;\t", key=header.count)
-    try:
-        cells = [next(csv.reader([line], delimiter=mark)) if mark in header else line.split() for _, line in lines]
-    except csv.Error as error:
-        raise ConfigError(f"{place}: this is no table of times and bandwidths ({error})") from None
-    names = [name.strip() for name in cells[0]]
-    at, scale = zip(
-        *(
-            _column(place, names, what, name, unit, asked)
-            for what, name, unit, asked in (
-                ("time", _TIME_NAME, _time_unit, time),
-                ("bandwidth", _RATE_NAME, _rate_unit, bandwidth),
-            )
-        ),
-        strict=True,
+def _table(lines: Lines, time: str, bandwidth: str) -> _Rows:
+    table = table_of(lines)
+    (times, time_s), (rates, rate_bps) = (
+        _column(table, "time", _TIME_NAME, time_unit, time),
+        _column(table, "bandwidth", _RATE_NAME, rate_unit, bandwidth),
     )
-    rows = []
-    for (where, line), row in zip(lines[1:], cells[1:], strict=True):
-        try:
-            if len(row) != len(names):
-                raise ValueError
-            first, second = (float(row[column]) for column in at)
-        except ValueError:
-            raise ConfigError(
-                f"{where}: a row has {len(names)} values, numbers for {names[at[0]]!r} and {names[at[1]]!r}, but got "
-                f"{line[:60]!r}"
-            ) from None
-        rows.append((where, first * scale[0], second * scale[1]))
-    return rows
+    return [(row.place, time_s * row.number(times), rate_bps * row.number(rates)) for row in table.rows]
 
 
 def _column(
-    place: str, names: list[str], what: str, known: re.Pattern[str], unit: Callable[[str], str], asked: str
-) -> tuple[int, float]:
-    """The number of the column of times, or of bandwidths, and what its unit is worth."""
-    found = [number for number, name in enumerate(names) if known.search(name)] or [
-        number for number, name in enumerate(names) if unit(name)
-    ]
+    table: Table, what: str, known: re.Pattern[str], unit: Callable[[str], str], asked: str
+) -> tuple[str, float]:
+    """The column of times, or of bandwidths, and what its unit is worth."""
+    found = [name for name in table.columns if known.search(name)] or [name for name in table.columns if unit(name)]
     if len(found) != 1:
-        has = " and ".join(repr(names[number]) for number in found) or "none"
         raise ConfigError(
-            f"{place}: a table has one column of {what}, called so, but of {', '.join(names)} these are: {has}"
+            f"{table.place}: a table has one column of {what}, called so, but of {', '.join(table.columns)} these are: "
+            f"{' and '.join(map(repr, found)) or 'none'}"
         )
-    stated = unit(names[found[0]])
+    name, stated = found[0], unit(found[0])
     if stated and asked and _UNITS[what][stated] != _UNITS[what][asked]:
-        raise ConfigError(f"{place}: the unit of {names[found[0]]!r} is {stated}, but {what}={asked} was asked for")
+        raise ConfigError(f"{table.place}: the unit of {name!r} is {stated}, but {what}={asked} was asked for")
     if not (stated or asked):
         raise ConfigError(
-            f"{place}: the unit of {names[found[0]]!r} is not said; write it into the header, such as "
+            f"{table.place}: the unit of {name!r} is not said; write it into the header, such as "
             f"'{what} ({'ms' if what == 'time' else 'kbit/s'})', or say {what}=UNIT after the file's name "
             f"({', '.join(_UNITS[what])})"
         )
-    return found[0], _UNITS[what][stated or asked]
-
-
-def _time_unit(name: str) -> str:
-    match = _TIME_UNIT.search(name)
-    return "" if match is None or match.lastindex is None else ("ns", "us", "ms", "s", "min")[match.lastindex - 1]
-
-
-def _rate_unit(name: str) -> str:
-    match = _RATE_UNIT.search(name)
-    if match is None:
-        return ""
-    prefix = {"K": "k", "m": "M", "g": "G"}.get(match[1], match[1])
-    return f"{prefix}{'bit/s' if match[2] else 'B/s'}"
+    return name, _UNITS[what][stated or asked]
 
 
 def _spans(path: str | Path, rows: _Rows) -> tuple[list[float], list[float], float]:
@@ -259,7 +198,7 @@ def _spans(path: str | Path, rows: _Rows) -> tuple[list[float], list[float], flo
     return times_s, [bandwidth_bps for *_, bandwidth_bps in rows], 2 * times_s[-1] - times_s[-2]
 
 
-def _deliveries(lines: _Lines) -> tuple[list[float], list[float], float]:
+def _deliveries(lines: Lines) -> tuple[list[float], list[float], float]:
     """Packets by millisecond as steps: between two of them the rate at which the second gets through just then.
 
     The packets of the 0th millisecond come at the end of the period, where it begins anew. Steps of one rate are one.

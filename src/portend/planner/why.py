@@ -220,7 +220,7 @@ def _advice(solution: Solution, alternatives: list[Alternative]) -> str:
 
 
 def _caution(plan: Plan, model: PerformanceModel) -> str:
-    """Which partitions rest on a predicted compute time, and how far predictions were off."""
+    """What was assumed of the plan's devices, and which partitions rest on a predicted time, with its error."""
     tiers, devices = model.topology.tiers, model.profile.devices
     parts, errors = [], []
     for (start, end), tier in zip(plan.partitions, plan.placement, strict=True):
@@ -229,10 +229,12 @@ def _caution(plan: Plan, model: PerformanceModel) -> str:
             blocks = f"block {end}" if end == start + 1 else f"blocks {start + 1}–{end}"
             parts.append(f"{blocks} on {tiers[tier].name}")
             errors.append((device.prediction.mean_error, device.prediction.worst_error))
-    if not parts:
-        return ""
-    mean, worst = (100 * max(column) for column in zip(*errors, strict=True))
-    return (
-        f"Predicted, not measured: the compute time of {', '.join(parts)} (such predictions were off by "
-        f"{mean:.1f} % in the mean, {worst:.1f} % at worst)."
-    )
+    told = dict.fromkeys(devices[tiers[tier].device].environment.get("assumed", "") for tier in plan.placement)
+    cautions = [f"Assumed: {text}." for text in told if text]
+    if parts:
+        mean, worst = (100 * max(column) for column in zip(*errors, strict=True))
+        cautions.append(
+            f"Predicted, not measured: the compute time of {', '.join(parts)} (such predictions were off by "
+            f"{mean:.1f} % in the mean, {worst:.1f} % at worst)."
+        )
+    return " ".join(cautions)
