@@ -16,7 +16,7 @@ from portend.analysis.validation import Validation
 from portend.analysis.whatif import Scenario
 from portend.emulation.base import make_emulation
 from portend.emulation.namespaces import Namespaces
-from portend.errors import ConfigError, DataError, InvalidValue, MismatchError, PortendError
+from portend.errors import ConfigError, DataError, InvalidValue, PortendError
 from portend.execution import Execution
 from portend.perfmodel.estimate import OutcomeDraws
 from portend.plan import codec_parts
@@ -49,7 +49,7 @@ def torch_case(name: str, word: str) -> Callable[[], Any]:
         from torch import nn
 
         from portend.models.augment import augmented
-        from portend.models.decoding import AudioDecoder, ImageDecoder
+        from portend.models.decoding import AudioDecoder, ImageDecoder, TensorDecoder
         from portend.models.exits import score
         from portend.models.schedules import peak_share
         from portend.models.training import TrainingConfig
@@ -64,6 +64,7 @@ def torch_case(name: str, word: str) -> Callable[[], Any]:
                 channels=1, size=8, mean=(0,), std=(1,), interpolation=cast(Any, word)
             ),
             "patch": lambda: AudioDecoder(patch=cast(Any, word)),
+            "dtype": lambda: TensorDecoder(shape=(1,), dtype=cast(Any, word)),
             "score": lambda: score(torch.zeros(2, 3), word),
             "build": lambda: build(word),
             "shortcut": lambda: build("resnet8", shortcut=word),
@@ -118,6 +119,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[PortendError], str]] = {
     "models/decoding.py:ImageDecoder.interpolation": (
         torch_case("interpolation", "bicubical"), InvalidValue, "bicubic"),
     "models/decoding.py:AudioDecoder.patch": (torch_case("patch", "centre"), InvalidValue, "center"),
+    "models/decoding.py:TensorDecoder.dtype": (torch_case("dtype", "int"), InvalidValue, "int64"),
     "models/training.py:TrainingConfig.augment": (torch_case("config.augment", "crops"), InvalidValue, "crop"),
     "models/training.py:TrainingConfig.precision": (torch_case("config.precision", "float_32"), InvalidValue, "float"),
     "models/training.py:TrainingConfig.optimizer": (torch_case("config.optimizer", "adam"), InvalidValue, "adamw"),
@@ -134,7 +136,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[PortendError], str]] = {
     "emulation of a campaign": (lambda: Campaign(emulation="relais"), InvalidValue, "relay"),
     "emulation": (lambda: make_emulation("namespace", ONE_TIER), InvalidValue, "namespaces"),
     "codecs of a space": (
-        lambda: PlanSpace(SearchSpace(codecs=("float32", "flaot32")), model()), MismatchError, "float32"),
+        lambda: PlanSpace(SearchSpace(codecs=("float32", "flaot32")), model()), InvalidValue, "float32"),
     "codec": (lambda: codec_parts("float16+lz"), InvalidValue, "float16+lz4"),
     "loss of a codec": (lambda: model().profile.loss("int8-chanel"), InvalidValue, "int8-channel"),
     "what explains errors": (

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from portend.compute_fit import ComputeFit, StartFit
 from portend.errors import MismatchError, choice
 from portend.perfmodel.estimate import PARTS
+from portend.plan import CODECS
 from portend.profile import DeviceProfile, Profile
 from portend.topology import Topology
 
@@ -114,7 +115,7 @@ class LatencyTables:
         fastest). For fixed cuts and placement the best codec of a hop does not depend on the other hops.
         """
         for name in codecs or ():
-            choice("a codec of the profile", name, self.codecs, error=MismatchError)
+            choice("a codec", name, dict.fromkeys((*self.codecs, *CODECS)))
         admitted = [k for k, name in enumerate(self.codecs) if codecs is None or name in codecs]
         if not admitted:
             raise MismatchError(f"none of the codecs {codecs} was profiled; the profile has {list(self.codecs)}")

@@ -6,19 +6,19 @@ Axes: P plans, L partitions.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.plan import Plan, PlanBatch
-from portend.planner.metrics import ACCURACY_SLACK, accuracy, latency
+from portend.planner.metrics import ACCURACY_SLACK, Batch, accuracy, latency
 from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, affordable, choose
 from portend.planner.space import PlanSpace
 
-__all__ = ["by_front", "points", "solution"]
+__all__ = ["by_front", "closer", "points", "resolved", "solution"]
 
 
 def points(space: PlanSpace, costs: ArrayLike, right: ArrayLike, plans: Sequence[Plan]) -> tuple[FrontPoint, ...]:
@@ -51,6 +51,34 @@ def _mean_s(space: PlanSpace, plans: Sequence[Plan]) -> NDArray[np.float64]:
         )
         mean_s[index] = space.model.estimate_batch(batch).mean_s
     return mean_s
+
+
+Space = TypeVar("Space", bound=PlanSpace)
+
+
+def resolved(space: Space, find: Callable[[Space], tuple[FrontPoint, ...]]) -> tuple[FrontPoint, ...]:
+    """Return the front that ``find`` finds in a space, with every cost resolved.
+
+    The quantum follows the dearest steps. Where some plans of the front cost next to nothing against these, the front
+    up to their cost is found again, in finer quanta.
+    """
+    front = find(space)
+    cheap = sum(not space.resolves(point.cost(space.metric)) for point in front)
+    finer = closer(space, [point.plan for point in front[:cheap]])
+    if finer is None:
+        return front
+    below = resolved(finer, find)
+    return (*below, *(point for point in front[cheap:] if not below or point.accuracy > below[-1].accuracy))
+
+
+def closer(space: Space, plans: Sequence[Plan]) -> Space | None:
+    """Return the space for plans as cheap as these, in finer quanta; None where it has its finest, or all are free."""
+    costs = [float(space.metric.of(Batch.of(space.complete(plan), space.model))[0]) for plan in plans]
+    most = max(costs, default=0.0)
+    if not most:
+        return None
+    finer = space.within(most)
+    return finer if finer.quantum < space.quantum else None
 
 
 def by_front(

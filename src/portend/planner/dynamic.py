@@ -251,8 +251,9 @@ class _Search:
         stay = moved.stay[:, None]
         latency = moved.latency[:, None] + stay * space.full[at]
         load = self._loaded(moved)
-        if load is not None:
-            latency[~self._fits(load, moved.tier)] = np.inf
+        crowded = None if load is None else ~self._fits(load, moved.tier)
+        if crowded is not None:
+            latency[crowded] = np.inf
         right = moved.right[:, None] + stay * (space.right - space.right[moved.cut][:, None])
         if length >= self.lengths.start:
             index, cut = np.nonzero(goal.wants(latency, right) & space.last)
@@ -276,8 +277,8 @@ class _Search:
         onward = latency[None]
         if not self.always_used:
             shorter = moved.latency[:, None] + stay * space.bare[at]
-            if load is not None:
-                shorter[np.isinf(latency)] = np.inf
+            if crowded is not None:
+                shorter[crowded] = np.inf
             onward = np.where(used, latency, shorter)
         wanted = self._hopeful(goal, left, row, self.cuts, moved.tier[:, None], stay_then, onward, right) & space.inner
         if length >= self.lengths.start:
@@ -511,7 +512,7 @@ def _spread(promise: Floats, cut: Ints, beam: int) -> NDArray[np.intp]:
 def front(space: PlanSpace) -> Front[_Plans]:
     """Return the Pareto front of latency and accuracy, by latency; of equal plans the canonical first."""
     search = _Search(space)
-    goal = FrontGoal(_no_plans(), search.best_first, space.certain)
+    goal = FrontGoal(_no_plans(), search.best_first, space.certain, space.limit)
     search.run(goal)
     return Front(goal.best, search.found)
 
@@ -523,7 +524,11 @@ def best(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Foun
     """
     search = _Search(space)
     goal = BestGoal(
-        _no_plans(), search.best_first, need=need, budget=min(budget, NEVER * space.samples), fastest=fastest
+        _no_plans(),
+        search.best_first,
+        need=need,
+        budget=min(budget, space.limit, NEVER * space.samples),
+        fastest=fastest,
     )
     prices = _Prices(search, goal) if math.isfinite(need if fastest else budget) else None
     beam, most = _BEAM, float(_LABELS)

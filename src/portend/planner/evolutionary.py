@@ -165,6 +165,7 @@ class _Judge:
         goals = [sense * metric.of(batch) for metric, sense in self._problem.objectives]
         bounds = [c.missed_by(c.metric.of(batch)) for c in self._problem.subject_to]
         missed = np.sum(bounds, axis=0) if bounds else np.zeros(len(batch))
+        missed = np.where(np.isposinf(goals).any(axis=0), np.inf, missed)  # what is forbidden is no answer
         met = np.flatnonzero(missed == 0)
         if met.size:
             self._met.add(batch, rows, met, goals, [])

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
-from portend.planner.answers import by_front, points
+from portend.planner.answers import by_front, points, resolved
 from portend.planner.batch import Block, Outcomes
 from portend.planner.metrics import latency
 from portend.planner.nondominated import NonDominated
@@ -78,8 +78,11 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
         )
     if cost is None:
         return replace(_solve_metrics(problem.promised(model.samples), search, begin), problem=problem)
-    fronts = list(chain.from_iterable(search.block_fronts(length) for length in search.lengths()))
-    return by_front(problem, search, _merge(fronts, search), begin=begin, solver="exhaustive", plans=total)
+    return by_front(problem, search, resolved(search, _front), begin=begin, solver="exhaustive", plans=total)
+
+
+def _front(search: _Search) -> tuple[FrontPoint, ...]:
+    return _merge(list(chain.from_iterable(map(search.block_fronts, search.lengths()))), search)
 
 
 def _solve_metrics(problem: Problem, search: _Search, begin: float) -> Solution:
@@ -91,6 +94,7 @@ def _solve_metrics(problem: Problem, search: _Search, begin: float) -> Solution:
             for block, allowed in search.plans_of(cuts, rows):
                 goals = [sense * metric.of_block(block) for metric, sense in problem.objectives]
                 missed = np.zeros(goals[0].size)
+                missed[np.isposinf(goals).any(axis=0)] = np.inf  # what is forbidden is no answer
                 for constraint in problem.subject_to:
                     missed += constraint.missed_by(constraint.metric.of_block(block))
                 met = np.flatnonzero((missed == 0) & allowed)
@@ -194,6 +198,7 @@ class _Search(PlanSpace):
             best = np.full(right.shape, np.inf)
             for placement in placements:
                 np.minimum(best, self.latency(cuts, rows, reach, placement), out=best)
+            best[best > self.limit] = np.inf
             cells = front_indices(best.ravel(), right.ravel())
             if not cells.size:
                 continue
@@ -301,27 +306,30 @@ class _Search(PlanSpace):
         """Mean latency of one placement in samples times quanta, [R, C]; +inf where a hint or a codec forbids it."""
         length, size = len(placement), self.blocks + 1
         latency, term = np.empty((2, len(rows), len(cuts)))
-        forbidden = np.zeros(len(cuts), dtype=np.bool_)
+        forbidden = np.zeros((1, len(cuts)), dtype=np.bool_)
         at, sender = cuts[:, 0], -1
         for k, tier in enumerate(placement):
-            full, bare, possible = self._steps[sender, tier]
-            forbidden |= ~possible.take(at)
-            cost = full.take(at)
+            full, bare, banned, banned_bare = self._steps[sender, tier]
+            cost, other = full.take(at), bare.take(at)
             if k == 0:  # everyone reaches the first partition
                 latency[:] = self.samples * cost
             else:
                 np.multiply(reach[:, k], cost, out=term)
+            used: NDArray[np.bool_] = np.ones((1, 1), dtype=np.bool_)
             if k < length - 1:
                 for index in np.flatnonzero(~self.always_used[[row[k] for row in rows]]):
-                    used = self.used[rows[index][k], cuts[:, k]]
-                    (latency if k == 0 else term)[index] = reach[index, k] * np.where(used, cost, bare.take(at))
+                    asked = self.used[rows[index][k], cuts[:, k]]
+                    (latency if k == 0 else term)[index] = reach[index, k] * np.where(asked, cost, other)
+                if banned is not banned_bare:
+                    used = self.used[np.array([row[k] for row in rows])[:, None], cuts[:, k]]
+            forbidden = forbidden | np.where(used, banned.take(at), banned_bare.take(at))
+            if k < length - 1:
                 at, sender = cuts[:, k] * size + cuts[:, k + 1], tier
             if k:
                 latency += term
         if self.held is not None:
-            forbidden |= ~self.fits(cuts, placement)
-        latency[:, forbidden] = np.inf
-        latency[self.split(cuts, rows, placement)] = np.inf
+            forbidden = forbidden | ~self.fits(cuts, placement)
+        latency[forbidden | self.split(cuts, rows, placement)] = np.inf
         return latency
 
     def split(self, cuts: Ints, rows: list[tuple[int, ...]], placement: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -333,21 +341,22 @@ class _Search(PlanSpace):
         return split
 
     @cached_property
-    def _steps(self) -> dict[tuple[int, int], tuple[Floats, Floats, NDArray[np.bool_]]]:
+    def _steps(self) -> dict[tuple[int, int], tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.bool_]]]:
         """Quanta of a partition from start to end cut, flat, on a tier after another (-1: the first one).
 
-        With the hop to it and what it changes in the way back: with the branch, without it, and whether it is possible
-        at all (elsewhere 0).
+        With the hop to it and what it changes in the way back: with the branch and without it (0 where it is
+        forbidden), and whether it is forbidden, with the branch and without it (the same array where that is the same).
         """
         steps = {}
         for sender in range(-1, self.tiers):
             for tier in range(self.tiers):
                 moves = self.first[None, tier, None] if sender < 0 else self.step[:, sender, tier, None]
-                full, bare = (moves + self.compute[int(sender != tier), run, tier] for run in (1, 0))
-                possible = np.isfinite(full).ravel()
+                full, bare = ((moves + self.compute[int(sender != tier), run, tier]).ravel() for run in (1, 0))
+                banned, banned_bare = ~np.isfinite(full), ~np.isfinite(bare)
                 steps[sender, tier] = (
-                    np.where(possible, full.ravel(), 0.0),
-                    np.where(possible, bare.ravel(), 0.0),
-                    possible,
+                    np.where(banned, 0.0, full),
+                    np.where(banned_bare, 0.0, bare),
+                    banned,
+                    banned if np.array_equal(banned, banned_bare) else banned_bare,
                 )
         return steps

@@ -61,14 +61,14 @@ class Goal(Protocol[P]):
 
 
 class FrontGoal(Generic[P]):
-    """The goal to know every plan that no other beats in both latency and accuracy."""
+    """The goal to know every plan up to a latency ``most`` that no other beats in both latency and accuracy."""
 
-    def __init__(self, none: P, order: Order[P], certain: float) -> None:
+    def __init__(self, none: P, order: Order[P], certain: float, most: float = np.inf) -> None:
         self.best, self._order = none, order
         self._scale = (_BINS - 1) / certain
         self._fastest = np.full(_BINS, np.inf)
         """The latency of the fastest plan of each bin of accuracy."""
-        self._limit = np.full(_BINS, np.inf)
+        self._limit = np.full(_BINS, np.nextafter(most, np.inf))
         """The latency of the fastest plan that is more accurate than any value of a bin."""
 
     def wants(self, latency: Floats, right: Floats) -> Flags:
@@ -76,7 +76,7 @@ class FrontGoal(Generic[P]):
 
     def add(self, plans: P) -> None:
         np.minimum.at(self._fastest, self._bins(plans.right), plans.latency)
-        self._limit[:-1] = np.minimum.accumulate(self._fastest[:0:-1])[::-1]
+        self._limit[:-1] = np.minimum(self._limit[:-1], np.minimum.accumulate(self._fastest[:0:-1])[::-1])
         every = self.best.and_then(plans)
         every = every.take(np.flatnonzero(self.wants(every.latency, every.right)))
         order = self._order(every, (every.latency, -every.right))

@@ -174,7 +174,7 @@ class _Search:
         """Run partition ``length`` of the nodes: tell the goal the plans that end with it, and follow the rest."""
         parts = []
         last = nodes.cuts[:, -1] if length > 1 else np.zeros(1, dtype=np.intp)
-        known = nodes.latency.min(axis=0) < NEVER
+        known: Flags = np.asarray(np.isfinite(nodes.latency).any(axis=0))
         steps = self.first_steps if length == 1 else [step for step in self.steps if known[step.before]]
         for cut in np.unique(last):
             parts += self._continued(nodes.take(last == cut), int(cut), goal, length, steps)
@@ -198,7 +198,7 @@ class _Search:
         if length >= self.lengths.start:
             ended = self._soonest(nodes, cut, steps, first=first)
             at_most = nodes.right[:, None] + np.minimum(nodes.reach[:, later], nodes.count[:, None])
-            node, end = np.nonzero(goal.wants(ended, at_most) & space.last[later] & (ended < NEVER))
+            node, end = np.nonzero(goal.wants(ended, at_most) & space.last[later] & np.isfinite(ended))
             for chunk in self._chunks(node.size):
                 i, c = node[chunk], later[end[chunk]]
                 right = nodes.right[i] + _count(nodes.stay[i] & self.bits.right[c])
@@ -218,7 +218,7 @@ class _Search:
         used = space.used[np.ix_(rows, later)].T  # [later, rows]
         bare = full if used.all() else self._latency(nodes, cut, steps, first=first, used=False)
         wanted_full, wanted_bare = (
-            goal.wants(soonest + min(self.least_of_all, 0.0) * nodes.count[:, None], most) & (soonest < NEVER)
+            goal.wants(soonest + min(self.least_of_all, 0.0) * nodes.count[:, None], most) & np.isfinite(soonest)
             for soonest in (full.min(axis=1), bare.min(axis=1))
         )
         wanted = np.where(used, wanted_full[..., None], wanted_bare[..., None]) & pick
@@ -242,10 +242,11 @@ class _Search:
         for step in steps:
             move = self.space.first[step.tier] if first else self.space.step[cut, step.sender, step.tier]
             cost = move + table[step.woken, step.tier, cut, later]
-            latency = nodes.latency[:, step.before, None] + nodes.count[:, None] * np.minimum(cost, NEVER)
-            latency[:, ~np.isfinite(cost)] = NEVER  # also where nobody is left who would do it
+            allowed = np.isfinite(cost)
+            latency = nodes.latency[:, step.before, None] + nodes.count[:, None] * np.where(allowed, cost, 0.0)
+            latency[:, ~allowed] = np.inf  # also for nobody: what is forbidden is in no plan
             if step.on_tier:
-                latency[~self._fits(nodes, step)] = NEVER
+                latency[~self._fits(nodes, step)] = np.inf
             yield step, latency
 
     def _fits(self, nodes: _Nodes, step: _Step) -> Flags:
@@ -259,7 +260,7 @@ class _Search:
 
     def _soonest(self, nodes: _Nodes, cut: int, steps: list[_Step], *, first: bool) -> Floats:
         """Latency [n, later cuts] of a plan that ends with the next partition."""
-        soonest = np.full((len(nodes), self.size - cut - 1), NEVER)
+        soonest = np.full((len(nodes), self.size - cut - 1), np.inf)
         for _, latency in self._reached(nodes, cut, self.space.full, steps, first=first):
             np.minimum(soonest, latency, out=soonest)
         return soonest
@@ -267,7 +268,7 @@ class _Search:
     def _latency(self, nodes: _Nodes, cut: int, steps: list[_Step], *, first: bool, used: bool) -> Floats:
         """Latency [n, P, later cuts] of the next partition, its exit used or not, by the placement state after it."""
         table = self.space.full if used else self.space.bare
-        by_state = np.full((len(nodes), len(self.tiers), self.size - cut - 1), NEVER)
+        by_state = np.full((len(nodes), len(self.tiers), self.size - cut - 1), np.inf)
         for step, latency in self._reached(nodes, cut, table, steps, first=first):
             state = by_state[:, step.after if used else step.closed]
             np.minimum(state, latency, out=state)
@@ -426,7 +427,7 @@ def _count(words: Words) -> Floats:
 def front(space: PlanSpace) -> Front[_Ends]:
     """Return the Pareto front of latency and accuracy, by latency; of equal plans the canonical first."""
     search = _Search(space)
-    goal = FrontGoal(search.none(), _canonical, space.certain)
+    goal = FrontGoal(search.none(), _canonical, space.certain, space.limit)
     search.run(goal)
     return Front(goal.best, search.answer)
 
@@ -440,9 +441,9 @@ def best(
     ``seconds`` did not suffice. None if no such plan was found.
     """
     search = _Search(space, deadline=time.perf_counter() + seconds)
-    goal = BestGoal(search.none(), _canonical, need=need, budget=budget, fastest=fastest)
+    goal = BestGoal(search.none(), _canonical, need=need, budget=min(budget, space.limit), fastest=fastest)
     known: Found | None = None
-    smaller = PlanSpace(_smaller(space.space), space.model, space.metric)
+    smaller = space.part(_smaller(space.space))
     if smaller.space != space.space and smaller.bits is not None:
         known, _ = best(smaller, need=need, budget=budget, fastest=fastest)
         if known is not None:

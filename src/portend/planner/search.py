@@ -15,11 +15,11 @@ from typing import Final, Literal
 
 from portend.perfmodel.model import PerformanceModel
 from portend.planner import dynamic, replay
-from portend.planner.answers import by_front, points, solution
+from portend.planner.answers import by_front, closer, points, resolved, solution
 from portend.planner.evolutionary import solve_evolutionary
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.goals import Found
-from portend.planner.problem import Problem, SearchStats, Solution
+from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution
 from portend.planner.promise import keep_promise
 from portend.planner.space import PlanSpace
 from portend.profile import SampleExits
@@ -56,21 +56,23 @@ def search(problem: Problem, model: PerformanceModel, *, seconds: float = math.i
     if not plans:
         raise space.empty()
     if plans <= FRONT_LIMIT or len(problem.objectives) > 1:
-        found: Sequence[Found] = dynamic.front(space) if space.bits is None else replay.front(space)
-        every = list(found)
-        front = points(space, [f.latency for f in every], [f.right for f in every], [f.plan for f in every])
-        return by_front(problem, space, front, begin=begin, solver=solver, plans=plans)
+        return by_front(problem, space, resolved(space, _front), begin=begin, solver=solver, plans=plans)
     best, status, gap = _one(problem.promised(model.samples), space, seconds)
     stats = SearchStats(plans=plans, seconds=time.perf_counter() - begin, solver=solver)
     return solution(problem, space, best.plan, status=status, front=(), stats=stats, gap=gap)
+
+
+def _front(space: PlanSpace) -> tuple[FrontPoint, ...]:
+    every: Sequence[Found] = list(dynamic.front(space) if space.bits is None else replay.front(space))
+    return points(space, [f.latency for f in every], [f.right for f in every], [f.plan for f in every])
 
 
 def _one(
     problem: Problem, space: PlanSpace, seconds: float
 ) -> tuple[Found, Literal["optimal", "feasible", "infeasible"], float]:
     """The answer without the front; where no plan meets the constraints, the plan that comes nearest."""
-    need, budget = space.counts(problem.min_accuracy), space.quanta(problem.max_cost)
-    found, gap = _best(space, need, budget, fastest=problem.minimize is not None, seconds=seconds)
+    need, most = space.counts(problem.min_accuracy), problem.max_cost
+    found, gap = _best(space, need, most, fastest=problem.minimize is not None, seconds=seconds)
     if found is not None:
         return found, "feasible" if gap else "optimal", gap
     nearest, gap = _best(space, need, math.inf, fastest=True, seconds=seconds)
@@ -81,8 +83,27 @@ def _one(
     return nearest, "infeasible", gap
 
 
-def _best(space: PlanSpace, need: float, budget: float, *, fastest: bool, seconds: float) -> tuple[Found | None, float]:
-    """The best plan, and the share of its cost that a better one might save."""
+def _best(space: PlanSpace, need: float, most: float, *, fastest: bool, seconds: float) -> tuple[Found | None, float]:
+    """The best plan that costs at most ``most``, and the share of its cost that a better one might save.
+
+    Where the plan, or what it may cost, is next to nothing against the dearest steps, it is searched in finer quanta.
+    """
+    if most > 0 and not space.resolves(most):
+        space = space.within(most)
+    found, gap = _best_in(space, need, space.quanta(most), fastest=fastest, seconds=seconds)
+    while found is not None and not space.resolves(float(space.value(found.latency))):
+        finer = closer(space, [found.plan])
+        if finer is None:
+            break
+        space, need = finer, need if fastest else found.right
+        better, gap = _best_in(space, need, space.quanta(most), fastest=True, seconds=seconds)
+        found = better or found
+    return found, gap
+
+
+def _best_in(
+    space: PlanSpace, need: float, budget: float, *, fastest: bool, seconds: float
+) -> tuple[Found | None, float]:
     if space.bits is None:
         return dynamic.best(space, need=need, budget=budget, fastest=fastest), 0.0
     found, bound = replay.best(space, need=need, budget=budget, fastest=fastest, seconds=seconds)

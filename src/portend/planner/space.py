@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from itertools import chain, combinations, islice, permutations, product
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,6 +41,8 @@ _Ways = dict[tuple[int, int], Any]
 NEVER: Final = 1e17
 """More quanta than any plan takes: forbidden, yet finite."""
 _EXACT_BITS = 52
+_RESOLVED = 2.0**26
+_MARGIN = 1.001
 
 
 class PlanSpace:
@@ -60,13 +62,22 @@ class PlanSpace:
         first_unused: [N+1], the first threshold that is not asked at a cut, -1: there is none.
         codec: [N+1, M, M], index of the cheapest codec of each hop, -1 where nothing is sent.
         quantum: in the unit of the metric; samples: S; certain: what accuracy 1 is in the solvers' counts.
+        limit: samples times quanta; plans above it are not looked for, and their sums are rounded (``within``).
         room: [M], bytes of memory of each tier, +inf where it is not stated. held: [M, N+1, N+1], bytes of a partition,
             where those of several partitions on one tier may exceed its room together, else 0; None: that cannot be.
         last: [N+1], whether a plan may end at a cut; inner: [N+1], whether another partition may follow.
     """
 
-    def __init__(self, space: SearchSpace, model: PerformanceModel, metric: Metric = latency) -> None:
-        self.space, self.model, self.metric = space, model, metric
+    def __init__(
+        self,
+        space: SearchSpace,
+        model: PerformanceModel,
+        metric: Metric = latency,
+        *,
+        most: float = math.inf,
+        quantum: float | None = None,
+    ) -> None:
+        self.space, self.model, self.metric, self.most = space, model, metric, most
         self.blocks = model.profile.num_blocks
         self.tiers = len(model.topology.tiers)
         _check_hints(space, self.blocks, self.tiers)
@@ -77,7 +88,7 @@ class PlanSpace:
         self.last = np.isin(cuts, self.last_cuts)
         self.inner = np.isin(cuts, self._inner_cuts())
         self._look_up_exits()
-        self._look_up_costs()
+        self._look_up_costs(quantum)
         self._tabulate_steps()
 
     def _look_up_exits(self) -> None:
@@ -98,29 +109,78 @@ class PlanSpace:
             left[self.theta > 0, 1:] = np.rint(exits.rates(self.theta[self.theta > 0]) * self.samples)
         self.stays: Floats = self.samples - np.where(self.used, left, 0.0)
 
-    def _look_up_costs(self) -> None:
+    def _look_up_costs(self, quantum: float | None) -> None:
         assert self.metric.additive is not None
-        tables, tiers, terms = self.model.tables, range(self.tiers), self.metric.additive.terms(self.model)
+        tables, terms = self.model.tables, self.metric.additive.terms(self.model)
         hop, self.codec = tables.hop_s(self.space.codecs, None if self.metric == latency else terms.hop)
-        hop = np.where(self.codec < 0, 0.0, hop)
-        result, compute = terms.result, np.where(np.isnan(tables.compute_s), np.inf, terms.compute)
-        largest = self.blocks * (_largest(hop) + _largest(compute) + 2 * _largest(result))  # of any plan
-        bits = math.ceil(math.log2(max(largest, 1e-200))) + math.ceil(math.log2(self.samples)) + 1
-        self.quantum = 2.0 ** (bits - _EXACT_BITS)
-        self.hop: Floats = np.rint(hop / self.quantum)
-        self.result: Floats = np.rint(result / self.quantum)
-        self.compute: Floats = np.rint(compute / self.quantum)
-        for tier in tiers:
+        self.hop: Floats = np.where(self.codec < 0, 0.0, hop)
+        self.compute: Floats = np.where(np.isnan(tables.compute_s), np.inf, terms.compute)
+        self.result: Floats = terms.result
+        self._forbid_what_hints_exclude()
+        self._forbid_what_does_not_fit()
+        works: NDArray[np.bool_] = np.asarray(np.isfinite(self.compute).any(axis=(0, 1, 3, 4)))
+        ends = (self.model.topology.source, self.model.topology.destination)
+        for tier, why in terms.unknown.items():
+            if tier in ends or works[tier]:
+                raise MismatchError(why)
+        self._forbid_hops(works)
+        self.compute[:, 1, np.isinf(self.result)] = np.inf  # nobody may leave there; without an exit nobody does
+        self.result = np.where(works & np.isfinite(self.result), self.result, 0.0)
+        self._round(quantum)
+
+    def _round(self, quantum: float | None) -> None:
+        """Make the costs whole numbers of quanta, as small ones as keep the sums of wanted plans exact.
+
+        A step so dear that a plan is above ``most`` though a single sample takes it costs just that much: how much more
+        does not matter, and must not make the quantum coarse.
+        """
+        partitions = max(1, self.lengths().stop - 1)
+        of_any = partitions * (_largest(self.hop) + _largest(self.compute) + 2 * _largest(self.result))
+        self.limit = math.inf
+        if self.most < of_any:
+            dear = 2 * self.most * self.samples
+            self.hop, self.compute, self.result = (
+                np.where(np.isfinite(table), np.minimum(table, dear), table)
+                for table in (self.hop, self.compute, self.result)
+            )
+            of_any = min(of_any, 2 * self.most + 2 * _largest(self.result))
+        bits = math.ceil(math.log2(max(of_any, 1e-200))) + math.ceil(math.log2(self.samples)) + 1
+        self.quantum = 2.0 ** (bits - _EXACT_BITS) if quantum is None else quantum
+        if math.isfinite(self.most):
+            self.limit = math.floor(self.most * self.samples / self.quantum)
+        self.hop, self.compute, self.result = (
+            np.rint(table / self.quantum) for table in (self.hop, self.compute, self.result)
+        )
+
+    def resolves(self, cost: float) -> bool:
+        """Whether a cost in the metric's unit has so many quanta that rounding does not matter."""
+        return cost >= _RESOLVED * self.quantum
+
+    def within(self, most: float) -> Self:
+        """Return the same space for plans that cost at most ``most``, in the metric's unit, which it resolves finer."""
+        return type(self)(self.space, self.model, self.metric, most=most * _MARGIN)
+
+    def part(self, space: SearchSpace) -> Self:
+        """Return a part of the space, by other hints, in the same quanta."""
+        return type(self)(space, self.model, self.metric, most=self.most, quantum=self.quantum)
+
+    def _forbid_what_hints_exclude(self) -> None:
+        for tier in range(self.tiers):
             banned = [int(tier not in self.space.block_tiers.get(b, (tier,))) for b in range(1, self.blocks + 1)]
             before = np.cumsum([0, *banned])
             self.compute[:, :, tier, before[:, None] < before[None, :]] = np.inf
         if self.space.tiers is not None:
-            self.compute[:, :, [t for t in tiers if t not in self.space.tiers]] = np.inf
-        self._forbid_what_does_not_fit()
-        ends = (self.model.topology.source, self.model.topology.destination)
-        for tier, why in terms.unknown.items():
-            if tier in ends or np.isfinite(self.compute[:, :, tier]).any():
-                raise MismatchError(why)
+            self.compute[:, :, [t for t in range(self.tiers) if t not in self.space.tiers]] = np.inf
+
+    def _forbid_hops(self, works: NDArray[np.bool_]) -> None:
+        """Forbid the hops that no plan makes: then their costs do not count for the quantum."""
+        here = np.eye(self.tiers, dtype=np.bool_)
+        between = works[:, None] & works[None, :]
+        if self.space.tier_order == "increasing":
+            between &= ~np.tri(self.tiers, dtype=np.bool_)
+        made = self.inner[:, None, None] & between
+        made[0] = works & (np.arange(self.tiers) == self.model.topology.source)[:, None]
+        self.hop = np.where(made | here, self.hop, np.inf)
 
     def _forbid_what_does_not_fit(self) -> None:
         given = [tier.memory_bytes for tier in self.model.topology.tiers]

@@ -79,10 +79,17 @@ class Additive(OnBlocks):
             cost = block.at_run(k, terms.compute)
             if block.sent(k):
                 cost = cost + block.at_hop(k, terms.hop[:, :, block.senders[k], tier])
-            total += block.reach[k] * cost
+            total += _paid(block.reach[k], cost)
             if terms.result[tier]:
-                total += block.share[k] * terms.result[tier]
+                leaves = True if k == len(block.placement) - 1 else block.thresholds[k] > 0
+                total += np.where(leaves, _paid(block.share[k], terms.result[tier]), 0.0)
         return total
+
+
+def _paid(share: Floats, cost: Floats | float) -> Floats:
+    """What those who take a step pay; a forbidden step (inf) forbids the plan also where nobody takes it."""
+    forbidden = np.isinf(cost)
+    return np.where(forbidden, np.inf, share * np.where(forbidden, 0.0, cost))
 
 
 _TERMS: WeakKeyDictionary[PerformanceModel, dict[Additive, Terms]] = WeakKeyDictionary()
@@ -179,7 +186,7 @@ class OwnCosts(Additive):
         """Ask the functions for the cost of every step.
 
         Raises:
-            InvalidValue: a cost is negative or not finite, or a function gave an array of the wrong shape.
+            InvalidValue: a cost is negative or no number, or a function gave an array of the wrong shape.
         """
         runs, hops, results = _runs(model), _hops(model), _results(model)
         sent: Flags = np.asarray(np.isfinite(model.tables.hop_parts_s).all(axis=-1))
@@ -206,13 +213,13 @@ class OwnCosts(Additive):
                 f"the {what} costs of the metric {self.name!r} broadcast to {possible.shape}, but got {given.shape}; "
                 "compute them from the arrays of the steps, such as 2 * step.seconds"
             )
-        wrong = ~((costs >= 0) & (costs <= _MOST))
+        wrong = ~((costs >= 0) & ((costs <= _MOST) | np.isposinf(costs)))
         if wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
             where = ", ".join(f"{name} {index}" for name, index in zip(_AXES[what], at, strict=True))
             raise InvalidValue(
-                f"an additive metric's costs are finite and not negative, but {self.name!r} gives {costs[at]} to the "
-                f"{what} with {where}; give what must be kept off a high cost, or a hint such as block_tiers"
+                f"an additive metric's costs are 0 to {_MOST:g}, or inf where a step is forbidden, but {self.name!r} "
+                f"gives {costs[at]} to the {what} with {where}"
             )
         return costs
 
