@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -405,6 +407,19 @@ def test_report_states_speed_and_accuracy() -> None:
     assert f"<b>{0.088 / 0.02945:.2f}×</b> as fast as running the whole network on edge (edge-only)" in text
     assert "measured · predicted 90.0&nbsp;%, inside" in text
     assert "10 Mbit/s<br>20 ms one way" in text
+
+
+def test_report_on_a_disturbed_profile_says_what_to_do() -> None:
+    data = report_data()
+    assert "measure it again" not in render_report(data)
+    devices = {
+        name: replace(device, environment={"disturbed": "the machine's speed changed by 30 %"})
+        for name, device in data.profile.devices.items()
+    }
+    text = html.unescape(render_report(replace(data, profile=replace(data.profile, devices=devices))))
+    for name in devices:
+        assert f"When device {name} was profiled, the machine's speed changed by 30" in text
+        assert f"measure it again on a quiet machine: portend profile CHECKPOINT --device {name} --out" in text
 
 
 def test_prediction_only_report_does_not_speak_of_measurements() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from commands import portend
+from portend.config import load_topology
 from portend.errors import InvalidValue
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.metrics import latency_quantile, throughput
@@ -15,6 +19,7 @@ from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
 from portend.planner.solve import solve
 from portend.profile import Profile, SampleExits
+from portend.storage import load_profile
 from problems import Case, random_case
 
 SPACE = SearchSpace(thresholds=(0.0, 0.125, 0.25, 0.5))
@@ -137,3 +142,55 @@ def test_distributing_that_hardly_pays_is_said_to() -> None:
     assert "hardly pays" in solution.why.advice
     slow = topology.with_tier(0, slowdown=10.0)
     assert solve(problem, PerformanceModel(profile, slow)).why.advice == ""  # type: ignore[union-attr]
+
+
+# -- uncertain and disturbed times -----------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+PAPER = ROOT / "configs/topologies/paper.yaml"
+DISTURBED, QUIET = ROOT / "profiles/resnet20-cifar10-testbed.zip", ROOT / "profiles/resnet20-cifar10.zip"
+TOLD = "device local was profiled, the machine's speed changed by 16 %"
+REMEDY = "measure it again on a quiet machine: portend profile CHECKPOINT --device local --out PROFILE"
+
+
+def test_a_gain_that_uncertain_times_leave_open_is_said_to_be_so() -> None:
+    model = PerformanceModel(load_profile(DISTURBED), load_topology(PAPER))
+    space = SearchSpace(thresholds=(0.0, 0.1, 0.2, 0.3), exits_per_tier=2)
+    solution = solve(Problem(minimize=latency, subject_to=(accuracy >= 0.88,), space=space), model)
+    assert solution.why is not None
+    other = {each.name: each for each in solution.why.alternatives}
+    gain, clear = other["without early exits"].slower_s, other["base alone"].slower_s
+    doubt, less = (
+        1.96 * model.time_sd_s(solution.estimate, model.estimate(other[name].plan))
+        for name in ("without early exits", "base alone")
+    )
+    assert gain < doubt
+    assert clear > less
+    assert (
+        f"The {1e3 * gain:.2f} ms that the plan gains over the one without early exits are within"
+        in solution.why.advice
+    )
+    assert f"leave open (± {1e3 * doubt:.2f} ms, 95 %)" in solution.why.advice
+    assert "base alone" not in solution.why.advice
+
+
+def test_a_plan_on_a_disturbed_profile_says_so_and_what_to_do(tmp_path: Path) -> None:
+    for profile, disturbed in ((DISTURBED, True), (QUIET, False)):
+        done = portend("plan", profile, "--topology", PAPER, "--min-accuracy", "0.8")
+        assert (TOLD in done.stdout + done.stderr, REMEDY in done.stdout + done.stderr) == (disturbed, disturbed)
+        swept = (
+            "whatif",
+            profile,
+            "--topology",
+            PAPER,
+            "--min-accuracy",
+            "0.8",
+            "--sweep",
+            "links[0].bandwidth=5,9Mbit/s",
+        )
+        page = tmp_path / f"{disturbed}.html"
+        done = portend(*swept, "--no-baselines", "--out", page)
+        assert (TOLD in done.stdout + done.stderr, REMEDY in done.stdout + done.stderr) == (disturbed, disturbed)
+        assert (REMEDY in page.read_text(encoding="utf-8")) == disturbed
+        answer = json.loads(portend(*swept, "--no-baselines", "--json").stdout)
+        assert [TOLD in told and REMEDY in told for told in answer["disturbed"]] == [True] * disturbed

@@ -593,8 +593,8 @@ def profile(
     click.echo(f"{out}: {spec.name}, {samples}device {device!r}, {execution}")
     if measured.predicted:
         click.echo(f"{device}: {measured.predicted}")
-    if "disturbed" in measured.environment:
-        click.echo(f"warning: {measured.environment['disturbed']}; profile again when it is quiet", err=True)
+    if measured.disturbed:
+        click.echo(f"warning: {measured.disturbed}", err=True)
 
 
 def _profile_from_csv(blocks: str, exits: str | None, name: str, device: str, device_only: bool, out: str) -> None:
@@ -1712,6 +1712,8 @@ def _show_sweep(found: Any, flips: Any) -> None:
     if not console.is_terminal:
         console = Console(width=130)
     console.print(sweep_table(found, flips or ()), *([] if flips is None else [crossover_table(found, flips)]))
+    for told in found.scenario.disturbed:
+        click.echo(f"warning: {told}", err=True)
 
 
 for _command in (cli_observe.links, cli_observe.top, cli_observe.trace, *COMMANDS):

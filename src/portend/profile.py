@@ -12,7 +12,7 @@ uses the compute times that all means together make likely (``compute_fit``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -689,6 +689,15 @@ class DeviceProfile:
         missing = int(np.isnan(self.measured_s[np.triu_indices(self.num_blocks + 1, k=1)]).sum())
         return f"{missing} of its partitions' times are predicted, with {self.prediction}"
 
+    @property
+    def disturbed(self) -> str:
+        """What disturbed the machine while it was profiled, and what to do; empty where nothing did or nobody knows."""
+        told = self.environment.get("disturbed", "")
+        return told and (
+            f"when device {self.device} was profiled, {told}; its times may be off, so measure it again on a quiet "
+            f"machine: portend profile CHECKPOINT --device {self.device} --out PROFILE"
+        )
+
     def starts(self, slowdown: float = 1.0) -> StartFit:
         """What partitions take longer at first, after idling and after another one, ``slowdown`` times slower."""
         return fit_starts(self.idle_repeats_s, self.following_repeats_s, self.compute_s, slowdown)
@@ -887,6 +896,11 @@ class Profile:
             return np.zeros(self.num_blocks + 1)
         known = self.losses.get(numbers)
         return np.full(self.num_blocks + 1, np.nan) if known is None else known.loss
+
+    def disturbed(self, devices: Iterable[str] | None = None) -> tuple[str, ...]:
+        """What disturbed the machines that were profiled (``DeviceProfile.disturbed``), of some devices or of all."""
+        names = dict.fromkeys(self.devices if devices is None else devices)
+        return tuple(told for name in names if (told := self.devices[name].disturbed))
 
     def by(self, criterion: str) -> Profile:
         """Return the profile whose exits are viewed by another criterion; MismatchError without scores of it."""

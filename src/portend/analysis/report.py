@@ -346,17 +346,12 @@ def _drift(data: ReportData) -> str:
 
 def _warnings(data: ReportData) -> list[str]:
     """What makes the numbers less trustworthy: a disturbed machine, compute times that were not measured."""
-    lines = [f"When {name} was profiled, {told}." for name, told in _disturbed(data.profile)]
+    lines = [f"{told[0].upper()}{told[1:]}." for told in data.profile.disturbed()]
     runs = {case.disturbed: case.name for case in data.comparisons if case.disturbed}
     lines += [f"When {name} ran, {told}." for told, name in runs.items()]
     for name, device in data.profile.devices.items():
         lines += [f"Of {name}, {device.predicted}."] if device.predicted else []
     return lines
-
-
-def _disturbed(profile: Profile) -> list[tuple[str, str]]:
-    found = {name: device.environment.get("disturbed", "") for name, device in profile.devices.items()}
-    return [(name, told) for name, told in found.items() if told]
 
 
 def _level(data: ReportData) -> str:

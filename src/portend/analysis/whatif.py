@@ -66,6 +66,11 @@ class Scenario:
         if self.estimator is not None:
             choice("an estimator", self.estimator, get_args(Estimator))
 
+    @property
+    def disturbed(self) -> tuple[str, ...]:
+        """What disturbed the machines of the tiers when they were profiled."""
+        return self.profile.disturbed(tier.device for tier in self.topology.tiers)
+
     def model(self) -> PerformanceModel:
         return PerformanceModel(
             self.profile, self.topology, estimator=self.estimator, codec_tolerance=self.codec_tolerance
@@ -613,6 +618,7 @@ class Sweep:
                 for axis, field in zip(self.axes, fields, strict=True)
             ],
             "points": [{"values": self.named(point)} | point.to_dict() for point in self.points],
+            "disturbed": list(self.scenario.disturbed),
         }
 
     def named(self, point: SweepPoint) -> dict[str, Any]:

@@ -610,7 +610,12 @@ def render_page(found: Sweep, crossovers: Sequence[Crossover] | None = None) -> 
         f"{len(found.points)} points.</p></header>",
         _drawn(figure, _Goal.of(found), two, crossovers is not None),
         report.html_section(
-            "Plans", _plans(found, names, flips), "In the order of the letters; blocks are counted from 1."
+            "Plans",
+            _plans(found, names, flips),
+            "<br>".join(
+                ["In the order of the letters; blocks are counted from 1."]
+                + [f"<span class='bad'>{escape(told)}</span>" for told in found.scenario.disturbed]
+            ),
         ),
     ]
     if crossovers is not None:

@@ -267,8 +267,9 @@ class Why:
             s, by ``PARTS``); they add up to the plan's mean.
         binding: constraints without which a better plan would be the answer.
         alternatives: the nearest plans that were not chosen.
-        advice: a warning where the plan hardly beats a simpler one, else empty.
-        caution: which of its compute times were not measured but predicted, and how well; else empty.
+        advice: a warning where the plan hardly beats a simpler one, or by less than compute times are sure; else empty.
+        caution: which of its compute times were not measured but predicted, and how well; which devices were
+            disturbed while they were profiled; else empty.
         codecs: for each hop, its codec, what that may cost in accuracy, and which codec was too lossy for it.
     """
 

@@ -20,6 +20,9 @@ from portend.planner.search import search
 __all__ = ["explain"]
 
 _WORTH_IT: Final = 0.02
+_SURE: Final = 1.96  # standard deviations in which 95 % lie
+_ALONE: Final = " alone"
+_NO_EXITS: Final = "without early exits"
 
 
 def explain(solution: Solution, model: PerformanceModel, *, seconds: float = math.inf) -> Why:
@@ -33,7 +36,7 @@ def explain(solution: Solution, model: PerformanceModel, *, seconds: float = mat
         steps=_steps(solution.estimate, model, metric),
         binding=tuple(c for i, c in enumerate(solution.problem.subject_to) if _binds(solution, i, model, seconds)),
         alternatives=tuple(alternatives),
-        advice=_advice(solution, alternatives),
+        advice=_advice(solution, alternatives, model),
         caution=_caution(solution.plan, model),
         codecs=_codecs(solution, model),
     )
@@ -180,9 +183,9 @@ def _simpler(solution: Solution, model: PerformanceModel, seconds: float) -> lis
     problem, space = solution.problem, solution.problem.space
     goal, sense = _goal(problem)
     tiers = range(len(model.topology.tiers)) if space.tiers is None else space.tiers
-    spaces = [(f"{model.topology.tiers[t].name} alone", replace(space, tiers=(t,))) for t in tiers]
+    spaces = [(f"{model.topology.tiers[t].name}{_ALONE}", replace(space, tiers=(t,))) for t in tiers]
     if space.exits != ():
-        spaces.append(("without early exits", replace(space, thresholds=(0.0,), exits=())))
+        spaces.append((_NO_EXITS, replace(space, thresholds=(0.0,), exits=())))
     found: dict[str, Alternative] = {}
     for name, smaller in spaces:
         try:
@@ -201,11 +204,18 @@ def _simpler(solution: Solution, model: PerformanceModel, seconds: float) -> lis
     return list(found.values())
 
 
-def _advice(solution: Solution, alternatives: list[Alternative]) -> str:
-    """A warning where one tier alone is nearly as good as a plan on several."""
-    if solution.status == "infeasible" or len(set(solution.plan.placement)) == 1:
+def _advice(solution: Solution, alternatives: list[Alternative], model: PerformanceModel) -> str:
+    """A warning where a simpler plan is nearly as good, or where nobody can tell, for compute times are not so sure."""
+    if solution.status == "infeasible":
         return ""
-    alone = [other for other in alternatives if other.name.endswith(" alone")]
+    return " ".join(filter(None, (_hardly_pays(solution, alternatives), _within_doubt(solution, alternatives, model))))
+
+
+def _hardly_pays(solution: Solution, alternatives: list[Alternative]) -> str:
+    """A warning where one tier alone is nearly as good as a plan on several."""
+    if len(set(solution.plan.placement)) == 1:
+        return ""
+    alone = [other for other in alternatives if other.name.endswith(_ALONE)]
     goal, _ = _goal(solution.problem)
     if solution.problem.cost is not None and solution.problem.minimize is None:
         near = [o for o in alone if o.less_accurate <= 0.001]
@@ -219,8 +229,28 @@ def _advice(solution: Solution, alternatives: list[Alternative]) -> str:
     return f"Distributing hardly pays: {nearest.name} loses at most {lost} ({nearest.plan.describe()})."
 
 
+def _within_doubt(solution: Solution, alternatives: list[Alternative], model: PerformanceModel) -> str:
+    """Which simpler plan may be as fast for all that the compute times tell: the gain lies in their 95 % interval."""
+    if solution.problem.minimize != latency:
+        return ""
+    doubts = []
+    for other in alternatives:
+        if other.name.endswith(_ALONE) or other.name == _NO_EXITS:
+            doubt_s = _SURE * model.time_sd_s(solution.estimate, model.estimate(other.plan))
+            if 0 < other.slower_s <= doubt_s:
+                words = f"on {other.name}" if other.name.endswith(_ALONE) else other.name
+                doubts.append((other.slower_s, doubt_s, words))
+    if not doubts:
+        return ""
+    gain_s, doubt_s, words = min(doubts)
+    return (
+        f"The {1e3 * gain_s:.2f} ms that the plan gains over the one {words} are within what compute times leave open "
+        f"(± {1e3 * doubt_s:.2f} ms, 95 %)."
+    )
+
+
 def _caution(plan: Plan, model: PerformanceModel) -> str:
-    """What was assumed of the plan's devices, and which partitions rest on a predicted time, with its error."""
+    """What was assumed of the plan's devices, which times are predicted, with their error, and what was disturbed."""
     tiers, devices = model.topology.tiers, model.profile.devices
     parts, errors = [], []
     for (start, end), tier in zip(plan.partitions, plan.placement, strict=True):
@@ -237,4 +267,5 @@ def _caution(plan: Plan, model: PerformanceModel) -> str:
             f"Predicted, not measured: the compute time of {', '.join(parts)} (such predictions were off by "
             f"{mean:.1f} % in the mean, {worst:.1f} % at worst)."
         )
-    return " ".join(cautions)
+    disturbed = model.profile.disturbed(tier.device for tier in tiers)
+    return " ".join([*cautions, *(f"{each[0].upper()}{each[1:]}." for each in disturbed)])
