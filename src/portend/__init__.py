@@ -10,7 +10,8 @@ What needs no torch is imported here::
     print(pt.solve(problem, pt.PerformanceModel(profile, topology)))
 
 Training, profiling and running live in ``portend.models``, ``portend.profiling`` and ``portend.runtime``; of these
-``split``, ``multi_exit`` and ``Chain`` have their names here too, and are loaded, with torch, when they are first used.
+``split``, ``multi_exit``, ``adopt`` and ``Chain`` have their names here too, and are loaded, with torch, when they are
+first used.
 """
 
 from __future__ import annotations
@@ -59,12 +60,18 @@ from portend.storage import load_measurement, load_profile, save
 from portend.topology import Link, SlowStart, Tier, Topology
 
 if TYPE_CHECKING:
+    from portend.models.adopting import adopt
     from portend.models.heads import multi_exit
     from portend.models.split import Chain, split
 
 __version__ = "0.1.0"
 
-_WITH_TORCH = {"Chain": "models.split", "multi_exit": "models.heads", "split": "models.split"}
+_WITH_TORCH = {
+    "Chain": "models.split",
+    "adopt": "models.adopting",
+    "multi_exit": "models.heads",
+    "split": "models.split",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -103,6 +110,7 @@ __all__ = [
     "ValueRange",
     "accuracy",
     "additive",
+    "adopt",
     "deadline_misses",
     "energy",
     "latency",

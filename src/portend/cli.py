@@ -328,6 +328,14 @@ def train(config: str, out: str, restart: bool) -> None:
     except (TypeError, InvalidValue) as error:
         raise ConfigError(f"{config}: {error}") from None
     dataset = load_dataset(data)
+    given = str(options.get("weights", "none")) not in ("none", "pretrained")
+    own = ":" in network and network.partition(":")[0] not in ("timm", "torchvision") and training.freeze_backbone
+    if dataset.own_test is None and not init and (given or own):
+        click.echo(
+            f"warning: {data} has no test set of its own, and {network} begins with weights that may know its samples: "
+            "then exits and accuracies look better than they are; see docs/training.md#weights-from-elsewhere",
+            err=True,
+        )
     helper = os.environ.get("LOCAL_RANK", "0") != "0"  # started by Lightning for a further device
     try:
         with _progress(quiet=helper) as tell:

@@ -6,10 +6,11 @@ Axes: B batch, N blocks (N+1 cuts), K classes, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from portend.errors import InvalidValue
 from portend.models.inplace import leave_input_alone
@@ -47,7 +48,8 @@ class Backbone(nn.Module):
         name: zoo name; architecture: JSON-able arguments with which ``zoo.build(name, **architecture)`` rebuilds it.
         block_names: N names; blocks: N modules; branches: N modules, None where there is no branch.
         exits: the cuts that have a branch, increasing.
-        num_classes: K; input_shape: of one sample, such as (C, H, W); input_dtype: of its tensor.
+        num_classes: K; input_shape: of one sample, such as (C, H, W); input_dtype: of its tensor. Whole numbers
+            (tokens) may also come as float32, which holds them exactly up to 16,777,216.
         inference_only: whether the blocks do what evaluation does also in training mode, so that only exits can be
             trained.
     """
@@ -84,6 +86,8 @@ class Backbone(nn.Module):
         self.input_dtype = input_dtype
         self.inference_only = inference_only
         self.architecture = dict(architecture)
+        if not input_dtype.is_floating_point and not isinstance(self.blocks[0], fx.GraphModule):
+            self.blocks[0].register_forward_pre_hook(partial(_take_as, input_dtype))
         if not tidy:
             self._leave_cuts_alone()
 
@@ -154,6 +158,10 @@ class Backbone(nn.Module):
             shapes.append(tuple(x.shape[1:]))
         self.train(was_training)
         return tuple(shapes)
+
+
+def _take_as(dtype: torch.dtype, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (args[0].to(dtype), *args[1:])
 
 
 def _weight_bytes(module: nn.Module | None) -> float:

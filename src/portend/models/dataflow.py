@@ -43,6 +43,11 @@ class _Value:
     mutates: list[fx.Node] = field(default_factory=list)
     same_as: fx.Node | None = None
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers a sample has."""
+        return int(_product(self.shape[1:]))
+
 
 class _Recorder(fx.Interpreter):
     """Runs a graph and notes each value's shape, cost, and which operations write into their arguments."""
@@ -121,18 +126,23 @@ class Flow:
         self.position = {n: i for i, n in enumerate(self.steps)} | {self.input: -1}
         last_use = {n: self.position[n] for n in (self.input, *self.steps)}
         for i, n in enumerate(self.steps):
-            for a in self._behind(n):
+            for a in self.behind(n):
                 last_use[a] = max(last_use[a], i)
-        result = self.output.args[0]
-        if not isinstance(result, fx.Node) or result not in self.position:
+        given = self.output.args[0]
+        self.results: tuple[fx.Node, ...] = tuple(given) if isinstance(given, tuple | list) else (given,)
+        if not all(isinstance(each, fx.Node) and each in self.position for each in self.results):
             raise SplitError("a chain ends with one tensor that depends on the input, but the output is a constant")
-        self.result = result
+        result = self.result = self.results[-1]
         last_use[result] = len(self.steps)
         self.last_use = last_use
         self.crossing = self._crossing()
         self.costs = [self._cost(n, cost) for n in self.steps]
         self.works = [i for i, n in enumerate(self.steps) if self._is_work(n)]
         self.scopes = [scopes(n) for n in self.steps]
+        self.end = len(self.steps) - 1
+        """The step that gives the output, or the logits before a last softmax or sigmoid."""
+        if self._gives_shares(result) and self.end and not self.refused(self.end - 1):
+            self.end -= 1
 
     # -- what depends on what ------------------------------------------------------------------
 
@@ -175,7 +185,7 @@ class Flow:
     def _rule(self, n: fx.Node) -> Any:
         return _rule(tuple(record[n].plain for record in self.records), self.batches)
 
-    def _behind(self, n: fx.Node) -> set[fx.Node]:
+    def behind(self, n: fx.Node) -> set[fx.Node]:
         """The steps (and the input) whose values a step needs, through nodes that every block has for itself."""
         return {a for a in n.all_input_nodes if a in self.hard}
 
@@ -230,25 +240,34 @@ class Flow:
         """Why there can be no cut after a step; '' where there can."""
         crossing = self.crossing[step]
         if len(crossing) != 1:
-            return f"{len(crossing)} tensors cross after {self._told(self.steps[step])}"
+            return f"{len(crossing)} tensors cross after {self.name(self.steps[step])}"
         n = crossing[0]
         if n is self.input:
             return "nothing has been computed"
         if not self.values[n].is_tensor:
-            return f"what crosses after {self._told(self.steps[step])} is not one tensor"
+            return f"what crosses after {self.name(self.steps[step])} is not one tensor"
         dtype = self.values[n].dtype
         if dtype != torch.float32 and self.values[self.result].dtype == torch.float32:
-            return f"{dtype} crosses after {self._told(self.steps[step])}, but between blocks travels float32"
+            return f"{dtype} crosses after {self.name(self.steps[step])}, but between blocks travels float32"
         sizes = [record[n].shape[:1] for record in self.records]
         if sizes != [(batch,) for batch in self.batches]:
-            return f"the tensor that crosses after {self._told(self.steps[step])} has no batch axis in front"
+            return f"the tensor that crosses after {self.name(self.steps[step])} has no batch axis in front"
         return ""
 
-    def _told(self, n: fx.Node) -> str:
+    def name(self, n: fx.Node) -> str:
+        """Name a node for people."""
         if n.op == "call_module":
             return str(n.target)
         inside = scopes(n)
         return f"{inside[-1][0]}.{n.name}" if inside else n.name
+
+    def _gives_shares(self, n: fx.Node) -> bool:
+        """Whether a node makes shares of logits [B, K]."""
+        if len(self.values[n].shape) != 2:
+            return False
+        if n.op == "call_module":
+            return isinstance(self.graph.get_submodule(str(n.target)), nn.Softmax | nn.Sigmoid)
+        return str(getattr(n.target, "__name__", n.target)) in ("softmax", "sigmoid")
 
     def _depth(self, step: int) -> list[tuple[str, type[nn.Module]]]:
         """The modules that a cut after a step would cut through."""
@@ -260,7 +279,7 @@ class Flow:
 
         A class of modules of which one cannot be cut within is cut within nowhere, so that blocks are alike.
         """
-        possible = {step for step in range(len(self.steps) - 1) if not self.refused(step)}
+        possible = {step for step in range(self.end) if not self.refused(step)}
         whole: set[type[nn.Module]] = set()
         gaps = list(pairwise(self.works))
         for before, after in gaps:
@@ -307,7 +326,7 @@ class Flow:
                 raise SplitError(
                     f"cuts must increase, but {name} does not end after the module before it in {list(names)}"
                 )
-            if step < len(self.steps) - 1:
+            if step < self.end:
                 cuts.append(step)
         last_work = self.works[-1] if self.works else 0
         before = [cut for cut in self.useful_cuts() if cut < last_work]
@@ -323,7 +342,7 @@ class Flow:
 
         A classifier is what lies behind the last cut, if it ends in logits [B, K] and all its work is linear.
         """
-        end = len(self.steps) - 1
+        end = self.end
         if not cuts:
             return end
         work = [self.steps[i] for i in self.works if i > cuts[-1]]
@@ -340,7 +359,7 @@ class Flow:
         told = []
         for n in crossing:
             shape = "×".join(map(str, self.values[n].shape[1:])) if self.values[n].is_tensor else "no tensor"
-            told.append(f"{'input' if n is self.input else self._told(n)} {shape}")
+            told.append(f"{'input' if n is self.input else self.name(n)} {shape}")
         return tuple(told)
 
     # -- blocks --------------------------------------------------------------------------------
@@ -372,16 +391,30 @@ class Flow:
 
         With ``copying`` it works on a copy of its input.
         """
+        steps = self.steps[start + 1 : end + 1]
+        return self.module([self.crosses(start)], steps, [self.crosses(end)], copying=copying)
+
+    def module(
+        self, entries: Sequence[fx.Node], steps: Sequence[fx.Node], results: Sequence[fx.Node], *, copying: bool = False
+    ) -> Block:
+        """Return some steps as one module. Several entries come, and several results go, as one tensor [B, numbers]."""
         graph = fx.Graph()
-        entry = self.crosses(start)
-        copies: dict[fx.Node, fx.Node] = {entry: graph.placeholder("x")}
-        x = copies[entry]
-        mine = set(self.steps[start + 1 : end + 1]) | {entry}
-        dtype = self.values[entry].dtype
-        if start < 0 and dtype is not None and not dtype.is_floating_point:  # samples travel as float32
-            x = copies[entry] = graph.call_method("to", (x, dtype))
+        x = graph.placeholder("x")
+        mine = {*steps, *entries}
+        dtype = self.values[entries[0]].dtype
+        if entries[0] is self.input and dtype is not None and not dtype.is_floating_point:  # samples travel as float32
+            x = graph.call_method("to", (x, dtype))
         if copying:
-            x = copies[entry] = graph.call_method("clone", (x,))
+            x = graph.call_method("clone", (x,))
+        copies: dict[fx.Node, fx.Node] = {entries[0]: x}
+        if len(entries) > 1:
+            first = 0
+            for entry in entries:
+                shape = self.values[entry].shape[1:]
+                numbers = self.values[entry].numbers
+                part = graph.call_method("narrow", (x, 1, first, numbers))
+                copies[entry] = graph.call_method("unflatten", (graph.call_method("contiguous", (part,)), 1, shape))
+                first += numbers
 
         def needed(n: fx.Node) -> Any:
             if n not in copies:
@@ -391,14 +424,18 @@ class Flow:
                 copies[n] = self._copied(graph, n, values)
             return copies[n]
 
-        for n in self.steps[start + 1 : end + 1]:
+        for n in steps:
             needed(n)
-        graph.output(needed(self.crosses(end)))
+        made = [needed(result) for result in results]
+        if len(made) > 1:
+            flat = tuple(graph.call_method("flatten", (each, 1)) for each in made)
+            made = [graph.call_function(torch.cat, (flat, 1))]
+        graph.output(made[0])
         block = Block(self.root, graph, "Block")
         names = dict(block.named_modules())
         block.meta["fixed"] = {name: mode for name, mode in self.fixed.items() if name in names}
-        for made in set(names.values()) - self.modules:  # what holds the modules; they keep their own mode
-            made.training = self.root.training
+        for each in set(names.values()) - self.modules:  # what holds the modules; they keep their own mode
+            each.training = self.root.training
         return block
 
     def _copied(self, graph: fx.Graph, n: fx.Node, values: Mapping[fx.Node, fx.Node]) -> fx.Node:

@@ -175,6 +175,7 @@ class OnnxEvaluator:
     def _run(self, block: int, names: list[str], x: Tensor) -> list[NDArray[Any]]:
         running = self._sessions[block]
         own = running.get_inputs()[0].name
+        x = np.asarray(x, dtype=np.float32)  # also whole numbers, which the graph turns back
         parts = [x] if self._batches else np.split(x, len(x))
         values = [running.run(names, {own: part}) for part in parts]
         return values[0] if len(values) == 1 else [np.concatenate(column) for column in zip(*values, strict=True)]

@@ -42,14 +42,18 @@ def export(backbone: Backbone, *, provenance: Mapping[str, str] = MappingProxyTy
     """Return the network as an ONNX graph that computes what ``backbone`` computes.
 
     It takes any number of samples at once where the exporter can keep the blocks apart with a free batch size, and
-    one sample elsewhere.
+    one sample elsewhere. Whole numbers come as float32, which holds them exactly up to 16,777,216.
 
     Raises:
-        ExportError: the network takes no real numbers, PyTorch's exporter refuses it, or the graph computes something
-            else: at a cut it is off by more than 0.1 % of the largest value there, or at an exit by more than 0.001.
+        ExportError: the network takes neither float32 nor whole numbers, PyTorch's exporter refuses it, or the graph
+            computes something else: at a cut it is off by more than 0.1 % of the largest value there, or at an exit by
+            more than 0.001.
     """
-    if backbone.input_dtype != torch.float32:
-        raise ExportError(f"a network for onnxruntime takes float32, but {backbone.name} takes {backbone.input_dtype}")
+    if backbone.input_dtype not in (torch.float32, torch.int64):
+        raise ExportError(
+            "a network for onnxruntime takes float32 or whole numbers, but "
+            f"{backbone.name} takes {backbone.input_dtype}"
+        )
     was_training = backbone.training
     backbone.eval()
     try:
@@ -97,7 +101,7 @@ def _in_cache(checkpoint: Path) -> Path:
         return folder / "portend" / f"{hashlib.file_digest(file, 'sha256').hexdigest()}.onnx"
 
 
-def deviation(backbone: Backbone, network: OnnxNetwork, samples: NDArray[np.float32]) -> float:
+def deviation(backbone: Backbone, network: OnnxNetwork, samples: NDArray[Any]) -> float:
     """Return how far the graph is off PyTorch on samples [B, ...], the most over all cuts and exits.
 
     At a cut it is the largest difference as a share of the largest value there, at an exit the largest difference of a
@@ -108,6 +112,7 @@ def deviation(backbone: Backbone, network: OnnxNetwork, samples: NDArray[np.floa
     expected = _expected(backbone, samples)
     names = list(expected)
     running = session(network.model)
+    samples = np.asarray(samples, dtype=np.float32)
     batches = [samples] if network.batches else np.split(samples, len(samples))
     parts = [running.run(names, {cut_value(0): batch}) for batch in batches]
     got = [np.concatenate(values) for values in zip(*parts, strict=True)]
@@ -229,6 +234,8 @@ def _exported(backbone: Backbone, provenance: Mapping[str, str]) -> OnnxNetwork:
 
 def _probes(backbone: Backbone) -> NDArray[np.float32]:
     rng = np.random.default_rng(0)
+    if not backbone.input_dtype.is_floating_point:  # every vocabulary has 0 and 1
+        return rng.integers(0, 2, (3, *backbone.input_shape)).astype(np.float32)
     return rng.standard_normal((3, *backbone.input_shape)).astype(np.float32)
 
 

@@ -78,6 +78,7 @@ def fit(
         loader = Batches(dataset, parts.fitting, config, ranks)
         validation = Batches(dataset, parts.validation, config, ranks, shuffle=False) if parts.validation.size else None
         module.steps_per_epoch = len(loader)
+        keeper.infinite = {name for name, value in module.named_buffers() if bool(value.isinf().any())}  # masks
         with module.prepared():
             try:
                 trainer.fit(module, loader, validation, ckpt_path=None if resumed is None else str(state))
@@ -331,6 +332,7 @@ class _Keeper(Checkpoint):
     ) -> None:
         self.state, self.config, self.on_progress, self.exits = state, config, on_progress, exits
         self.stopper: Stopper | None = None
+        self.infinite: set[str] = set()
         self.kept_at = monotonic()
 
     def on_train_batch_end(
@@ -358,7 +360,10 @@ class _Keeper(Checkpoint):
         self._report(trainer, module, module.history[-1].loss, module.history[-1].accuracies)
 
     def _keep(self, trainer: pl.Trainer, module: _ExitsModule) -> None:
-        spoilt = [name for name, value in module.state_dict().items() if not bool(value.isfinite().all())]
+        state = module.state_dict()
+        spoilt = [
+            name for name, value in state.items() if name not in self.infinite and not bool(value.isfinite().all())
+        ]
         if spoilt:
             raise TrainingError(
                 f"training needs finite weights, but after step {trainer.global_step} {spoilt[0]} and "

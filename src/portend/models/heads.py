@@ -116,6 +116,11 @@ def multi_exit(
             if cut not in chosen:
                 branches.append(None)
             elif cut == count and classes == chain.num_outputs:
+                if chain.gives_probabilities:
+                    raise InvalidValue(
+                        "the network gives probabilities (not negative, with the sum 1), but exits give logits, and "
+                        "its softmax is not its last operation; take it out"
+                    )
                 branches.append(chain.head)
             else:
                 branches.append(_branch(chain, cut, classes, make, heads))

@@ -10,18 +10,19 @@ import copy
 import difflib
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from portend.errors import InvalidValue, StorageError
+from portend.errors import InvalidValue, SplitError, StorageError, law
+from portend.models.adopting import adopt, has_exits
 from portend.models.backbone import Backbone
 from portend.models.heads import multi_exit
-from portend.models.pretrained import copy_weights, fetch, read_weights
-from portend.models.split import split
+from portend.models.pretrained import copy_weights, fetch, read_weights, without_prefix
+from portend.models.split import split, takes
 
 __all__ = ["code_in", "count_weights", "named"]
 
@@ -39,6 +40,7 @@ _ARGUMENTS: Final = {  # of a library's networks that a file may set: numbers an
     ),
 }
 _LARGEST_ARGUMENT: Final = 100_000
+_MOST_TOKENS: Final = 1 << 24  # that float32 tells apart, in which tensors travel
 _LARGEST_SAMPLE: Final = 1 << 24  # numbers
 
 
@@ -57,6 +59,7 @@ def named(
     *,
     num_classes: int | None = None,
     input_shape: Sequence[int] | None = None,
+    vocabulary: int | None = None,
     arguments: Mapping[str, Any] | None = None,
     blocks: int | None = None,
     at: Sequence[str | Sequence[str]] | Mapping[str, str] | None = None,
@@ -71,10 +74,13 @@ def named(
 
     The last exit is the network's own classifier. ``object`` is a callable that returns a module (or a module,
     which is copied, or a ``Backbone``, which is taken as it is and has no use for the options on blocks and exits).
+    A network that gives the logits of several exits is adopted as it is, too.
 
     Args:
         num_classes: by default as many as the network has.
         input_shape: of one sample, such as (3, 32, 32); libraries know their networks' own, a module needs it.
+        vocabulary: of a network that takes whole numbers (tokens): they are less than this. Where it is not given and
+            the network does not take normal random numbers, it is tried on zeros and ones.
         arguments: of the network itself, such as ``patch_size`` for a vision transformer.
         blocks, at, leaves, inference_only: where to cut (see ``split``); ``at`` may hold pairs (block's name, module).
         exits, heads: which cuts have a branch, and of which kind (see ``multi_exit``).
@@ -107,23 +113,55 @@ def named(
         architecture = {
             "num_classes": num_classes,
             "input_shape": list(shape),
+            "vocabulary": vocabulary,
             "arguments": request.arguments,
             **{key: list(value) if isinstance(value, tuple) else value for key, value in cutting.items()},
             "seed": seed,
         }
         if isinstance(network, Backbone):
             return _taken(network, name, architecture, cutting)
-        chain = split(
-            network,
-            torch.randn(1, *shape),
-            blocks=blocks,
-            at=_mapping(places),
-            leaves=leaves,
-            inference_only=inference_only,
-        )
-    return multi_exit(
-        chain, num_classes=num_classes, exits=exits, heads=heads, name=name, architecture=architecture, seed=seed
-    )
+
+        def built(example: Tensor) -> Backbone:
+            try:
+                chain = split(
+                    network,
+                    example,
+                    blocks=blocks,
+                    at=_mapping(places),
+                    leaves=leaves,
+                    inference_only=inference_only,
+                )
+            except SplitError:
+                if not has_exits(network, example):
+                    raise
+                _check_unused(name, "a network", cutting)
+                return adopt(network, example, name=name, architecture=architecture)
+            return multi_exit(
+                chain,
+                num_classes=num_classes,
+                exits=exits,
+                heads=heads,
+                name=name,
+                architecture=architecture,
+                seed=seed,
+            )
+
+        return _on_example(built, network, shape, vocabulary)
+
+
+def _on_example(
+    build: Callable[[Tensor], Backbone], network: nn.Module, shape: Shape, vocabulary: int | None
+) -> Backbone:
+    """Build on normal random numbers, or on random tokens where that is said or the network takes nothing else."""
+    if vocabulary is not None:
+        law(1 <= vocabulary <= _MOST_TOKENS, f"vocabulary lies within 1–{_MOST_TOKENS}, but got {vocabulary}")
+        return build(torch.randint(0, vocabulary, (1, *shape)))
+    try:
+        return build(torch.randn(1, *shape))
+    except SplitError:
+        if not takes(network, tokens := torch.randint(0, 2, (1, *shape))):
+            raise
+        return build(tokens)
 
 
 def code_in(name: str, architecture: Mapping[str, Any]) -> tuple[str, ...]:
@@ -184,7 +222,11 @@ def _timm(name: str, request: _Request) -> tuple[nn.Module, Shape]:
     options |= {key: tuple(value) if isinstance(value, list) else value for key, value in request.arguments.items()}
     if request.weights == "none":
         return timm.create_model(name, pretrained=False, **options), shape
-    source = {} if request.weights == "pretrained" else {"state_dict": read_weights(request.weights)}
+    source = {}
+    if request.weights != "pretrained":
+        with torch.device("meta"):
+            own_names = timm.create_model(name, pretrained=False, **options).state_dict()
+        source["state_dict"] = without_prefix(read_weights(request.weights), own_names)
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **options), shape
     except (OSError, RuntimeError, ValueError) as error:
@@ -247,11 +289,15 @@ def _own(name: str, request: _Request) -> tuple[nn.Module, Shape]:
 
 def _taken(backbone: Backbone, name: str, architecture: dict[str, Any], cutting: Mapping[str, Any]) -> Backbone:
     """Return a backbone that the user built, under the name by which it is built again."""
-    unused = [key for key, value in cutting.items() if value not in (None, [], False, "pooled")]
-    if unused:
-        raise InvalidValue(f"{name} is a Backbone with blocks and exits of its own; leave out {', '.join(unused)}")
+    _check_unused(name, "a Backbone", cutting)
     backbone.name, backbone.architecture = name, architecture
     return backbone
+
+
+def _check_unused(name: str, what: str, cutting: Mapping[str, Any]) -> None:
+    unused = [key for key, value in cutting.items() if value not in (None, [], False, "pooled")]
+    if unused:
+        raise InvalidValue(f"{name} is {what} with blocks and exits of its own; leave out {', '.join(unused)}")
 
 
 def _checked_shape(shape: Sequence[int]) -> Shape:

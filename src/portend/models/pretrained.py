@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlparse
 
 import torch
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from portend.errors import StorageError
 from portend.models.tensorfile import read_tensors
 
-__all__ = ["copy_weights", "fetch", "read_weights"]
+__all__ = ["copy_weights", "fetch", "read_weights", "without_prefix"]
+
+_NESTED: Final = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+"""Where checkpoints of training code keep the network's state dict."""
 
 
 def fetch(url: str) -> Path:
@@ -50,16 +54,43 @@ def fetch(url: str) -> Path:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors by name of a safetensors file, or of a PyTorch state dict (``.pth``, ``.pt``, ``.th``).
+    """Return the tensors by name of a safetensors file, or of a PyTorch state dict (any other ending).
 
-    State dicts are read with ``weights_only``: a file that holds anything but tensors is refused, not run.
+    The state dict may lie in a checkpoint (``state_dict``, as Lightning writes it, ``model``, ...). What wrapped the
+    network when it was saved goes from the names: ``module.`` and ``_orig_mod.``. Files are read with
+    ``weights_only``: one that holds objects of other code is refused, not run.
 
     Raises:
-        StorageError: the file is missing, damaged, or holds something else.
+        StorageError: the file is missing, damaged, holds something else, or a tensor in it holds NaN.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
+    tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else _state_dict(path)
+    spoilt = [name for name, tensor in tensors.items() if tensor.is_floating_point() and bool(tensor.isnan().any())]
+    if spoilt:
+        raise StorageError(
+            f"{path} holds NaN in {len(spoilt)} tensors, such as {spoilt[0]}: whoever trained it had no finite loss; "
+            "give weights from before that"
+        )
+    return {_unwrapped(name): tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(found: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Return the tensors of one attribute, such as Lightning's ``model.``, where more of their names are in ``own``."""
+    best = dict(found)
+    for first in dict.fromkeys(name.partition(".")[0] for name in found):
+        inner = {name[len(first) + 1 :]: found[name] for name in found if name.startswith(f"{first}.")}
+        if len(inner.keys() & set(own)) > len(best.keys() & set(own)):
+            best = inner
+    return best
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return ".".join(part for part in name.split(".") if part != "_orig_mod").removeprefix("module.")
+
+
+def _state_dict(path: Path) -> Mapping[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -67,11 +98,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StorageError(
-            f"{path} is not a file of tensors alone ({cause}); give a state dict or safetensors"
+            f"{path} is not a file of tensors alone ({cause}); give what torch.save(network.state_dict(), ...) writes, "
+            "or safetensors"
         ) from None
-    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise StorageError(f"{path} is not a state dict (tensors by name); save `model.state_dict()` and give that")
-    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+    inner = [found] + [found[key] for key in _NESTED if isinstance(found, Mapping) and key in found]
+    for each in inner:
+        if isinstance(each, Mapping) and each and all(isinstance(tensor, Tensor) for tensor in each.values()):
+            return {str(name): tensor for name, tensor in each.items()}
+    raise StorageError(
+        f"{path} is not a state dict (tensors by name), nor has it one as {', '.join(_NESTED)}; "
+        "save `model.state_dict()` and give that"
+    )
 
 
 def copy_weights(network: nn.Module, found: Mapping[str, Tensor], *, path: str | Path, num_classes: int) -> None:
@@ -84,6 +121,7 @@ def copy_weights(network: nn.Module, found: Mapping[str, Tensor], *, path: str |
         StorageError: other tensors differ; the network is then left as it was.
     """
     own = network.state_dict()
+    found = without_prefix(found, own)
     classifier = {
         name
         for name in own.keys() & found.keys()

@@ -73,7 +73,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         if self._next == len(self._samples):
             return None
-        sample = self._samples[self._next : self._next + 1]
+        sample = np.asarray(self._samples[self._next : self._next + 1], dtype=np.float32)
         self._next += 1
         if self._on_progress:
             self._on_progress(self._next, len(self._samples))

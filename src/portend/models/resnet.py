@@ -18,12 +18,13 @@ from torch.nn import functional
 
 from portend.errors import InvalidValue, StorageError, choice
 from portend.models.backbone import Backbone
-from portend.models.pretrained import read_weights
+from portend.models.pretrained import read_weights, without_prefix
 
 __all__ = ["SHORTCUTS", "load_akamaster_weights", "load_portend_weights", "resnet"]
 
 _CHANNELS = (16, 32, 64)
 SHORTCUTS = ("conv", "pad")
+_MARKS = ("conv1.weight", "linear.weight", "layers_dict.conv1_br1.weight")  # by which files' layouts are known
 _PORTEND = "layers_dict."
 
 
@@ -128,7 +129,7 @@ def resnet(
         )
         _initialize(backbone)
     if weights != "none":
-        found = read_weights(weights)
+        found = without_prefix(read_weights(weights), _MARKS)
         load = _load_portend if any(key.startswith(_PORTEND) for key in found) else _load_akamaster
         load(backbone, weights, found)
     return backbone
@@ -175,7 +176,7 @@ def load_portend_weights(backbone: Backbone, path: str | Path) -> None:
     Raises:
         StorageError: the file is missing or corrupt, or its tensors are not those of this backbone.
     """
-    _load_portend(backbone, path, read_weights(path))
+    _load_portend(backbone, path, without_prefix(read_weights(path), _MARKS))
 
 
 def load_akamaster_weights(backbone: Backbone, path: str | Path) -> None:
@@ -189,7 +190,7 @@ def load_akamaster_weights(backbone: Backbone, path: str | Path) -> None:
     Raises:
         StorageError: the file is missing or corrupt, or its tensors are not those of this backbone.
     """
-    _load_akamaster(backbone, path, read_weights(path))
+    _load_akamaster(backbone, path, without_prefix(read_weights(path), _MARKS))
 
 
 def _load_portend(backbone: Backbone, path: str | Path, found: Mapping[str, Tensor]) -> None:

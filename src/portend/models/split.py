@@ -10,7 +10,7 @@ Axes: B batch, N blocks (N+1 cuts).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final, get_args
 
@@ -22,7 +22,7 @@ from portend.models.dataflow import Cost, Flow, path_of
 from portend.models.inplace import writes_into_input
 from portend.models.tracing import REMEDY_CHECKED, copied, equal, evaluating, only_tensor, seeded, trace
 
-__all__ = ["Chain", "Cost", "Refusal", "split"]
+__all__ = ["Chain", "Cost", "Refusal", "are_probabilities", "split", "takes"]
 
 
 _MOST_TOLD: Final = 3
@@ -54,6 +54,8 @@ class Chain:
         num_outputs: number of classes that the network tells apart; 0 where its output is not [B, K].
         refusals: modules that are not cut; notes: what else a user should know.
         inference_only: whether the blocks do in training mode what evaluation does, as was asked for.
+        activation: the network's last softmax or sigmoid, which no exit has: exits give logits; None if there is none.
+        gives_probabilities: whether head's output is probabilities nevertheless.
     """
 
     names: tuple[str, ...]
@@ -68,13 +70,15 @@ class Chain:
     refusals: tuple[Refusal, ...]
     notes: tuple[str, ...]
     inference_only: bool = False
+    activation: nn.Module | None = None
+    gives_probabilities: bool = False
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     def sequential(self) -> nn.Sequential:
         """Return the blocks and the head in a row: a network that computes what the original does."""
-        return nn.Sequential(*self.blocks, self.head)
+        return nn.Sequential(*self.blocks, self.head, *([] if self.activation is None else [self.activation]))
 
     def describe(self) -> str:
         """Return a table of the blocks, then what is not cut and why, as text."""
@@ -138,6 +142,8 @@ def split(
         costs = [flow.cost(start, end) for start, end in pairwise(bounds)]
         bounds = [bounds[i] for i in _balanced(costs, blocks)]
     chain = _chain(flow, bounds, list(names) if isinstance(names, Mapping) else None, traced.notes, inference_only)
+    if chain.activation is None and all(are_probabilities(output) for _, output in expected):
+        chain = replace(chain, gives_probabilities=True)
     _check_equal(module, chain, expected)
     return chain
 
@@ -153,6 +159,16 @@ def _one_input(example: Any) -> Tensor:
     if example.ndim < 1 or not example.shape[0]:
         raise SplitError(f"the example has a batch axis with at least one sample, but got {tuple(example.shape)}")
     return example
+
+
+def takes(module: nn.Module, sample: Tensor) -> bool:
+    """Return whether a network runs on a sample [B, ...]; it stays as it is."""
+    try:
+        with seeded(), evaluating(network := copied(module)):
+            network(sample.clone())
+    except Exception:  # whatever it raises
+        return False
+    return True
 
 
 def _outputs(module: nn.Module, sample: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -214,7 +230,9 @@ def _chain(
     flow: Flow, bounds: Sequence[int], names: Sequence[str] | None, notes: tuple[str, ...], inference_only: bool
 ) -> Chain:
     pairs = list(pairwise(bounds))
-    end = len(flow.steps) - 1
+    end, last = flow.end, len(flow.steps) - 1
+    if end != last:
+        notes = (*notes, f"exits give logits, without {flow.name(flow.steps[last])}, with which the network ends")
     head: nn.Module = nn.Identity() if bounds[-1] == end else _block(flow, bounds[-1], end)
     crossing = [flow.values[flow.crosses(cut)] for cut in bounds]
     logits = flow.values[flow.result].shape[1:]
@@ -234,7 +252,15 @@ def _chain(
         refusals=tuple(_refusals(flow, pairs, found)),
         notes=notes,
         inference_only=inference_only,
+        activation=None if end == last else flow.block(end, last),
     )
+
+
+def are_probabilities(output: Tensor) -> bool:
+    """Whether an output is [B, K] with rows that are not negative and have the sum 1."""
+    if output.ndim != 2 or output.shape[1] < 2 or not output.is_floating_point():
+        return False
+    return bool((output >= 0).all()) and bool(((output.float().sum(1) - 1).abs() < 1e-3).all())
 
 
 def _block(flow: Flow, start: int, end: int) -> nn.Module:

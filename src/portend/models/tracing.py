@@ -112,6 +112,29 @@ class Trace:
     notes: tuple[str, ...]
 
 
+def only_tensor(output: Any) -> Any:
+    """Return the one tensor of a network's output, also from a tuple or mapping that holds nothing else.
+
+    Raises:
+        SplitError: there are several tensors, or none.
+    """
+    if isinstance(output, Tensor | fx.Proxy):
+        return output
+    items: dict[Any, Any] = {}
+    if isinstance(output, Mapping):
+        items = dict(output)
+    elif isinstance(output, tuple | list):
+        items = dict(enumerate(output))
+    found = {key: value for key, value in items.items() if value is not None}
+    if len(found) != 1:
+        raise SplitError(
+            "a chain ends with one tensor, but `forward` gives "
+            f"{', '.join(map(str, found)) or type(output).__name__}; wrap the network in a module that gives the "
+            "logits, or take `portend.adopt` where these are the logits of its exits"
+        )
+    return only_tensor(next(iter(found.values())))
+
+
 def trace(
     module: nn.Module,
     example: Tensor,
@@ -119,6 +142,7 @@ def trace(
     *,
     output: Tensor | None = None,
     inference_only: bool = False,
+    take: Callable[[Any], Any] = only_tensor,
 ) -> Trace:
     """Return the graph of ``module`` for inputs such as ``example`` [B, ...].
 
@@ -127,6 +151,7 @@ def trace(
         output: what the network makes of the example under ``seeded``; a module whose trace computes anything else
             stays whole.
         inference_only: do not ask what the network does in training mode.
+        take: what of the network's output the graph ends with.
 
     Raises:
         SplitError: the network cannot be copied, its own ``forward`` decides by data, or it cannot be traced for
@@ -147,7 +172,7 @@ def trace(
     def traced(training: bool) -> tuple[fx.Graph, nn.Module]:
         twin = copied(module)
         _set_mode(twin, training=training, fixed=fixed)
-        tracer = _Tracer(names, kinds, example)
+        tracer = _Tracer(names, kinds, example, take)
         graph = tracer.run(twin)
         sets.update(tracer.sets)
         return graph, twin
@@ -423,28 +448,6 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def only_tensor(output: Any) -> Any:
-    """Return the one tensor of a network's output, also from a tuple or mapping that holds nothing else.
-
-    Raises:
-        SplitError: there are several tensors, or none.
-    """
-    if isinstance(output, Tensor | fx.Proxy):
-        return output
-    items: dict[Any, Any] = {}
-    if isinstance(output, Mapping):
-        items = dict(output)
-    elif isinstance(output, tuple | list):
-        items = dict(enumerate(output))
-    found = {key: value for key, value in items.items() if value is not None}
-    if len(found) != 1:
-        raise SplitError(
-            "a chain ends with one tensor, but `forward` gives "
-            f"{', '.join(map(str, found)) or type(output).__name__}; wrap the network in a module that gives the logits"
-        )
-    return only_tensor(next(iter(found.values())))
-
-
 def scopes(node: fx.Node) -> tuple[tuple[str, type[nn.Module]], ...]:
     """Return the modules in which a node was recorded, (name, class) from the outermost on; not the network itself."""
     stack = node.meta.get("nn_module_stack") or {}
@@ -513,13 +516,15 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, names: set[str], kinds: tuple[type[nn.Module], ...], example: Tensor) -> None:
+    def __init__(
+        self, names: set[str], kinds: tuple[type[nn.Module], ...], example: Tensor, take: Callable[[Any], Any]
+    ) -> None:
         listed = sys.modules.get("timm.layers")
         functions: list[Callable[..., Any]] = listed.get_notrace_functions() if listed else []
         super().__init__(autowrap_modules=(math,), autowrap_functions=tuple(f for f in functions if callable(f)))
         self.names = names
         self.kinds = kinds + tuple(listed.get_notrace_modules() if listed else ())
-        self.example = example
+        self.example, self.take = example, take
         self._values: dict[fx.Node, Any] = {}
         self._failed_in: str | None = None
         self._recording = True
@@ -549,7 +554,7 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """Give the network its first argument alone; the others keep their defaults. Its own hooks run too."""
         tensor = self.create_proxy("placeholder", "x", (), {})
-        return (lambda root, x: only_tensor(root._call_impl(x))), [self.root, tensor]
+        return (lambda root, x: self.take(root._call_impl(x))), [self.root, tensor]
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Note the contexts around a node, and the line of code that it comes from."""

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from portend.errors import InvalidValue, MismatchError, StorageError, choice, law
+from portend.errors import InvalidValue, MismatchError, StorageError, TrainingError, choice, law
 from portend.models.augment import Augment
 from portend.models.backbone import Backbone
 from portend.models.checkpoint import save_checkpoint
@@ -31,8 +31,10 @@ from portend.models.data import Dataset, Splits
 from portend.models.evaluators import TorchEvaluator
 from portend.models.schedules import Schedule
 from portend.models.scoring import check_fit, score_samples
+from portend.models.split import are_probabilities
 from portend.models.state import read_state
 from portend.models.tensorfile import tensors_sha256
+from portend.models.tracing import evaluating
 from portend.storage import atomic_path
 
 __all__ = [
@@ -253,6 +255,7 @@ def train(
             f"the blocks of {backbone.name} were cut for inference alone and cannot be trained; train the exits "
             "(mode: exits, or freeze_backbone), or build the network without inference_only"
         )
+    _check_samples(backbone, dataset, splits)
     config = replace(config, precision=_precision(config))
     parts = _parts(backbone, dataset, splits, config)
     identity = _identity(backbone, dataset, parts, config)
@@ -284,6 +287,40 @@ def train(
         write_history(folder / "history.csv", result.history, parts.exits)
         save_checkpoint(backbone, result.checkpoint, provenance=_provenance(dataset, splits, config))
     return result
+
+
+def _check_samples(backbone: Backbone, dataset: Dataset, splits: Splits) -> None:
+    """Look at the weights and run the network once, so that what does not fit is told before training."""
+    weights = backbone.state_dict()
+    learned = {name for name, _ in backbone.named_parameters()}
+    spoilt = [
+        name
+        for name, value in weights.items()
+        if bool(value.isnan().any()) or (name in learned and not bool(value.isfinite().all()))
+    ]
+    if spoilt:
+        raise TrainingError(
+            f"the weights that training would begin with are not finite in {len(spoilt)} tensors, such as {spoilt[0]}; "
+            "give others, for no learning rate mends them"
+        )
+    samples = torch.from_numpy(dataset.tensors(splits.train[:2]))
+    if not backbone.input_dtype.is_floating_point and not bool((samples == samples.round()).all()):
+        raise MismatchError(f"{backbone.name} takes whole numbers, but the samples of {dataset.name} have fractions")
+    try:
+        with evaluating(backbone):
+            outputs = backbone(samples)
+    except Exception as error:
+        raise MismatchError(
+            f"{backbone.name} takes {backbone.input_dtype} and does not run on the samples of {dataset.name}, "
+            f"{samples.dtype} ({str(error).partition(chr(10))[0]}); for tokens build it with vocabulary=..., or split "
+            "it on an int64 example"
+        ) from error
+    for cut, logits in zip(backbone.exits, outputs, strict=True):
+        if are_probabilities(logits):
+            raise MismatchError(
+                f"the exit at cut {cut} of {backbone.name} gives probabilities (not negative, with the sum 1), but "
+                "exits give logits; take the softmax out"
+            )
 
 
 def write_history(path: str | Path, history: Sequence[EpochRecord], exits: Sequence[int]) -> None:

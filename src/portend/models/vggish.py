@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from portend.errors import InvalidValue
 from portend.models.backbone import Backbone
-from portend.models.pretrained import copy_weights, fetch, read_weights
+from portend.models.pretrained import copy_weights, fetch, read_weights, without_prefix
 
 __all__ = ["vggish"]
 
@@ -71,7 +71,11 @@ def vggish(
     if weights != "none":
         path = fetch(_URL) if weights == "pretrained" else weights
         unused = _UNUSED if embedding else (_UNUSED, "embeddings.")
-        found = {key: tensor for key, tensor in read_weights(path).items() if not key.startswith(unused)}
+        found = {
+            key: tensor
+            for key, tensor in without_prefix(read_weights(path), network.state_dict()).items()
+            if not key.startswith(unused)
+        }
         copy_weights(network, found, path=path, num_classes=num_classes)
     return Backbone(
         name=name,

@@ -102,6 +102,8 @@ def profile_losses(
 ) -> dict[str, CodecLoss]:
     """Return, for each lossy way to write numbers, the answers that the exits after each cut lose and gain by it.
 
+    Whole numbers (tokens at cut 0) are not rounded: there every right answer counts as lost.
+
     Args:
         indices: S samples; ranges: of the values at the cuts 0 … N−1 (``profile_ranges``), for int8.
         on_progress: called with (done, S · N) after each cut of a batch; the first cuts take longest.
@@ -131,6 +133,9 @@ def profile_losses(
         for cut in range(blocks):
             after = exits > cut
             for name, way in ways.items():
+                if cut == 0 and np.issubdtype(x.dtype, np.integer):  # another token is another sample
+                    counts[name][0, cut, exits - 1] += plain.sum(axis=0)
+                    continue
                 right = evaluator.answers(cut, way[cut].unpack(way[cut].pack(x))) == labels
                 counts[name][0, cut, exits[after] - 1] += (plain[:, after] & ~right).sum(axis=0)
                 counts[name][1, cut, exits[after] - 1] += (right & ~plain[:, after]).sum(axis=0)

@@ -112,7 +112,7 @@ class _Int8:
 
     def pack(self, tensor: Tensor) -> NDArray[Any]:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is beyond the range
-            codes = np.subtract(tensor, self._start, dtype=np.float32, order="C")
+            codes = np.subtract(tensor, self._start, dtype=np.float32, order="C", casting="unsafe")
             codes *= self._per_step
             np.clip(codes, 0, _STEPS + 0.5, out=codes)
             np.fmin(codes, _NAN, out=codes)  # NaN alone is not below it

@@ -44,7 +44,7 @@ class OnnxExecutor:
 
 
 class _OnnxPartition:
-    """A session with one input; its outputs are the tensor, the label and the score, as far as there are any."""
+    """A session with one input, always float32; its outputs are the tensor, the label and the score, if it has them."""
 
     def __init__(self, running: ort.InferenceSession) -> None:
         self._session = running
@@ -54,10 +54,12 @@ class _OnnxPartition:
         self._exits = len(self._names) > self._sends
 
     def __call__(self, tensor: Tensor) -> Outcome:
-        return self._outcome(self._session.run(self._names, {self._input: tensor[None]}), 0)
+        return self._outcome(
+            self._session.run(self._names, {self._input: np.asarray(tensor[None], dtype=np.float32)}), 0
+        )
 
     def many(self, tensors: Sequence[Tensor]) -> list[Outcome]:
-        found = self._session.run(self._names, {self._input: np.stack(tensors)})
+        found = self._session.run(self._names, {self._input: np.asarray(np.stack(tensors), dtype=np.float32)})
         return [self._outcome(found, place) for place in range(len(tensors))]
 
     def _outcome(self, found: Sequence[NDArray[Any]], place: int) -> Outcome:
