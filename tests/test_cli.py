@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from commands import ROOT, portend
+from portend.planfile import load_plan
 from portend.storage import load_profile
 
 PROFILE = str(ROOT / "profiles/resnet20-digits.zip")
@@ -93,10 +94,25 @@ def test_hints_and_the_front_reach_the_planner(tmp_path: Path) -> None:
 
 def test_an_infeasible_problem_is_an_answer() -> None:
     done = portend("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "1", "--json")
-    assert done.returncode == 0
+    assert done.returncode == 3
     answer = json.loads(done.stdout)
     assert answer["status"] == "infeasible"
     assert 0.9 < answer["estimate"]["accuracy"] < 1
+
+
+def test_an_infeasible_plan_is_written_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    out.write_text("a plan of before")
+    asked = ("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "1", "--out", out)
+    done = portend(*asked)
+    assert done.returncode == 3
+    assert f"no plan meets the constraints: minimize latency subject to accuracy ≥ 1; {out} was not wr" in done.stderr
+    assert out.read_text() == "a plan of before"
+    done = portend(*asked, "--allow-infeasible")
+    assert done.returncode == 0, done.stderr
+    assert load_plan(out).status == "infeasible"
+    assert portend("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.9", "--out", out).returncode == 0
+    assert load_plan(out).status == "optimal"
 
 
 @pytest.mark.parametrize(

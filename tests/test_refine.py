@@ -158,6 +158,7 @@ def test_everything_is_left_in_the_folder(refined: Refinement, folder: Path) -> 
     assert answer == refined.to_dict()
     assert len(answer["rounds"]) == len(refined.rounds)
     for each in refined.rounds:
+        assert each.plan is not None
         assert json.loads(each.plan.read_text(encoding="utf-8"))["plan"] == each.solution.plan.to_dict()
     table = refinement_table(refined, ["near", "far"])
     assert table.row_count == len(refined.rounds)
@@ -189,6 +190,22 @@ def test_a_killed_refinement_goes_on_to_the_same_end(
         assert one | {"checkpoint": ""} == other | {"checkpoint": ""}
     ends = [load_checkpoint(tmp_path / "out" / Path(answer["rounds"][-1]["checkpoint"]).relative_to("out")).spec()]
     assert ends == [load_checkpoint(refined.rounds[-1].checkpoint).spec()]
+
+
+def test_a_round_whose_plan_misses_the_constraints_leaves_no_plan(
+    checkpoint: Path, profile: Profile, tmp_path: Path
+) -> None:
+    save(profile, tmp_path / "profile.zip")
+    (tmp_path / "t.yaml").write_text(TOPOLOGY_YAML)
+    (tmp_path / "tuning.yaml").write_text(TUNING_YAML)
+    command = ["refine", "profile.zip", "--checkpoint", str(checkpoint), "--topology", "t.yaml", "--rounds", "1"]
+    command += ["--max-latency", "1 us", "--training", "tuning.yaml", "--out", "out"]
+    done = portend(*command, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "/plan.json was not written" in done.stderr
+    assert not list((tmp_path / "out").glob("*/plan.json"))
+    assert portend(*command, "--allow-infeasible", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out/round-0/plan.json").exists()
 
 
 def test_a_frozen_backbone_stays(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from portend.models.data import Dataset
     from portend.plan import Plan
     from portend.planfile import PlanFile
+    from portend.planner.problem import Solution
     from portend.topology import Topology
 
 __all__ = ["cli", "main"]
@@ -40,6 +41,8 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 _MANY_PLANS = 20_000_000
+_INFEASIBLE = 3
+"""How `plan`, `refine` and `demo` end where no plan that meets the constraints was found."""
 _DRIFTED = 3
 """How `portend drift` ends where exits have drifted; 1 and 2 are errors."""
 
@@ -244,6 +247,23 @@ _traces = click.option(
     callback=lambda ctx, param, value: _once(value, "--trace"),
     help="Bandwidth over time of a link, numbered from 0: pairs, CSV or Mahimahi (docs/testbed.md).",
 )
+_allow_infeasible = click.option(
+    "--allow-infeasible", is_flag=True, help="Take the plan that comes nearest where none meets the constraints."
+)
+
+
+def _missed(solution: Solution, out: str | None) -> None:
+    """Say that the constraints are missed, and end with a status of its own."""
+    why = "no plan meets the constraints" if solution.status == "infeasible" else "no plan was found in time"
+    kept = f"; {out} was not written" if out else ""
+    click.echo(
+        f"{why}: {solution.problem}{kept}; ask for less, allow more (hints), or take the plan that comes nearest with "
+        "--allow-infeasible",
+        err=True,
+    )
+    sys.exit(_INFEASIBLE)
+
+
 _topology = click.option(
     "--topology", required=True, type=click.Path(dir_okay=False), help="YAML file with tiers and links."
 )
@@ -258,7 +278,8 @@ def demo(out: str, as_json: bool) -> None:
     """Train, profile, plan, run, compare and report on handwritten digits.
 
     A small ResNet is spread over three tiers with emulated links (10 Mbit/s, 20 ms; 400 Mbit/s, 40 ms).
-    Leaves summary.json, report.html, the profile, the plan and all raw measurements in the folder.
+    Leaves summary.json, report.html, the profile, the plan and all raw measurements in the folder. It ends with 3
+    where no plan is accurate enough.
     """
     from portend.demo import describe_speed_drift, run_demo
 
@@ -266,12 +287,14 @@ def demo(out: str, as_json: bool) -> None:
         result = run_demo(out, tell=tell)
     if as_json:
         click.echo(json.dumps(result.summary))
-        return
+        sys.exit(0 if result.solution.met else _INFEASIBLE)
     console = _show_comparisons(result.comparisons)
     console.print(f"{result.solution.problem}: {result.solution.plan.describe(['edge', 'base', 'cloud'])}")
     console.print(result.summary["verdict"])
     console.print(describe_speed_drift(result.summary["speed_drift"]))
     console.print(f"Everything is in {out}; open {Path(out) / 'report.html'}", soft_wrap=True)
+    if not result.solution.met:
+        _missed(result.solution, str(Path(out) / "plan.json"))
 
 
 def _show_comparisons(cases: Any) -> Any:
@@ -987,15 +1010,19 @@ def _planning(command: Any) -> Any:
 @click.option("--front", "with_front", is_flag=True, help="Also give the whole Pareto front.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Also write the answer as JSON, for `portend run`.")
 @click.option("--fallbacks", is_flag=True, help="Also the best plans without a tier, for `portend deploy`.")
+@_allow_infeasible
 @_json
 def plan(
     profile: str, topology: str, estimator: Any, criterion: str | None, seconds: float | None, with_front: bool,
-    out: str | None, fallbacks: bool, as_json: bool, **asked: Any,
+    out: str | None, fallbacks: bool, allow_infeasible: bool, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Find the proven best plan for PROFILE on a topology, and what it beats.
 
     In the answer, [1–4] are blocks counted from 1, and η<0.3 means that samples with a normalized entropy
     below 0.3 leave there. The baselines are fixed ways of deployment; they do not follow the hints.
+
+    It ends with 0 where the plan meets the constraints. Where none does, it shows the plan that comes nearest, writes
+    no --out and ends with 3, unless --allow-infeasible is given.
     """
     from portend.config import load_topology
     from portend.planfile import PlanFile
@@ -1009,7 +1036,8 @@ def plan(
     names = [tier.name for tier in places.tiers]
     others = find_fallbacks(solution, model) if fallbacks else ()
     planned = PlanFile.of(solution, model, others, front=with_front)
-    if out:
+    usable = solution.met or allow_infeasible
+    if out and usable:
         planned.save(out)
     click.echo(json.dumps(planned.to_dict()) if as_json else solution.describe(names))
     if places.slow_start is not None and not as_json:
@@ -1024,6 +1052,8 @@ def plan(
                 f"{m.name} {m.format(point.values[m.name])}  " for m in problem.metrics if m.name in point.values
             )
             click.echo(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {values}{name}")
+    if not usable:
+        _missed(solution, out)
 
 
 def _asked(
@@ -1104,17 +1134,21 @@ def _space(
 )  # fmt: skip
 @_allow_code
 @click.option("--rounds", type=click.IntRange(1), default=4, show_default=True, help="Most rounds of fine-tuning.")
+@_allow_infeasible
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for every round's files.")
 @_json
 def refine(
     profile: str, checkpoint: str, topology: str, data: str | None, seed: int | None, estimator: Any,
-    criterion: str | None, tuning: str | None, allow_code: tuple[str, ...], rounds: int, out: str, as_json: bool,
-    **asked: Any,
+    criterion: str | None, tuning: str | None, allow_code: tuple[str, ...], rounds: int, allow_infeasible: bool,
+    out: str, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Plan for PROFILE, fine-tune the network for the plan, and plan again, until the plan stands still.
 
     Each round trains the exits that the plan uses (and the blocks before them, unless freeze_backbone is set)
     and profiles the exits anew; the devices' times are PROFILE's. An interrupted call goes on where it was.
+
+    A round whose plan misses the constraints leaves no plan.json. If that is the best round, it ends with 3, unless
+    --allow-infeasible is given.
     """
     from portend.config import load_topology
     from portend.storage import load_profile
@@ -1126,7 +1160,7 @@ def refine(
     from portend.models.checkpoint import read_provenance
     from portend.models.data import make_splits
     from portend.models.training import TrainingConfig
-    from portend.refine import FINE_TUNING, refinement_table
+    from portend.refine import FINE_TUNING
     from portend.refine import refine as run_rounds
 
     try:
@@ -1141,15 +1175,24 @@ def refine(
             found = run_rounds(
                 model.profile, checkpoint, dataset, splits, places, problem, out,
                 training=training, rounds=rounds, estimator=estimator, codec_tolerance=model.codec_tolerance,
-                tell=tell, allow_code=allow_code,
+                tell=tell, allow_code=allow_code, allow_infeasible=allow_infeasible,
             )  # fmt: skip
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from the last state in {out}", err=True)
         sys.exit(130)
+    best = found.rounds[found.best]
     if as_json:
         click.echo(json.dumps(found.to_dict()))
-        return
+    else:
+        _show_rounds(found, places, rounds)
+    if best.plan is None:
+        _missed(best.solution, f"{out}/round-{found.best}/plan.json")
+
+
+def _show_rounds(found: Any, places: Topology, rounds: int) -> None:
     from rich.console import Console
+
+    from portend.refine import refinement_table
 
     console = Console()
     if not console.is_terminal:
@@ -1157,7 +1200,8 @@ def refine(
     console.print(refinement_table(found, [tier.name for tier in places.tiers]))
     best = found.rounds[found.best]
     still = "the plan stands still" if found.stands_still else f"the plan still moves after {rounds} rounds"
-    console.print(f"{problem}: {still}; the best is round {found.best}:\n  {best.plan}\n  {best.checkpoint}")
+    files = "".join(f"\n  {path}" for path in (best.plan, best.checkpoint) if path)
+    console.print(f"{best.solution.problem}: {still}; the best is round {found.best}:{files}", soft_wrap=True)
 
 
 def _fine_tuning(path: str) -> dict[str, Any]:
@@ -1184,7 +1228,7 @@ def _planned_for(plan: str, topology: str) -> tuple[PlanFile, Topology]:
 
     planned, places = load_plan(plan), load_topology(topology)
     _told(planned.checked(places, plan, topology))
-    if planned.status == "infeasible":
+    if planned.status in ("infeasible", "unknown"):
         click.echo(f"note: {plan} misses its constraints: {planned.problem}", err=True)
     return planned, places
 

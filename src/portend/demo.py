@@ -161,7 +161,8 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     bound = accuracy >= profile.full_accuracy - config.drop
     problem = Problem(minimize=latency, subject_to=(bound,), space=config.space)
     solution = solve(problem, model)
-    PlanFile.of(solution, model).save(folder / "plan.json")
+    if solution.met:
+        PlanFile.of(solution, model).save(folder / "plan.json")
     clock.lap("plan")
 
     plans = {"Portend": solution.plan}
@@ -269,10 +270,10 @@ def describe_speed_drift(drift: float) -> str:
 
 def verdict(solution: Solution) -> str:
     """Return in one sentence whether the plan beats every baseline that meets the constraints."""
-    if solution.status != "optimal":
+    if not solution.met:
         return "No plan meets the constraints; this one comes nearest."
     best = solution.estimate.mean_s
-    rivals = {n: s.estimate.mean_s for n, s in solution.baselines.items() if s.status == "optimal"}
+    rivals = {n: s.estimate.mean_s for n, s in solution.baselines.items() if s.met}
     if not rivals:
         return "No baseline meets the constraints; the plan does."
     equal = [name for name, mean_s in rivals.items() if mean_s <= best * (1 + 1e-9)]

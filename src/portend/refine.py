@@ -50,7 +50,8 @@ class Round:
     """One set of weights and the best plan for it; round 0 has the weights that were there before.
 
     Attributes:
-        checkpoint: the weights, tuned for the plan of the round before; profile, plan: files in the round's folder.
+        checkpoint: the weights, tuned for the plan of the round before; profile, plan: files in the round's folder;
+            no plan where it misses the constraints.
         solution: the problem's answer with these weights.
         same_plan: the plan of the round before with these weights: what fine-tuning alone brings; None in round 0.
         same_accuracy_s: least mean latency in seconds of a plan at least as accurate as that of round 0; None: there
@@ -61,7 +62,7 @@ class Round:
 
     checkpoint: Path
     profile: Path
-    plan: Path
+    plan: Path | None
     solution: Solution
     same_plan: Estimate | None
     same_accuracy_s: float | None
@@ -100,7 +101,7 @@ class Refinement:
             solution = self.rounds[number].solution
             seconds, wrong = solution.estimate.mean_s, 1 - solution.estimate.accuracy
             goals = (seconds, wrong) if solution.problem.minimize else (wrong, seconds)
-            return solution.status == "infeasible", *goals
+            return not solution.met, *goals
 
         return min(range(len(self.rounds)), key=rank)
 
@@ -129,6 +130,7 @@ def refine(
     codec_tolerance: float = CODEC_TOLERANCE,
     tell: Tell = lambda *_: None,
     allow_code: Collection[str] = (),
+    allow_infeasible: bool = False,
 ) -> Refinement:
     """Refine the network of ``checkpoint`` and its plan in turns, for at most ``rounds`` rounds of fine-tuning.
 
@@ -140,6 +142,7 @@ def refine(
         problem: minimizes mean latency or maximizes accuracy; training: ``exits`` are set by the plans.
         codec_tolerance: as in ``PerformanceModel``; what lossy codecs lose is measured anew with each round's weights.
         tell: called with (stage, done, total); allow_code: ``module:object`` that the checkpoint may name.
+        allow_infeasible: also leave plans that miss the constraints.
 
     Raises:
         MismatchError: profile and checkpoint are of different networks; others as ``train`` and ``solve``.
@@ -180,17 +183,18 @@ def refine(
         this = Round(
             checkpoint=weights,
             profile=here / "profile.zip",
-            plan=here / "plan.json",
+            plan=here / "plan.json" if solution.met or allow_infeasible else None,
             solution=solution,
             same_plan=model.estimate(replace(found[-1].solution.plan, codecs=())) if found else None,
-            same_accuracy_s=None if fastest.status == "infeasible" else fastest.estimate.mean_s,
+            same_accuracy_s=fastest.estimate.mean_s if fastest.met else None,
             same_latency=closest.estimate.accuracy,
             test=PerformanceModel(tested, topology, estimator=estimator, codec_tolerance=math.inf).estimate(
                 solution.plan
             ),
         )
         save(now, this.profile)
-        PlanFile.of(solution, model).save(this.plan)
+        if this.plan is not None:
+            PlanFile.of(solution, model).save(this.plan)
         still = bool(found) and found[-1].solution.plan == solution.plan
         found.append(this)
         result = Refinement(rounds=tuple(found), stands_still=still)
@@ -283,7 +287,7 @@ def refinement_table(refinement: Refinement, tier_names: Sequence[str]) -> Table
             f"{number}{' ◂' if number == refinement.best else ''}",
             each.solution.plan.describe(tier_names),
             format_ms(best.mean_s),
-            format_share(best.accuracy) + (" (infeasible)" if each.solution.status == "infeasible" else ""),
+            format_share(best.accuracy) + ("" if each.solution.met else f" ({each.solution.status})"),
             format_share(each.test.accuracy),
             "none" if fastest is None else format_ms(fastest) + gain,
             format_share(each.same_latency) + more,

@@ -33,7 +33,7 @@ class Fallback:
     def describe(self, tier_names: Sequence[str]) -> str:
         """Return one line for people."""
         estimate = self.solution.estimate
-        missed = "" if self.solution.status != "infeasible" else " (misses the constraints)"
+        missed = "" if self.solution.met else " (misses the constraints)"
         return (
             f"without {' and '.join(tier_names[tier] for tier in self.without)}: {1e3 * estimate.mean_s:.2f} ms, "
             f"{100 * estimate.accuracy:.2f} %  {self.solution.plan.describe(tier_names)}{missed}"

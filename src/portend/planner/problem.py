@@ -368,6 +368,11 @@ class Solution:
         return self.estimate.plan
 
     @property
+    def met(self) -> bool:
+        """Whether the plan meets the constraints."""
+        return self.status in ("optimal", "feasible")
+
+    @property
     def cost(self) -> float:
         """The plan's value of the problem's cost, in its unit; NaN where the problem has none."""
         metric = self.problem.cost
