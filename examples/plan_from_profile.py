@@ -7,7 +7,7 @@ import portend as pt
 
 profile = pt.load_profile("profiles/resnet20-digits.zip")
 topology = pt.load_topology("configs/topologies/three_tier.yaml")
-space = pt.SearchSpace(exits_per_tier=2, block_tiers={1: (0,)})  # raw input stays on the edge
+space = pt.SearchSpace(block_tiers={1: (0,)})  # raw input stays on the edge
 problem = pt.Problem(minimize=pt.latency, subject_to=(pt.accuracy >= 0.97,), space=space)
 
 model = pt.PerformanceModel(profile, topology)

@@ -89,7 +89,9 @@ def test_plans_end_and_exit_only_where_there_is_a_branch(seed: int, estimator: s
         whole = replace(whole, estimator="marginal")
     exits = some_exits(rng, whole.profile.num_blocks)
     space = SearchSpace(
-        thresholds=(0.0, 0.4, 0.7), per_exit_thresholds=bool(rng.random() < 0.5), exits_per_tier=int(rng.integers(1, 3))
+        thresholds=(0.0, 0.4, 0.7),
+        per_exit_thresholds=bool(rng.random() < 0.5),
+        exits_per_tier=int(rng.integers(1, 3)),
     )
     plain = Reference(whole.profile, whole.topology, whole.estimator)
     allowed = brute_force(plain, replace(space, exits=exits))

@@ -8,18 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from commands import ROOT, portend
 from portend.config import load_topology, topology_yaml
 from portend.errors import InvalidValue, MismatchError, StorageError
+from portend.measurement import SPAN_KINDS, Measurement
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
-from portend.planfile import PlanFile, load_plan
+from portend.planfile import PlanFile, Search, load_plan
 from portend.planner.fallbacks import find_fallbacks
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.solve import solve
-from portend.storage import load_profile
+from portend.storage import load_profile, save
 from portend.topology import Topology
 
 PROFILE = ROOT / "profiles/resnet20-cifar10.zip"
@@ -43,8 +45,8 @@ def test_a_file_holds_the_whole_value(planned: PlanFile, tmp_path: Path) -> None
     assert replace(found, ranges={}, answer={}) == replace(planned, ranges={}, answer={})
     assert found.to_dict() == json.loads(path.read_text()) == json.loads(json.dumps(planned.to_dict()))
     assert found.topology == TOPOLOGY
-    assert found.space is not None
-    assert found.space.block_tiers == {1: (0,), 8: (1,)}
+    assert found.search is not None
+    assert found.search.space.block_tiers == {1: (0,), 8: (1,)}
     assert found.tiers == ("edge", "base", "cloud")
     assert len(found.fallbacks) == 1
     assert "int8" in found.plan.codecs
@@ -159,7 +161,7 @@ def test_a_plan_by_hand_has_to_name_its_tiers(planned: PlanFile, tmp_path: Path)
         ({"profiled": [1]}, "damaged"),
         ({"profiled": {"executions": {"moon": {}}}}, "executions are of the tiers edge, base, cloud, but got moon"),
         ({"profiled": {"ranges": {"x": {}}}}, "damaged|ranges"),
-        ({"search": {"space": {"thresholds": [2.0]}}}, "thresholds lie within 0–1"),
+        ({"search": {"space": {"thresholds": [2.0]}}}, "damaged|thresholds lie within 0–1"),
         ({"fallbacks": [{}]}, "damaged"),
         ({"gap": "small"}, "damaged"),
         ({"plan": {"cuts": []}}, "a plan's placement is a list"),
@@ -219,3 +221,59 @@ def test_an_option_that_names_one_thing_twice_is_refused(
     done = portend(command, *given, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
+
+
+def test_python_and_the_command_line_answer_alike() -> None:
+    model = PerformanceModel(load_profile(PROFILE), TOPOLOGY)
+    here = solve(Problem(minimize=latency, subject_to=(accuracy >= 0.88,)), model, baselines=False)
+    topology = ROOT / "configs/topologies/three_tier.yaml"
+    done = portend("plan", PROFILE, "--topology", topology, "--min-accuracy", "0.88", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["plan"] == here.plan.to_dict()
+    assert answer["estimate"]["latency_ms"]["mean"] == pytest.approx(1e3 * here.estimate.mean_s, rel=1e-12)
+    assert answer["search"]["space"]["exits_per_tier"] == here.problem.space.exits_per_tier == 2
+
+
+def test_the_report_draws_the_plans_among_which_the_plan_was_searched(
+    planned: PlanFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert planned.search is not None
+    asked = replace(planned.search, space=replace(planned.search.space, tiers=(0,), block_tiers={}))
+    assert Search.from_text(asked.to_text()) == asked
+    assert Search.from_text("{}") is None
+    found: list[Any] = []
+    monkeypatch.setattr("portend.analysis.report.write_report", lambda out, data: found.append(data))
+    model = asked.model(load_profile(PROFILE), TOPOLOGY)
+    for text in ("", asked.to_text()):
+        save(_measured(planned, {"search": text}), tmp_path / "run.zip")
+        done = portend("report", PROFILE, tmp_path / "run.zip", "--out", tmp_path / "r.html")
+        assert done.returncode == 0, done.stderr
+    assert found[0].problem == "measured plans"
+    assert found[1].problem == planned.problem
+    front = solve(Problem(minimize=latency, space=asked.space), model, baselines=False).front
+    assert list(found[1].cloud["front_latency_s"]) == pytest.approx([point.latency_s for point in front])
+    assert set(found[1].cloud["partitions"]) <= {1.0, 2.0}
+    assert max(found[0].cloud["partitions"]) > 2
+
+
+def _measured(planned: PlanFile, provenance: dict[str, str]) -> Measurement:
+    """Ten samples that a plan's last partition answered after 30 ms."""
+    count, last = np.zeros(10, dtype=np.int64), len(planned.plan) - 1
+    tier = planned.plan.placement[-1]
+    return Measurement(
+        plan=planned.plan,
+        topology=TOPOLOGY,
+        sample=np.arange(10),
+        exit_index=count + last,
+        label=count,
+        correct=np.ones(10, dtype=np.bool_),
+        start_s=np.arange(10.0),
+        latency_s=np.full(10, 0.03),
+        span_request=np.arange(10),
+        span_kind=count + SPAN_KINDS.index("compute"),
+        span_step=count + last,
+        span_tier=count + tier,
+        span_start_s=np.zeros(10),
+        span_end_s=np.full(10, 0.03),
+        provenance=provenance,
+    )

@@ -152,7 +152,7 @@ def test_the_papers_largest_space() -> None:
     case = random_case(5, blocks=55, tiers=3, estimator="sample")
     # 55·3 + C(55,2)·6·10 + C(55,3)·6·10: one partition asks no threshold.
     assert 55 * 3 + 1485 * 60 + 26_235 * 60 == 1_663_365
-    assert count_plans(SearchSpace(), case.model()) == 1_663_365
+    assert count_plans(SearchSpace(exits_per_tier=1), case.model()) == 1_663_365
 
 
 # -- the front -------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_front_indices_against_the_definition(size: int, levels: int | None) -> 
 def test_an_empty_space_names_its_hints() -> None:
     case = random_case(1, exact=True, blocks=4, tiers=2, estimator="sample")
     for space, name in (
-        (SearchSpace(min_partitions=3), "min_partitions=3"),
+        (SearchSpace(min_partitions=5), "min_partitions=5"),
         (SearchSpace(cuts=(1, 2), truncation=False), r"cuts=\(1, 2\), truncation=False"),
         (SearchSpace(block_tiers={1: ()}), r"block_tiers=\{1: \(\)\}"),
         (SearchSpace(tiers=()), r"tiers=\(\)"),
@@ -440,7 +440,7 @@ def test_the_plan_of_the_hand_case_is_the_one_worked_out() -> None:
 def test_the_latency_of_a_plan_as_its_own_bound() -> None:
     for seed in range(30):
         case = small_case(seed, exact=False)
-        space = SearchSpace(thresholds=(0.0, 0.25, 0.5))
+        space = SearchSpace(thresholds=(0.0, 0.25, 0.5), exits_per_tier=1)
         for point in solve_exhaustive(replace(FAST, space=space), case.model()).front:
             bound = case.model().estimate(point.plan).mean_s
             problem = Problem(maximize=accuracy, subject_to=(latency <= bound,), space=space)

@@ -40,7 +40,6 @@ Tell = Callable[[str, int, int], None]
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-_MANY_PLANS = 20_000_000
 _INFEASIBLE = 3
 """How `plan`, `refine` and `demo` end where no plan that meets the constraints was found."""
 _DRIFTED = 3
@@ -976,7 +975,7 @@ _PLANNING = (
     click.option(
         "--exits-per-tier",
         type=click.IntRange(1),
-        help="Most partitions (each with its exit) on one tier; default: 2 if at most 20 million plans result, else 1.",
+        help="Most partitions, each with its exit, on one tier. Default: 2.",
     ),
     click.option("--tier-order", type=click.Choice(["any", "increasing"]), help="Default: any."),
     click.option("--no-truncation", is_flag=True, help="Always keep the last blocks."),
@@ -1099,7 +1098,6 @@ def _space(
     per_exit_thresholds: bool, tiers: str | None, **given: Any,
 ) -> Any:  # fmt: skip
     """The space of the hints in a file, with those of the options in their place."""
-    from portend.planner.exhaustive import count_plans
     from portend.planner.problem import SearchSpace
 
     if no_exits and (given["exits"] or given["thresholds"]):
@@ -1116,9 +1114,7 @@ def _space(
     if keep_input_on is not None:
         first = model.topology.tier_index(keep_input_on.strip())
         hints["block_tiers"] = {**hints.get("block_tiers", {}), 1: (first,)}
-    space = SearchSpace(**hints)
-    wider = replace(space, exits_per_tier=2)
-    return wider if "exits_per_tier" not in hints and count_plans(wider, model) <= _MANY_PLANS else space
+    return SearchSpace(**hints)
 
 
 @cli.command()
@@ -1294,6 +1290,8 @@ def run(
         deployment.deploy(chosen)
         idle_s = gap if gap is not None else 0.05 if window == 1 else 0.0
         measured = deployment.run(window=window, gap_s=idle_s, on_progress=lambda *at: tell("run", *at))
+    if planned.search is not None:  # for `portend report`
+        measured = replace(measured, provenance={**measured.provenance, "search": planned.search.to_text()})
     save(measured, out)
     answer = {
         "samples": len(measured),
@@ -1659,17 +1657,30 @@ def drift(
 @click.option("--out", default="report.html", show_default=True, type=click.Path(dir_okay=False), help="Page to write.")
 @click.option("--title", default="Portend report", show_default=True)
 def report(profile: str, measurements: tuple[str, ...], out: str, title: str) -> None:
-    """Write one self-contained HTML page; the first of the MEASUREMENTS is the plan of interest."""
+    """Write one self-contained HTML page; the first of the MEASUREMENTS is the plan of interest.
+
+    It shows that plan among the plans among which it was searched, as `portend run` recorded them, and their front.
+    """
     from portend.analysis.report import ReportData, write_report
     from portend.perfmodel.model import PerformanceModel
-    from portend.planner.exhaustive import sample_space, solve_exhaustive
+    from portend.planfile import Search
+    from portend.planner.exhaustive import count_plans, sample_space, solve_exhaustive
     from portend.planner.problem import Problem, SearchSpace, latency
+    from portend.planner.search import FRONT_LIMIT
 
     loaded, cases = _compared(profile, measurements, 0.95)
     first = cases[0].measurement
-    model = PerformanceModel(loaded, first.topology)
-    front = solve_exhaustive(Problem(minimize=latency), model).front
-    cloud = sample_space(SearchSpace(), model) | {
+    asked = Search.from_text(first.provenance.get("search", ""))
+    if asked is None:
+        model, space = PerformanceModel(loaded.viewed_for(first.plan), first.topology), SearchSpace()
+    else:
+        model, space = asked.model(loaded, first.topology), asked.space
+    told, plans = {}, count_plans(space, model)
+    if plans > FRONT_LIMIT:
+        space = replace(space, exits_per_tier=1)
+        told["plans"] = f"the plan was searched among {plans:,}; drawn are those with one exit for each tier"
+    front = solve_exhaustive(Problem(minimize=latency, space=space), model).front
+    cloud = sample_space(space, model) | {
         "front_latency_s": [p.latency_s for p in front],
         "front_accuracy": [p.accuracy for p in front],
     }
@@ -1677,11 +1688,12 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
         title=title,
         profile=loaded,
         topology=first.topology,
-        problem="measured plans",
+        problem="measured plans" if asked is None else asked.problem,
         chosen=cases[0].name,
         comparisons=cases,
         cloud=cloud,
-        provenance={**loaded.provenance, **first.provenance},
+        summary=told,
+        provenance={key: text for key, text in {**loaded.provenance, **first.provenance}.items() if key != "search"},
     )
     click.echo(str(write_report(out, data)))
 

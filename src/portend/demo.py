@@ -87,9 +87,7 @@ class DemoConfig:
     )
     topology: Topology = field(default_factory=three_tier)
     space: SearchSpace = field(
-        default_factory=lambda: SearchSpace(
-            exits_per_tier=2, thresholds=(0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-        )
+        default_factory=lambda: SearchSpace(thresholds=(0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9))
     )
 
 

@@ -14,18 +14,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from portend.errors import InvalidValue, MismatchError, StorageError, law
+from portend.errors import InvalidValue, MismatchError, PortendError, StorageError, law
 from portend.execution import Execution
-from portend.perfmodel.model import PerformanceModel
+from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.plan import Plan
 from portend.planner.fallbacks import Fallback
 from portend.planner.problem import SearchSpace, Solution
-from portend.profile import BackboneSpec, ValueRange
+from portend.profile import BackboneSpec, Profile, ValueRange
 from portend.storage import from_plain, to_plain, write_json
 from portend.topology import Link, Tier, Topology
 from portend.units import format_bandwidth, format_time
 
-__all__ = ["PLAN_VERSION", "PlanFile", "load_plan"]
+__all__ = ["PLAN_VERSION", "PlanFile", "Search", "load_plan"]
 
 PLAN_VERSION: Final = 2
 """2: with the topology, the space and the version; files without a version are read as 1."""
@@ -38,6 +38,40 @@ _MADE: Final = "make it again with `portend plan --out`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """Among which plans one was searched, and what judged them.
+
+    Attributes:
+        problem: what was asked, in words; space: the plans.
+        estimator, codec_tolerance: of the model (``PerformanceModel``); criterion: by which it viewed the exits.
+    """
+
+    problem: str
+    space: SearchSpace
+    estimator: Estimator
+    codec_tolerance: float
+    criterion: str
+
+    def model(self, profile: Profile, topology: Topology) -> PerformanceModel:
+        """Return the model that judged the plans, of the profile on the topology."""
+        return PerformanceModel(
+            profile.by(self.criterion), topology, estimator=self.estimator, codec_tolerance=self.codec_tolerance
+        )
+
+    def to_text(self) -> str:
+        """Return it as text, for the provenance of a measurement; ``from_text`` reads it."""
+        return json.dumps(to_plain(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Search | None:
+        """Return what ``to_text`` gave; None where there is nothing that this version can read."""
+        try:
+            return from_plain(Search, json.loads(text))
+        except (PortendError, ValueError, TypeError, LookupError, AttributeError):
+            return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlanFile:
     """A plan and all that it takes to run it where it was made for.
 
@@ -47,8 +81,7 @@ class PlanFile:
         topology: what the plan was made for; None in files of version 1.
         network, weights_sha256: name of the network and digest of its weights; "": not known.
         executions: what runs partitions, by tier name; ranges: of values, for int8 codecs, by cut.
-        problem: what was asked, in words; space: the plans among which this one was searched, None: not known.
-        estimator, codec_tolerance, criterion: of the model that judged them (``PerformanceModel``); "": not known.
+        problem: what was asked, in words; search: among which plans this one was found; None: not known.
         status: of the answer (``Solution.status``); gap: share of the cost that a better plan might save.
         samples: where the profile's exits come from (``Profile.provenance``).
         answer: the rest of what ``portend plan --json`` prints, for readers: estimate, why, baselines, front.
@@ -63,10 +96,7 @@ class PlanFile:
     executions: Mapping[str, Execution] = field(default_factory=dict)
     ranges: Mapping[int, ValueRange] = field(default_factory=dict)
     problem: str = ""
-    space: SearchSpace | None = None
-    estimator: str = ""
-    codec_tolerance: float | None = None
-    criterion: str = ""
+    search: Search | None = None
     status: str = ""
     gap: float | None = None
     samples: Mapping[str, str] = field(default_factory=dict)
@@ -120,10 +150,13 @@ class PlanFile:
             executions={tier.name: profile.devices[tier.device].execution for tier in topology.tiers},
             ranges=ranges,
             problem=str(solution.problem),
-            space=solution.problem.space,
-            estimator=model.estimator,
-            codec_tolerance=model.codec_tolerance,
-            criterion=profile.exits.criterion,
+            search=Search(
+                problem=str(solution.problem),
+                space=solution.problem.space,
+                estimator=model.estimator,
+                codec_tolerance=model.codec_tolerance,
+                criterion=profile.exits.criterion,
+            ),
             status=solution.status,
             gap=solution.gap,
             samples=dict(profile.provenance),
@@ -142,12 +175,7 @@ class PlanFile:
             "version": PLAN_VERSION,
             "tiers": list(self.tiers),
             "topology": None if self.topology is None else to_plain(self.topology),
-            "search": {
-                "space": None if self.space is None else to_plain(self.space),
-                "estimator": self.estimator,
-                "codec_tolerance": self.codec_tolerance,
-                "criterion": self.criterion,
-            },
+            "search": None if self.search is None else to_plain(self.search),
             "profiled": {
                 "network": self.network,
                 "weights_sha256": self.weights_sha256,
@@ -269,7 +297,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _fields(document: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a plan's file besides the plan; whatever does not fit raises one of Python's errors."""
-    profiled, search = document.get("profiled") or {}, document.get("search") or {}
+    profiled = document.get("profiled") or {}
     executions = {name: from_plain(Execution, item) for name, item in profiled.get("executions", {}).items()}
     topology = document.get("topology")
     tiers = document.get("tiers") or list(executions)  # version 1 names them there, in order
@@ -287,10 +315,7 @@ def _fields(document: Mapping[str, Any]) -> dict[str, Any]:
         "executions": executions,
         "ranges": {int(cut): ValueRange.from_dict(item) for cut, item in profiled.get("ranges", {}).items()},
         "problem": from_plain(str, document.get("problem", "")),
-        "space": None if search.get("space") is None else from_plain(SearchSpace, search["space"]),
-        "estimator": from_plain(str, search.get("estimator", "")),
-        "codec_tolerance": from_plain(float | None, search.get("codec_tolerance")),  # type: ignore[arg-type]
-        "criterion": from_plain(str, search.get("criterion", "")),
+        "search": None if document.get("search") is None else from_plain(Search, document["search"]),
         "status": from_plain(str, document.get("status", "")),
         "gap": from_plain(float | None, document.get("gap")),  # type: ignore[arg-type]
         "samples": from_plain(dict[str, str], profiled.get("samples", {})),

@@ -87,7 +87,7 @@ class Campaign:
     criterion: str | None = None
     codec_tolerance: float = CODEC_TOLERANCE
     emulation: str = "relay"
-    space: SearchSpace = field(default_factory=lambda: SearchSpace(exits_per_tier=2))
+    space: SearchSpace = field(default_factory=SearchSpace)
 
     def __post_init__(self) -> None:
         for name in ("plans", "samples", "population", "turns", "repeats"):
@@ -123,7 +123,7 @@ def read_campaign(path: str | Path, topology: Topology) -> Campaign:
             values[f"{key}_s"] = root.quantity(key, "time")
     try:
         if root.has("hints"):
-            values["space"] = SearchSpace(**{"exits_per_tier": 2} | read_hints(root.section("hints"), topology))
+            values["space"] = SearchSpace(**read_hints(root.section("hints"), topology))
         root.done()
         return Campaign(**values)
     except InvalidValue as error:

@@ -24,7 +24,7 @@ def baseline_spaces(model: PerformanceModel, space: SearchSpace) -> dict[str, Se
     tiers = len(model.topology.tiers)
     source, cloud = model.topology.source, tiers - 1
     raw = _raw(model)
-    whole = SearchSpace(thresholds=(0.0,), exits=(), truncation=False, codecs=raw, max_partitions=1)
+    whole = SearchSpace(thresholds=(0.0,), exits=(), truncation=False, codecs=raw, max_partitions=1, exits_per_tier=1)
     spaces = {"edge-only": replace(whole, tiers=(source,))}
     for tier, name in enumerate(t.name for t in model.topology.tiers):
         if tier not in (source, cloud) and f"{name}-only" not in ("edge-only", "cloud-only"):
@@ -43,7 +43,9 @@ def baseline_spaces(model: PerformanceModel, space: SearchSpace) -> dict[str, Se
         truncation=False,
         codecs=raw,
     )
-    spaces["best truncated tier"] = SearchSpace(thresholds=(0.0,), exits=(), max_partitions=1, codecs=raw)
+    spaces["best truncated tier"] = SearchSpace(
+        thresholds=(0.0,), exits=(), max_partitions=1, codecs=raw, exits_per_tier=1
+    )
     return spaces
 
 
@@ -66,7 +68,7 @@ def solve_baselines(problem: Problem, model: PerformanceModel, *, seconds: float
 
 
 def _paper(problem: Problem, model: PerformanceModel) -> Solution:
-    space = SearchSpace(thresholds=problem.space.thresholds, codecs=_raw(model))
+    space = SearchSpace(thresholds=problem.space.thresholds, codecs=_raw(model), exits_per_tier=1)
     marginal = PerformanceModel(
         model.profile, model.topology, estimator="marginal", codec_tolerance=model.codec_tolerance
     )

@@ -74,7 +74,7 @@ def mixed_plans(
     """
     law(count >= 1, f"a mix has at least one plan, but {count} were asked for")
     law(0 <= front <= 1, f"the share of plans from the front lies within 0–1, but got {front}")
-    space = space or SearchSpace(exits_per_tier=2)
+    space = space or SearchSpace()
     rng = np.random.default_rng(seed)
     taken = _of_front(model, space, round(front * count))
     drawn = _Draw(model, space, rng).plans(count - len(taken), known=set(taken))

@@ -42,7 +42,7 @@ DEFAULT_THRESHOLDS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSpace:
-    """Hints that restrict the plans. The defaults admit every plan with one exit per tier.
+    """Hints that restrict the plans. By default a tier holds up to two partitions, each with its exit.
 
     Attributes:
         thresholds: exit thresholds to try; per_exit_thresholds: one for each exit, instead of the
@@ -66,7 +66,7 @@ class SearchSpace:
     block_tiers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     min_partitions: int = 1
     max_partitions: int | None = None
-    exits_per_tier: int = 1
+    exits_per_tier: int = 2
     tier_order: TierOrder = "any"
     truncation: bool = True
     codecs: tuple[str, ...] | None = None
