@@ -128,8 +128,11 @@ def test_an_infeasible_plan_is_written_only_where_it_is_asked_for(tmp_path: Path
         (("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.9", "--thresholds", "0,2"), "within 0–1"),
         (("plan", PROFILE, "--topology", "none.yaml", "--min-accuracy", "0.9"), "there is no file none.yaml"),
         (("plan", "none.zip", "--topology", TOPOLOGY, "--min-accuracy", "0.9"), "there is no file none.zip"),
-        (("plan", TOPOLOGY, "--topology", TOPOLOGY, "--min-accuracy", "0.9"), "is not a Portend file"),
-        (("compare", PROFILE, PROFILE), "holds a Profile, but a Measurement is needed"),
+        (
+            ("plan", TOPOLOGY, "--topology", TOPOLOGY, "--min-accuracy", "0.9"),
+            "three_tier.yaml is a topology, but `portend plan` takes",
+        ),
+        (("compare", PROFILE, PROFILE), "is a profile, but `portend compare` takes what a run measured"),
         (("run", "none.json", "--network", "c", "--topology", TOPOLOGY, "--out", "x"), "there is no file none.json"),
         (("train", "none.yaml", "--out", "x"), "there is no file none.yaml"),
         (("profile", "none.safetensors", "--out", "x.zip"), "none.safetensors"),

@@ -10,18 +10,21 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from portend import cli_observe
+from portend.cli_options import Command, FileOf, Quantity, Share, allow_code, as_json
 from portend.cli_service import COMMANDS
 from portend.emulation import EMULATIONS
 from portend.errors import ConfigError, DeploymentError, ExportError, InvalidValue, MismatchError, PortendError
 from portend.execution import EXECUTORS, PRECISIONS, Execution
+from portend.files import kind_of
 from portend.plan import CODECS, CRITERIA, codec_parts
-from portend.units import parse
+from portend.units import parse, parse_share
 
 if TYPE_CHECKING:
     from portend.config import Section
@@ -81,20 +84,6 @@ class _Codecs(click.ParamType[Any]):
         return tuple(dict.fromkeys(("float32", *names)))  # what the others are compared with
 
 
-class _Time(click.ParamType[Any]):
-    """A duration with its unit, in seconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            return parse(value, "time")
-        except InvalidValue as error:
-            self.fail(str(error), param, ctx)
-
-
 class _Budget(click.ParamType[Any]):
     """A share of the partitions or a duration, as the fields of DeviceProfiling."""
 
@@ -104,16 +93,14 @@ class _Budget(click.ParamType[Any]):
         if isinstance(value, dict):
             return value
         text = str(value).strip()
-        try:
-            share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-        except ValueError:
-            try:
-                return {"budget_s": parse(text, "time")}
-            except InvalidValue as error:
-                self.fail(str(error), param, ctx)
-        if not 0 < share <= 1:
-            self.fail(f"{value!r} is not a share above 0 and at most 1, nor a time such as '5 min'", param, ctx)
-        return {"budget": share}
+        for name, read in (("budget", parse_share), ("budget_s", partial(parse, dimension="time"))):
+            with suppress(InvalidValue):
+                found = read(text)
+                if found > 0:
+                    return {name: found}
+        return self.fail(
+            f"{value!r} is neither a share above 0, such as 0.1 or 10%, nor a time such as '5 min'", param, ctx
+        )
 
 
 @contextmanager
@@ -159,9 +146,9 @@ def cli() -> None:
     """
 
 
-_json = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON for machines; nothing else goes to standard output."
-)
+cli.command_class = Command
+
+
 _data = click.option(
     "--data",
     default=None,
@@ -169,12 +156,6 @@ _data = click.option(
 )
 _seed = click.option(
     "--seed", type=click.IntRange(0), help="Seed of the splits; default: the one that the checkpoint was trained with."
-)
-_allow_code = click.option(
-    "--allow-code",
-    multiple=True,
-    metavar="MODULE:OBJECT",
-    help="Code that the checkpoint names (a network, heads or data of your own) and that may be imported and run.",
 )
 _EXECUTION = (
     click.option(
@@ -197,7 +178,7 @@ def _execution(command: Any) -> Any:
 
 _codec_tolerance = click.option(
     "--codec-tolerance",
-    type=click.FloatRange(0, 1),
+    type=Share(),
     help="Share of accuracy that a codec may cost at a cut where it is offered. Default: 0.002, 0.2 points.",
 )
 _criterion = click.option(
@@ -263,16 +244,14 @@ def _missed(solution: Solution, out: str | None) -> None:
     sys.exit(_INFEASIBLE)
 
 
-_topology = click.option(
-    "--topology", required=True, type=click.Path(dir_okay=False), help="YAML file with tiers and links."
-)
+_topology = click.option("--topology", required=True, type=FileOf("topology"), help="YAML file with tiers and links.")
 
 
 @cli.command()
 @click.option(
     "--out", default="runs/demo", show_default=True, type=click.Path(file_okay=False), help="Folder for everything."
 )
-@_json
+@as_json
 def demo(out: str, as_json: bool) -> None:
     """Train, profile, plan, run, compare and report on handwritten digits.
 
@@ -312,7 +291,7 @@ def _show_comparisons(cases: Any) -> Any:
 
 
 @cli.command()
-@click.argument("config", type=click.Path(dir_okay=False))
+@click.argument("config", type=FileOf("experiment"))
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False), help="Folder for checkpoint, state and history."
 )
@@ -324,7 +303,7 @@ def train(config: str, out: str, restart: bool) -> None:
     """
     from portend.config import read_yaml
 
-    root = read_yaml(config)
+    root = read_yaml(config, "experiment")
     network = root.get("network", str, "")
     data, options, seed = root.get("data", str), root.get("options", dict, {}), root.get("seed", int, 0)
     samples = root.get("samples", int, None)
@@ -468,7 +447,7 @@ def _first_weights(config: str, network: str, options: dict[str, Any], init: str
 
 
 @cli.command()
-@click.argument("checkpoint", type=click.Path(dir_okay=False))
+@click.argument("checkpoint", type=FileOf("checkpoint"))
 @click.option("--int8", is_flag=True, help="Quantize weights and activations; exits and accuracy will be others.")
 @click.option(
     "--samples",
@@ -479,7 +458,7 @@ def _first_weights(config: str, network: str, options: dict[str, Any], init: str
 )
 @_data
 @_seed
-@_allow_code
+@allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Network file to write (.onnx).")
 def export(
     checkpoint: str, int8: bool, samples: int, data: str | None, seed: int | None, allow_code: tuple[str, ...],
@@ -519,7 +498,7 @@ def export(
 
 
 @cli.command()
-@click.argument("network", type=click.Path(dir_okay=False), required=False)
+@click.argument("network", type=FileOf("checkpoint", "exported"), required=False)
 @_data
 @_seed
 @click.option("--from-csv", "blocks", type=click.Path(dir_okay=False), help="Blocks measured elsewhere, as a table.")
@@ -536,7 +515,9 @@ def export(
 )
 @click.option("--repeats", type=click.IntRange(2), help="Of every busy partition; default: 30, or 20 of more than 256.")
 @click.option("--restart", is_flag=True, help="Begin anew instead of going on with an interrupted profile.")
-@click.option("--gap", type=_Time(), default="50 ms", show_default=True, help="Idle time of the traffic to predict.")
+@click.option(
+    "--gap", type=Quantity("time"), default="50 ms", show_default=True, help="Idle time of the traffic to predict."
+)
 @click.option(
     "--criterion",
     type=click.Choice(list(CRITERIA)),
@@ -552,7 +533,7 @@ def export(
     "--codec-samples", type=click.IntRange(1), default=1000, show_default=True,
     help="Profiling samples on which the loss of lossy codecs is measured, at most; takes long for deep networks.",
 )  # fmt: skip
-@_allow_code
+@allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Profile file to write (.zip).")
 def profile(
     network: str | None, blocks: str | None, exits: str | None, data: str | None, seed: int | None, device: str,
@@ -687,7 +668,7 @@ def _chosen_execution(
 
 
 @cli.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.argument("files", nargs=-1, required=True, type=FileOf("profile", "device"))
 @click.option(
     "--rename",
     multiple=True,
@@ -728,15 +709,15 @@ def merge(files: tuple[str, ...], rename: tuple[str, ...], out: str) -> None:
 
 
 @cli.command()
-@click.argument("checkpoint", type=click.Path(dir_okay=False))
+@click.argument("checkpoint", type=FileOf("checkpoint"))
 @_data
 @_seed
 @click.option(
     "--samples", type=click.IntRange(1), help="Of the training samples, for a network that was not trained on them."
 )
-@_allow_code
+@allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Checkpoint file to write.")
-@_json
+@as_json
 def calibrate(
     checkpoint: str, data: str | None, seed: int | None, samples: int | None, allow_code: tuple[str, ...], out: str,
     as_json: bool,
@@ -800,7 +781,7 @@ def calibrate(
 
 
 @cli.command()
-@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("file", type=FileOf("profile", "checkpoint", "exported"))
 @_data
 @_seed
 @click.option(
@@ -809,10 +790,10 @@ def calibrate(
 @_criterion
 @click.option("--thresholds", type=_Numbers(float), default="0.1,0.3,0.5", show_default=True, help="To show exits for.")
 @click.option("--by-class", is_flag=True, help="One row for each exit and class.")
-@click.option("--level", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True, help="Of the intervals.")
+@click.option("--level", type=Share(0.5, 0.999), default=0.95, show_default=True, help="Of the intervals.")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
-@_allow_code
-@_json
+@allow_code
+@as_json
 def exits(
     file: str, data: str | None, seed: int | None, split: str | None, criterion: str | None,
     thresholds: tuple[float, ...], by_class: bool, level: float, markdown: bool, allow_code: tuple[str, ...],
@@ -826,7 +807,7 @@ def exits(
     from portend.analysis.exits import exit_rows, exits_markdown, exits_table
     from portend.storage import load_profile
 
-    if Path(file).suffix in (".safetensors", ".onnx"):
+    if kind_of(file) in ("checkpoint", "exported"):
         from portend.models.data import make_splits
         from portend.models.evaluators import load_evaluator
         from portend.profiling.exits import profile_exits
@@ -876,12 +857,12 @@ def exits(
 
 
 @cli.command()
-@click.argument("profile", type=click.Path(dir_okay=False))
+@click.argument("profile", type=FileOf("profile"))
 @click.option("--device", default="", help="Whose times to show. Default: the first.")
 @click.option("--cuts", type=_Numbers(int), help="Cuts to show, such as 0,3,5. Default: all.")
 @_codec_tolerance
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
-@_json
+@as_json
 def codecs(
     profile: str, device: str, cuts: tuple[int, ...] | None, codec_tolerance: float | None, markdown: bool,
     as_json: bool,
@@ -955,13 +936,13 @@ def _dataset(checkpoint: str, data: str | None, seed: int | None, allow_code: tu
 
 
 _PLANNING = (
-    click.option("--min-accuracy", type=click.FloatRange(0, 1), help="Least accuracy, 0–1; minimizes latency."),
+    click.option("--min-accuracy", type=Share(), help="Least accuracy, such as 0.95 or 95%; minimizes latency."),
     click.option(
         "--robust",
-        type=click.FloatRange(0.5, 1, max_open=True),
+        type=Share(0.5, 0.999999),
         help="Confidence, such as 0.95, with which new samples shall reach --min-accuracy.",
     ),
-    click.option("--max-latency", type=_Time(), help="Largest mean latency, such as '60 ms'; maximizes accuracy."),
+    click.option("--max-latency", type=Quantity("time"), help="Most mean latency, such as '9 ms'; maximizes accuracy."),
     click.option("--estimator", type=click.Choice(["sample", "marginal"]), help="Default: sample where scores exist."),
     _criterion,
     click.option("--thresholds", type=_Numbers(float), help="Exit thresholds to try, such as 0,0.2,0.4."),
@@ -987,7 +968,7 @@ _PLANNING = (
     _codec_tolerance,
     click.option("--arrival-rate", type=float, help="Samples per second that no tier or link may be too slow for."),
     click.option(
-        "--problem", "stated", type=click.Path(dir_okay=False),
+        "--problem", "stated", type=FileOf("problem"),
         help="YAML: minimize, maximize, subject_to, arrival_rate, criterion, codec_tolerance, hints (docs/metrics.md). "
         "Other options add to it.",
     ),
@@ -1002,7 +983,7 @@ def _planning(command: Any) -> Any:
 
 
 @cli.command()
-@click.argument("profile", type=click.Path(dir_okay=False))
+@click.argument("profile", type=FileOf("profile"))
 @_topology
 @_planning
 @click.option("--seconds", type=click.FloatRange(0), help="Stop a long search then, and state what it may miss.")
@@ -1010,7 +991,7 @@ def _planning(command: Any) -> Any:
 @click.option("--out", type=click.Path(dir_okay=False), help="Also write the answer as JSON, for `portend run`.")
 @click.option("--fallbacks", is_flag=True, help="Also the best plans without a tier, for `portend deploy`.")
 @_allow_infeasible
-@_json
+@as_json
 def plan(
     profile: str, topology: str, estimator: Any, criterion: str | None, seconds: float | None, with_front: bool,
     out: str | None, fallbacks: bool, allow_infeasible: bool, as_json: bool, **asked: Any,
@@ -1118,21 +1099,21 @@ def _space(
 
 
 @cli.command()
-@click.argument("profile", type=click.Path(dir_okay=False))
-@click.option("--checkpoint", required=True, type=click.Path(dir_okay=False), help="The network's weights.")
+@click.argument("profile", type=FileOf("profile"))
+@click.option("--checkpoint", required=True, type=FileOf("checkpoint"), help="The network's weights.")
 @_topology
 @_data
 @_seed
 @_planning
 @click.option(
-    "--training", "tuning", type=click.Path(dir_okay=False),
+    "--training", "tuning", type=FileOf("training"),
     help="YAML with a section `training`, as for `portend train` but without mode; default: 4 epochs.",
 )  # fmt: skip
-@_allow_code
+@allow_code
 @click.option("--rounds", type=click.IntRange(1), default=4, show_default=True, help="Most rounds of fine-tuning.")
 @_allow_infeasible
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for every round's files.")
-@_json
+@as_json
 def refine(
     profile: str, checkpoint: str, topology: str, data: str | None, seed: int | None, estimator: Any,
     criterion: str | None, tuning: str | None, allow_code: tuple[str, ...], rounds: int, allow_infeasible: bool,
@@ -1203,7 +1184,7 @@ def _show_rounds(found: Any, places: Topology, rounds: int) -> None:
 def _fine_tuning(path: str) -> dict[str, Any]:
     from portend.config import read_yaml
 
-    root = read_yaml(path)
+    root = read_yaml(path, "training")
     values = _training(
         root.section("training"),
         lambda section: {"freeze_backbone": section.get("freeze_backbone", bool, False)},
@@ -1230,25 +1211,30 @@ def _planned_for(plan: str, topology: str) -> tuple[PlanFile, Topology]:
 
 
 @cli.command()
-@click.argument("plan", type=click.Path(dir_okay=False))
+@click.argument("plan", type=FileOf("plan"))
 @click.option(
-    "--network", required=True, type=click.Path(dir_okay=False), help="Its checkpoint, or what `portend export` wrote."
+    "--network",
+    required=True,
+    type=FileOf("checkpoint", "exported"),
+    help="Its checkpoint, or what `portend export` wrote.",
 )
 @_topology
 @_data
 @_seed
 @click.option("--samples", type=click.IntRange(1), default=100, show_default=True, help="Test samples to run.")
 @click.option("--window", type=click.IntRange(1), default=1, show_default=True, help="Samples under way at once.")
-@click.option("--gap", type=_Time(), help="Idle time before each sample; default 50 ms, or 0 with a larger window.")
+@click.option(
+    "--gap", type=Quantity("time"), help="Idle time before each sample; default 50 ms, or 0 with a larger window."
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="Control port; 0: any free one."
 )
 @_emulation
 @_traces
 @_execution
-@_allow_code
+@allow_code
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Measurement file to write (.zip).")
-@_json
+@as_json
 def run(
     plan: str, network: str, topology: str, data: str | None, seed: int | None, samples: int, window: int,
     gap: float | None, port: int, emulation: str | None, traces: dict[str, str], allow_code: tuple[str, ...], out: str,
@@ -1349,10 +1335,13 @@ def testbed() -> None:
     """
 
 
+testbed.command_class = Command
+
+
 @testbed.command()
-@click.argument("topology", type=click.Path(dir_okay=False))
+@click.argument("topology", type=FileOf("topology"))
 @_traces
-@_json
+@as_json
 def up(topology: str, traces: dict[str, str], as_json: bool) -> None:
     """Set up the namespaces of TOPOLOGY, verify every link, and keep them until Ctrl-C or `portend testbed down`."""
     import time
@@ -1380,8 +1369,8 @@ def up(topology: str, traces: dict[str, str], as_json: bool) -> None:
 
 
 @testbed.command()
-@click.argument("topology", required=False, type=click.Path(dir_okay=False))
-@_json
+@click.argument("topology", required=False, type=FileOf("topology"))
+@as_json
 def down(topology: str | None, as_json: bool) -> None:
     """Take down what `up` set up and what killed processes left, of all topologies or of TOPOLOGY only.
 
@@ -1402,8 +1391,8 @@ def down(topology: str | None, as_json: bool) -> None:
 
 
 @testbed.command()
-@click.argument("topology", required=False, type=click.Path(dir_okay=False))
-@_json
+@click.argument("topology", required=False, type=FileOf("topology"))
+@as_json
 def show(topology: str | None, as_json: bool) -> None:
     """Show the testbeds that stand, with what was measured on their links, of all topologies or of TOPOLOGY only."""
     from portend.emulation.remains import standing
@@ -1494,10 +1483,10 @@ def _compared(profile: str, measurements: tuple[str, ...], level: float) -> Any:
 
 
 @cli.command()
-@click.argument("profile", type=click.Path(dir_okay=False))
-@click.argument("measurements", nargs=-1, required=True, type=click.Path(dir_okay=False))
-@click.option("--level", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True, help="Of the intervals.")
-@_json
+@click.argument("profile", type=FileOf("profile"))
+@click.argument("measurements", nargs=-1, required=True, type=FileOf("run"))
+@click.option("--level", type=Share(0.5, 0.999), default=0.95, show_default=True, help="Of the intervals.")
+@as_json
 def compare(profile: str, measurements: tuple[str, ...], level: float, as_json: bool) -> None:
     """Hold MEASUREMENTS (from `portend run`) against what PROFILE predicts."""
     from portend.analysis.compare import agreement, exit_drifts
@@ -1513,34 +1502,39 @@ def compare(profile: str, measurements: tuple[str, ...], level: float, as_json: 
 
 
 @cli.command()
-@click.argument("profile", type=click.Path(dir_okay=False))
+@click.argument("profile", type=FileOf("profile"))
 @click.option(
-    "--network", required=True, type=click.Path(dir_okay=False), help="Its checkpoint, or what `portend export` wrote."
+    "--network",
+    required=True,
+    type=FileOf("checkpoint", "exported"),
+    help="Its checkpoint, or what `portend export` wrote.",
 )
 @_topology
 @click.option(
     "--config",
-    type=click.Path(dir_okay=False),
+    type=FileOf("campaign"),
     help="YAML that states a campaign (docs/validation.md); options go first.",
 )
 @click.option("--plans", type=click.IntRange(1), help="How many.  [default: 60]")
 @click.option("--samples", type=click.IntRange(1), help="Test samples that each plan runs over.  [default: 200]")
 @click.option("--seed", type=click.IntRange(0), help="Of the plans and the samples.  [default: 0]")
-@click.option("--front", type=click.FloatRange(0, 1), help="Share of plans of the Pareto front.  [default: 0.25]")
+@click.option("--front", type=Share(), help="Share of plans of the Pareto front.  [default: 0.25]")
 @click.option("--turns", type=click.IntRange(1), help="Shares in which a plan runs over its samples.  [default: 4]")
 @click.option("--repeats", type=click.IntRange(1), help="Bursts of each partition between them.  [default: 3]")
-@click.option("--gap", type=_Time(), help="Idle time before each sample; default: the profile's.")
+@click.option("--gap", type=Quantity("time"), help="Idle time before each sample; default: the profile's.")
 @_criterion
 @_codec_tolerance
 @_emulation
 @click.option(
-    "--budget", type=_Time(), help="Begin no plan that would end later, such as '30 min'; the same command goes on."
+    "--budget",
+    type=Quantity("time"),
+    help="Begin no plan that would end later, such as '30 min'; the same command goes on.",
 )
 @click.option("--restart", is_flag=True, help="Begin anew instead of going on with what ran.")
 @_data
-@_allow_code
+@allow_code
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for traces, summary and report.")
-@_json
+@as_json
 def validate(
     profile: str, network: str, topology: str, config: str | None, gap: float | None, budget: float | None,
     restart: bool, data: str | None, allow_code: tuple[str, ...], out: str, as_json: bool, **asked: Any,
@@ -1595,17 +1589,17 @@ def validate(
 
 
 @cli.command()
-@click.argument("profile", type=click.Path(dir_okay=False))
-@click.argument("measurements", nargs=-1, type=click.Path(dir_okay=False))
-@click.option("--plan", type=click.Path(dir_okay=False), help="Plan (JSON) that --counts are of.")
+@click.argument("profile", type=FileOf("profile"))
+@click.argument("measurements", nargs=-1, type=FileOf("run"))
+@click.option("--plan", type=FileOf("plan"), help="Plan (JSON) that --counts are of.")
 @click.option(
     "--counts", type=_Numbers(int), help="Instead of MEASUREMENTS: samples that left at each of the plan's partitions."
 )
 @click.option(
-    "--level", type=click.FloatRange(0.5, 1, min_open=True, max_open=True), default=0.99, show_default=True,
+    "--level", type=Share(0.5, 0.999999), default=0.99, show_default=True,
     help="Probability that no drift is found in any of the runs where there is none.",
 )  # fmt: skip
-@_json
+@as_json
 def drift(
     profile: str, measurements: tuple[str, ...], plan: str | None, counts: tuple[int, ...] | None, level: float,
     as_json: bool,
@@ -1652,8 +1646,8 @@ def drift(
 
 
 @cli.command()
-@click.argument("profile", type=click.Path(dir_okay=False))
-@click.argument("measurements", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.argument("profile", type=FileOf("profile"))
+@click.argument("measurements", nargs=-1, required=True, type=FileOf("run"))
 @click.option("--out", default="report.html", show_default=True, type=click.Path(dir_okay=False), help="Page to write.")
 @click.option("--title", default="Portend report", show_default=True)
 def report(profile: str, measurements: tuple[str, ...], out: str, title: str) -> None:
@@ -1699,7 +1693,7 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
 
 
 @cli.command()
-@click.argument("profile", type=click.Path(dir_okay=False))
+@click.argument("profile", type=FileOf("profile"))
 @_topology
 @click.option(
     "--sweep", "sweeps", multiple=True, required=True, metavar="PATH=VALUES",
@@ -1716,7 +1710,7 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
     help="Of joblib. dask and ray start workers here, or join DASK_SCHEDULER_ADDRESS or RAY_ADDRESS.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(dir_okay=False), help="HTML page to write, with a figure of one or two fields.")
-@_json
+@as_json
 def whatif(
     profile: str, topology: str, sweeps: tuple[str, ...], estimator: Any, criterion: str | None, zipped: bool,
     crossovers: bool, no_baselines: bool, jobs: int | None, backend: str | None, out: str | None, as_json: bool,
@@ -1801,7 +1795,7 @@ def main() -> None:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _interrupt)
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="portend", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()

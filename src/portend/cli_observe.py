@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from portend.cli_options import Command, FileOf, Quantity, as_json
 from portend.emulation import EMULATIONS
-from portend.errors import ConfigError, DeploymentError, InvalidValue
-from portend.units import Dimension, format_bandwidth, format_bytes, format_time, parse
+from portend.errors import ConfigError, DeploymentError
+from portend.units import format_bandwidth, format_bytes, format_time
 
 if TYPE_CHECKING:
     from portend.runtime.links import LinkMeasurement
@@ -18,23 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["links", "top", "trace"]
 
 
-class _Quantity(click.ParamType[Any]):
-    """A number with its unit."""
-
-    def __init__(self, dimension: Dimension) -> None:
-        self.name = self.dimension = dimension
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            return parse(value, self.dimension)
-        except InvalidValue as error:
-            self.fail(str(error), param, ctx)
-
-
-@click.command()
-@click.argument("measurement", type=click.Path(dir_okay=False))
+@click.command(cls=Command)
+@click.argument("measurement", type=FileOf("run"))
 @click.option("--chrome", type=click.Path(dir_okay=False), help="File of Chrome's trace events to write, for Perfetto.")
 @click.option("--otlp", type=click.Path(dir_okay=False), help="File of OpenTelemetry's spans to write (OTLP, JSON).")
 def trace(measurement: str, chrome: str | None, otlp: str | None) -> None:
@@ -57,8 +43,8 @@ def trace(measurement: str, chrome: str | None, otlp: str | None) -> None:
             click.echo(path)
 
 
-@click.command()
-@click.argument("topology", type=click.Path(dir_okay=False))
+@click.command(cls=Command)
+@click.argument("topology", type=FileOf("topology"))
 @click.option(
     "--emulation", type=click.Choice(EMULATIONS),
     help="Measure between processes on this machine, with this between them; none: the loopback interface itself. "
@@ -70,10 +56,10 @@ def trace(measurement: str, chrome: str | None, otlp: str | None) -> None:
     "--port", type=click.IntRange(0, 65535), default=0, show_default=True,
     help="On which hosts take the connections that are measured; 0: a free one.",
 )  # fmt: skip
-@click.option("--time", "seconds", type=_Quantity("time"), default="20 s", show_default=True, help="Most, per link.")
-@click.option("--bytes", "n_bytes", type=_Quantity("size"), default="64 MB", show_default=True, help="Most, per link.")
+@click.option("--time", "seconds", type=Quantity("time"), default="20 s", show_default=True, help="Most, per link.")
+@click.option("--bytes", "n_bytes", type=Quantity("size"), default="64 MB", show_default=True, help="Most, per link.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Topology file to write, its links as measured (YAML).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines; nothing else goes to standard output.")
+@as_json
 def links(
     topology: str, emulation: str | None, keys: str | None, plain: bool, port: int, seconds: float, n_bytes: float,
     out: str | None, as_json: bool,
@@ -154,9 +140,9 @@ def _described(measured: Topology, index: int, found: LinkMeasurement) -> str:
     )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("agents", nargs=-1, required=True, metavar="[TIER=]URL...")
-@click.option("--interval", type=_Quantity("time"), default="1 s", show_default=True, help="Between two looks.")
+@click.option("--interval", type=Quantity("time"), default="1 s", show_default=True, help="Between two looks.")
 @click.option("--once", is_flag=True, help="Look twice, print, and end.")
 def top(agents: tuple[str, ...], interval: float, once: bool) -> None:
     """Show tiers, links and exits of running agents live, from their Prometheus pages.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from portend.cli_options import Command, FileOf, Quantity, allow_code, as_json
 from portend.errors import ConfigError, MismatchError, PortendError
-from portend.units import parse
 
 if TYPE_CHECKING:
     from portend.models.decoding import InputDecoder
@@ -24,13 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
+_SECONDS = Quantity("time", bare="s")
 SOME_FAILED = 4
 """How `portend feed` ends where samples were reported failed."""
-
-
-def _json_option(command: Any) -> Any:
-    text = "Print JSON for machines; nothing else goes to standard output."
-    return click.option("--json", "as_json", is_flag=True, help=text)(command)
 
 
 def _secured(command: Any) -> Any:
@@ -49,14 +45,14 @@ def _keys_of(name: str, folder: str | None, plain: bool) -> Keys | None:
 
 
 _topology = click.option(
-    "--topology", required=True, type=click.Path(dir_okay=False), help="YAML file with tiers, their hosts and ports."
+    "--topology", required=True, type=FileOf("topology"), help="YAML file with tiers, their hosts and ports."
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", type=click.Path(file_okay=False))
 @click.argument("names", nargs=-1)
-@_json_option
+@as_json
 def keys(folder: str, names: tuple[str, ...], as_json: bool) -> None:
     """Make key pairs in FOLDER for agents (NAMES, as their tiers are called) and for the coordinator.
 
@@ -72,7 +68,7 @@ def keys(folder: str, names: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{folder}/{name}.key, {name}.key_secret: {'made' if new else 'was there'}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--name", required=True, help="Name of the tier that this host is.")
 @click.option("--listen", default="tcp://127.0.0.1:7100", show_default=True, help="Address for agents and coordinator.")
 @_secured
@@ -82,9 +78,7 @@ def keys(folder: str, names: tuple[str, ...], as_json: bool) -> None:
     "--log", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Format of the log."
 )
 @click.option("--verbose", is_flag=True, help="Log more.")
-@click.option(
-    "--allow-code", multiple=True, metavar="MODULE:OBJECT", help="Code that a checkpoint may name; imported and run."
-)
+@allow_code
 def agent(
     name: str, listen: str, keys: str | None, plain: bool, state: str, http: str | None, log: str, verbose: bool,
     allow_code: tuple[str, ...],
@@ -127,41 +121,46 @@ def _agents(topology: str, keys: str | None, plain: bool) -> AbstractContextMana
     return Agents(load_topology(topology), _keys_of(OPERATOR, keys, plain))
 
 
-@click.command()
-@click.argument("plan", type=click.Path(dir_okay=False))
+@click.command(cls=Command)
+@click.argument("plan", type=FileOf("plan"))
 @click.option(
-    "--network", required=True, type=click.Path(dir_okay=False), help="Its checkpoint, or what `portend export` wrote."
+    "--network",
+    required=True,
+    type=FileOf("checkpoint", "exported"),
+    help="Its checkpoint, or what `portend export` wrote.",
 )
 @_topology
 @_secured
 @click.option("--window", type=click.IntRange(1), default=8, show_default=True, help="Samples under way at once.")
 @click.option("--waiting", type=click.IntRange(0), default=64, show_default=True, help="Samples that may wait.")
-@click.option("--deadline", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Seconds.")
 @click.option(
-    "--retry", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True,
-    help="Seconds until a sample without an answer is sent again.",
+    "--deadline", type=_SECONDS, default="30 s", show_default=True, help="After so long a sample is reported failed."
+)
+@click.option(
+    "--retry", type=_SECONDS, default="5 s", show_default=True,
+    help="Time until a sample without an answer is sent again.",
 )  # fmt: skip
 @click.option("--attempts", type=click.IntRange(1), default=5, show_default=True, help="Most times a sample is sent.")
 @click.option(
-    "--silence", type=click.FloatRange(0.3), default=1.0, show_default=True,
-    help="Seconds of silence after which an agent counts as dead.",
+    "--silence", type=Quantity("time", bare="s", least=0.3), default="1 s", show_default=True,
+    help="Silence after which an agent counts as dead.",
 )  # fmt: skip
 @click.option(
-    "--profile", type=click.Path(dir_okay=False),
+    "--profile", type=FileOf("profile"),
     help="Profile that the plan was made for: the source then watches whether exits do what it says.",
 )  # fmt: skip
 @click.option(
-    "--largest-sample", default="8 MiB", show_default=True, metavar="SIZE", help="Larger samples are refused."
+    "--largest-sample", type=Quantity("size"), default="8 MiB", show_default=True, help="Larger samples are refused."
 )
 @click.option(
     "--batch", "batches", multiple=True, metavar="TIER=COUNT",
     help="Let a tier run up to COUNT of the samples that wait for it at once. Default: one at a time.",
 )  # fmt: skip
-@click.option("--allow-code", multiple=True, metavar="MODULE:OBJECT", help="Code that the checkpoint names.")
-@_json_option
+@allow_code
+@as_json
 def deploy(
     plan: str, network: str, topology: str, keys: str | None, plain: bool, window: int, waiting: int, deadline: float,
-    retry: float, attempts: int, silence: float, profile: str | None, largest_sample: str, batches: tuple[str, ...],
+    retry: float, attempts: int, silence: float, profile: str | None, largest_sample: float, batches: tuple[str, ...],
     allow_code: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Let the agents of a topology run PLAN (JSON), and its fallbacks where a tier is away.
@@ -182,7 +181,7 @@ def deploy(
     executions = _executions(planned, network, places)
     limits = Limits(
         window=window, waiting=waiting, deadline_s=deadline, retry_s=retry, attempts=attempts, silence_s=silence,
-        beat_s=min(0.2, silence / 5), sample_bytes=int(parse(largest_sample, "size")),
+        beat_s=min(0.2, silence / 5), sample_bytes=int(largest_sample),
     )  # fmt: skip
     largest_batches = _batches(batches, [tier.name for tier in places.tiers])
     exit_counts = _exit_counts(profile, plans, spec)
@@ -267,7 +266,7 @@ def _decoder(network: str) -> InputDecoder:
     return decoder_from_dict(json.loads(provenance["decoder"]))
 
 
-@click.command()
+@click.command(cls=Command)
 @_topology
 @_secured
 @click.option("--journal", required=True, type=click.Path(dir_okay=False), help="File of answers, one line each.")
@@ -278,10 +277,10 @@ def _decoder(network: str) -> InputDecoder:
 @click.option("--watch", is_flag=True, help="Go on with new files of the folder, until SIGTERM or Ctrl-C.")
 @click.option("--pending", type=click.IntRange(1), default=64, show_default=True, help="Most samples without answer.")
 @click.option(
-    "--patience", type=click.FloatRange(1), default=60.0, show_default=True,
-    help="Seconds without a word of the source after which to give up.",
+    "--patience", type=Quantity("time", bare="s", least=1), default="60 s", show_default=True,
+    help="Time without a word of the source after which to give up.",
 )  # fmt: skip
-@_json_option
+@as_json
 def feed(
     topology: str, keys: str | None, plain: bool, journal: str, data: str | None, seed: int, samples: int | None,
     folder: str | None, watch: bool, pending: int, patience: float, as_json: bool,
@@ -330,10 +329,10 @@ def feed(
         return SOME_FAILED if answers.failed else 0
 
 
-@click.command()
+@click.command(cls=Command)
 @_topology
 @_secured
-@_json_option
+@as_json
 def status(topology: str, keys: str | None, plain: bool, as_json: bool) -> int:
     """Say how the agents of a topology do; ends with 1 if one does not answer."""
     found: dict[str, dict[str, Any]] = {}

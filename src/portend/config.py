@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar, cast
 import yaml
 
 from portend.errors import ConfigError, InvalidValue, nearest
+from portend.files import check_yaml
 from portend.topology import Link, SlowStart, Tier, Topology, TransferCurve
 from portend.units import Dimension, parse
 
@@ -54,8 +55,10 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def read_yaml(path: str | Path) -> Section:
-    """Return the mapping in a YAML file; ConfigError if there is none."""
+def read_yaml(path: str | Path, kind: str | None = None) -> Section:
+    """Return the mapping in a YAML file of a kind (``files.KINDS``); ConfigError if there is none."""
+    if kind is not None and (wrong := check_yaml(path, kind)):
+        raise ConfigError(wrong)
     try:
         document = yaml.load(read_text(path), _Loader)
     except _WrittenTwiceError as error:
@@ -176,7 +179,7 @@ def load_topology(path: str | Path) -> Topology:
     Raises:
         ConfigError: the file, the place in it, what is wrong there, and the remedy.
     """
-    root = read_yaml(path)
+    root = read_yaml(path, "topology")
     tiers = tuple(_tier(section) for section in root.sections("tiers"))
     links = tuple(_link(section) for section in root.sections("links")) if root.has("links") else ()
     names = [tier.name for tier in tiers]

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from portend.errors import InvalidValue, MismatchError, PortendError, StorageError, law
 from portend.execution import Execution
+from portend.files import kind_of, wrong_file
 from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.plan import Plan
 from portend.planner.fallbacks import Fallback
@@ -280,6 +281,8 @@ def load_plan(path: str | Path) -> PlanFile:
     except FileNotFoundError:
         raise StorageError(f"there is no file {path}; make one with `portend plan --out`") from None
     except (OSError, ValueError, RecursionError) as error:
+        if kind_of(path) not in (None, "plan"):
+            raise StorageError(wrong_file(path, "plan")) from None
         raise StorageError(f"{path} is not a plan in JSON ({error}); {_MADE}") from None
     try:
         return PlanFile.from_dict(document)

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import InvalidValue, StorageError
+from portend.files import KINDS, kind_of, wrong_file
 from portend.measurement import Measurement
 from portend.profile import DeviceProfile, Profile, SampleExits, TabulatedExits
 
@@ -50,6 +51,7 @@ __all__ = [
 FORMAT_VERSION: Final = 2
 """2: ranges and losses of codecs; scores by criterion; large arrays stored to be mapped."""
 _KINDS: Final[dict[str, type]] = {kind.__name__: kind for kind in (Profile, DeviceProfile, Measurement)}
+_NAMES: Final[dict[type, str]] = {Profile: "profile", DeviceProfile: "device", Measurement: "run"}
 _LARGEST: Final = 4 << 30
 _MAPPED: Final = 1 << 20
 """Bytes from which an array is stored as it is, and mapped."""
@@ -158,15 +160,15 @@ def load(path: str | Path, kind: type[_V]) -> _V:
         with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
             return _load(archive, Path(path), kind)
     except FileNotFoundError:
-        raise StorageError(
-            f"there is no file {path}; check the name, or make it with `portend profile` or `run`"
-        ) from None
+        raise StorageError(f"there is no file {path}; check the name, or make it: {KINDS[_NAMES[kind]][1]}") from None
     except IsADirectoryError:
         raise StorageError(f"{path} is a folder; name the file in it") from None
     except PermissionError:
         raise StorageError(f"{path} may not be read; check its permissions") from None
     except (*_DAMAGE, EOFError, OSError) as error:
-        raise StorageError(f"{path} is not a Portend file or is damaged ({error}); make it again") from None
+        if kind_of(path) not in (None, _NAMES[kind]):
+            raise StorageError(wrong_file(path, _NAMES[kind])) from None
+        raise StorageError(f"{path} is no file of Portend, or damaged ({error}); make it again") from None
 
 
 def load_profile(path: str | Path) -> Profile:
@@ -176,12 +178,7 @@ def load_profile(path: str | Path) -> Profile:
 
 def load_profile_or_device(path: str | Path) -> Profile | DeviceProfile:
     """Load a profile, or what ``portend profile --device-only`` wrote; StorageError names what is wrong."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            kind = json.loads(archive.read("value.json")).get("kind")
-    except (*_DAMAGE, OSError):
-        kind = None  # loading says what is wrong
-    return load(path, DeviceProfile) if kind == "DeviceProfile" else load(path, Profile)
+    return load(path, DeviceProfile) if kind_of(path) == "device" else load(path, Profile)
 
 
 def load_measurement(path: str | Path) -> Measurement:
@@ -196,18 +193,20 @@ def _load(archive: zipfile.ZipFile, path: Path, kind: type[_V]) -> _V:
     try:
         document = json.loads(archive.read("value.json"))
         if document.get("format") != "portend":
-            raise StorageError(f"{path} is not a Portend file")
+            raise StorageError(wrong_file(path, _NAMES[kind]))
         version, found = document["version"], document["kind"]
         if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
             raise StorageError(
                 f"{path} has format version {version}, but this Portend reads up to {FORMAT_VERSION}; upgrade Portend"
             )
         if found != kind.__name__ or found not in _KINDS:
-            raise StorageError(f"{path} holds a {found}, but a {kind.__name__} is needed here")
+            raise StorageError(wrong_file(path, _NAMES[kind]))
         return typing.cast(_V, _unpack(kind, document["value"], archive))
     except StorageError:
         raise
     except _DAMAGE as error:
+        if kind_of(path) not in (None, _NAMES[kind]):
+            raise StorageError(wrong_file(path, _NAMES[kind])) from None
         detail = str(error) if isinstance(error, InvalidValue) else f"{type(error).__name__}: {error}"
         raise StorageError(f"{path} is damaged ({detail}); make it again") from None
 

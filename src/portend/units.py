@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from portend.errors import InvalidValue, choice
 
-__all__ = ["Dimension", "format_bandwidth", "format_bytes", "format_time", "parse"]
+__all__ = ["Dimension", "format_bandwidth", "format_bytes", "format_time", "parse", "parse_share"]
 
 Dimension = Literal["time", "bandwidth", "size", "power", "price"]
 
@@ -39,6 +39,7 @@ _EXAMPLES: Final = {
     "power": "5 W",
     "price": "0.10 USD/h",
 }
+_SHARE: Final = re.compile(r"\s*\+?((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%?)\s*")
 _QUANTITY: Final = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\S*)\s*")
 
 
@@ -63,6 +64,23 @@ def parse(text: str | float, dimension: Dimension) -> float:
         problem = f"unknown unit {unit!r}" if unit else "no unit"
         raise InvalidValue(f"a {dimension} needs one of its units, but {text!r} has {problem}; {hint}")
     return number * units[unit]
+
+
+def parse_share(text: str | float, least: float = 0.0, most: float = 1.0) -> float:
+    """Return a share of 1, written as ``0.95``, ``95%`` or ``95 %``.
+
+    Raises:
+        InvalidValue: no such text, or a share that is not within ``least`` to ``most``.
+    """
+    match = _SHARE.fullmatch(str(text))
+    share = math.nan if match is None else float(match[1]) / (100 if match[2] else 1)
+    if not least <= share <= most:
+        hint = f"; {match[1]} % is written {match[1]}%" if match and not match[2] and 1 < float(match[1]) <= 100 else ""
+        raise InvalidValue(
+            f"a share within {least:g} to {most:g}, such as {0.5 + most / 2:g} or {50 + 50 * most:g}%, is needed here, "
+            f"but got {text!r}{hint}"
+        )
+    return share
 
 
 def _scaled(value: float, steps: tuple[tuple[float, str], ...]) -> str:

@@ -111,7 +111,7 @@ def read_campaign(path: str | Path, topology: Topology) -> Campaign:
     Raises:
         ConfigError: the file, the place in it, what is wrong there, and the remedy.
     """
-    root = read_yaml(path)
+    root = read_yaml(path, "campaign")
     kinds: dict[str, type] = {"plans": int, "seed": int, "front": float, "turns": int, "repeats": int}
     kinds |= {"criterion": str, "codec_tolerance": float, "emulation": str}
     values: dict[str, Any] = {key: root.get(key, kind) for key, kind in kinds.items() if root.has(key)}

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from portend.errors import PortendError, StorageError
+from portend.files import wrong_file
 from portend.models import zoo
 from portend.models.backbone import Backbone
 from portend.models.tensorfile import read_tensors, write_tensors
@@ -74,7 +75,7 @@ def read_provenance(path: str | Path) -> dict[str, str]:
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     weights, document = read_tensors(path)
     if document is None or document.get("kind") != _KIND:
-        raise StorageError(f"{path} is not a Portend checkpoint; give a file written by `save_checkpoint`")
+        raise StorageError(wrong_file(path, "checkpoint"))
     if document.get("version") != _VERSION:
         raise StorageError(
             f"{path} has checkpoint version {document.get('version')}, this Portend reads version {_VERSION}; "

@@ -19,6 +19,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from portend.errors import InvalidValue, StorageError, law
+from portend.files import kind_of, wrong_file
 from portend.plan import CRITERIA
 from portend.profile import BackboneSpec
 from portend.storage import atomic_path, from_plain, to_plain
@@ -175,6 +176,8 @@ def load_onnx(path: str | Path) -> OnnxNetwork:
     except FileNotFoundError:
         raise StorageError(f"there is no file {path}; make it with `portend export`") from None
     except (OSError, DecodeError, ValueError) as error:
+        if kind_of(path) not in (None, "exported"):
+            raise StorageError(wrong_file(path, "exported")) from None
         raise StorageError(f"{path} is not a complete ONNX file ({error}); export the network again") from None
     properties = {entry.key: entry.value for entry in model.metadata_props}
     if _DOCUMENT not in properties:

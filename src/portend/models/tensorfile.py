@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from portend.errors import StorageError
+from portend.files import kind_of, wrong_file
 from portend.storage import atomic_path
 
 __all__ = ["read_tensors", "tensors_sha256", "write_tensors"]
@@ -61,6 +62,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | 
     except FileNotFoundError as error:
         raise StorageError(f"there is no file {path}; check the path, or train the network first") from error
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        if kind_of(path) not in (None, "checkpoint"):
+            raise StorageError(wrong_file(path, "checkpoint")) from None
         raise StorageError(f"{path} is not a complete safetensors file ({error}); {_REMEDY}") from error
     if not isinstance(document, dict):
         return tensors, None

@@ -490,7 +490,7 @@ _CONSTRAINT: Final = re.compile(r"(.+?)\s*(<=|>=)\s*(.+)")
 
 
 def parse_constraint(text: str) -> Constraint:
-    """Return a constraint such as ``p95<=80 ms``, ``energy<=0.5 J`` or ``accuracy>=0.9``.
+    """Return a constraint such as ``p95<=80 ms``, ``energy<=0.5 J``, ``accuracy>=0.9`` or ``accuracy>=90%``.
 
     Raises:
         ConfigError: the text is no constraint, or the bound lacks the metric's unit.
@@ -513,6 +513,6 @@ def _bound(text: str, asked: Metric) -> float:
     if not text.endswith(unit):
         raise InvalidValue(f"the bound of {asked.name} needs its unit; write it like '0.5 {unit}'")
     try:
-        return float(number)
+        return float(number[:-1]) / 100 if not unit and number.endswith("%") else float(number)
     except ValueError:
         raise InvalidValue(f"a bound is a number{f' and {unit}' if unit else ''}, but got {text!r}") from None

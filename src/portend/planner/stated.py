@@ -69,7 +69,7 @@ def read_problem(
     texts = {"minimize": minimize, "maximize": maximize, "subject_to": subject_to}
     hints: dict[str, Any] = {}
     if path is not None:
-        root = read_yaml(path)
+        root = read_yaml(path, "problem")
         for key, given in texts.items():
             value = root.get(key, object, [])
             items = value if isinstance(value, list) else [value]
