@@ -171,7 +171,7 @@ def hard(blocks: int, tiers: int, thresholds: int, seed: int = 0) -> tuple[Perfo
         links=(Link(bandwidth_bps=1e9, propagation_delay_s=1e-4),) * (tiers - 1),
     )
     profile = Profile(backbone=backbone(blocks), exits=exits, devices=devices)
-    return PerformanceModel(profile, topology), SearchSpace(thresholds=tuple(theta.tolist()))
+    return PerformanceModel(profile, topology), SearchSpace(thresholds=tuple(theta.tolist()), exits_per_tier=1)
 
 
 # -- measuring -----------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def tabulated(profile: Profile, thresholds: tuple[float, ...]) -> Profile:
 
 def resnet110_rows(some: int) -> list[Row]:
     """The paper's largest space: 55 blocks, 3 tiers, 10 thresholds, one exit per tier."""
-    profile, space = resnet_like(55), SearchSpace()
+    profile, space = resnet_like(55), SearchSpace(exits_per_tier=1)
     marginal = PerformanceModel(tabulated(profile, space.thresholds), three_tiers())
     sample = PerformanceModel(profile, three_tiers())
     plans = PlanSpace(space, marginal).count()

@@ -50,7 +50,7 @@ def contenders(topology: Topology) -> dict[str, SearchSpace]:
     }
     split = SearchSpace(
         tiers=(source, cloud), min_partitions=2, max_partitions=2, tier_order="increasing", block_tiers={1: (source,)},
-        codecs=_RAW,
+        codecs=_RAW, exits_per_tier=1,
     )  # fmt: skip
     return alone | {"edge and cloud": split, BEST: SearchSpace(exits_per_tier=2)}
 

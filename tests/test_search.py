@@ -353,7 +353,7 @@ def test_a_mixed_integer_program_finds_nothing_faster_for_the_papers_networks(ne
 def compare_with_milp(
     model: PerformanceModel, plain: Reference, threshold: float, *, drops: tuple[float, ...], increasing: bool
 ) -> None:
-    hints = SearchSpace(thresholds=(threshold,), tier_order="increasing" if increasing else "any")
+    hints = SearchSpace(thresholds=(threshold,), tier_order="increasing" if increasing else "any", exits_per_tier=1)
     for drop in drops:
         bound = max(model.profile.full_accuracy - drop, 0.0)
         expected = milp.fastest(plain, threshold, bound, increasing=increasing)

@@ -40,7 +40,7 @@ DROPS: Final = (0.02, 0.04)
 THRESHOLDS: Final = tuple(round(0.1 * step, 1) for step in range(10))
 OWN: Final = SearchSpace(thresholds=THRESHOLDS, per_exit_thresholds=True, exits_per_tier=4, max_partitions=4)
 MANY: Final = {
-    "the paper's space": SearchSpace(thresholds=THRESHOLDS, tier_order="increasing"),
+    "the paper's space": SearchSpace(thresholds=THRESHOLDS, tier_order="increasing", exits_per_tier=1),
     "own thresholds, up to 4 partitions": OWN,
 }
 

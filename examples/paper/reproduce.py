@@ -282,8 +282,10 @@ def fig9a(profile: Profile, topology: Topology, thresholds: tuple[float, ...]) -
     Tiers 1 and 2 are joined by 500 Mbit/s; both links take 20 ms.
     """
     both = topology.with_link(0, propagation_delay_s=0.020).with_link(1, bandwidth_bps=500e6, propagation_delay_s=0.020)
-    split = SearchSpace(thresholds=thresholds, tiers=(0, 2), tier_order="increasing", min_partitions=2)
-    alone = SearchSpace(thresholds=thresholds, tiers=(2,))
+    split = SearchSpace(
+        thresholds=thresholds, tiers=(0, 2), tier_order="increasing", min_partitions=2, exits_per_tier=1
+    )
+    alone = SearchSpace(thresholds=thresholds, tiers=(2,), exits_per_tier=1)
 
     def best(space: SearchSpace, mbps: float) -> Solution:
         model = PerformanceModel(profile, both.with_link(0, bandwidth_bps=1e6 * mbps), estimator="marginal")
@@ -310,7 +312,9 @@ def fig9b(profile: Profile, topology: Topology, thresholds: tuple[float, ...]) -
 
     def best(tier: int, factor: float) -> Solution:
         model = PerformanceModel(profile, base.with_tier(1, slowdown=1 / factor), estimator="marginal")
-        return _fastest(model, SearchSpace(thresholds=thresholds, tiers=(tier,)), HYPOTHETICAL_ACCURACY)
+        return _fastest(
+            model, SearchSpace(thresholds=thresholds, tiers=(tier,), exits_per_tier=1), HYPOTHETICAL_ACCURACY
+        )
 
     x = tuple(float(v) for v in np.geomspace(1, 100, 41))
     devices = [profile.devices[tier.device].compute_s[0, -1] for tier in topology.tiers]
