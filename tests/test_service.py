@@ -456,6 +456,26 @@ def test_only_the_source_says_which_releases_are_in_use(
     assert not [answer.reason for answer in answers if answer.failed]
 
 
+def test_a_flood_of_one_peer_s_tensors_waits_in_no_long_queue(
+    hosts: Hosts, agents: Agents, keys: Path, work: Workload
+) -> None:
+    version = agents.ask(0, "status")["active"]
+    large = 'portend_dropped_messages_total{why="malformed"}'
+    full = 'portend_dropped_messages_total{why="queue_full"}'
+    tensor = bytes(4 * 8 * 16 * 16)
+    before = counter(hosts, "cloud", large), counter(hosts, "cloud", full)
+    with connected(hosts, keys, "base", to="cloud") as wire:
+        send(wire, [pack_header(Header("tensor", version * 256, 1, 2, 0)), bytes(60 << 20)])
+        until(lambda: counter(hosts, "cloud", large) > before[0])
+        for ticket in range(2, 3000):
+            send(wire, [pack_header(Header("tensor", version * 256, ticket, 2, 0)), tensor])
+        until(lambda: counter(hosts, "cloud", full) > before[1])
+    answers = list(agents.submitter().answers((f"flood-{i}", sample) for i, sample in enumerate(work.samples)))
+    assert [(a.failed, a.id, a.label) for a in sorted(answers, key=lambda a: int(a.id[6:]))] == [
+        ("", f"flood-{i}", work.expected(work.plans[0], i)[0]) for i in range(len(work.samples))
+    ]
+
+
 def test_a_replayed_tensor_is_run_once(tmp_path: Path, work: Workload) -> None:
     with Hosts(tmp_path, ["edge", "base"]) as hosts, Agents(hosts.topology, None, patience_s=30) as agents:
         shape = work.decoder.shape

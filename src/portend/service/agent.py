@@ -18,7 +18,7 @@ import math
 import platform
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Coroutine, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -138,6 +138,7 @@ class ServiceAgent:
         self._whole_s: dict[int, float] = {}
         self._seen: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, "load")
+        self._jobs: Counter[str] = Counter()  # partitions that wait or run here, by who sent them
         self._large: set[str] = set()  # samples in the book that take long to decode
         self._orders: set[asyncio.Task[None]] = set()
         self._loading = asyncio.Lock()
@@ -400,6 +401,10 @@ class ServiceAgent:
 
         self._decoder.add(Job("decode", loaded.decode, job.payload, decoded))
 
+    def _ran(self, sender: str, then: Callable[[Any], None], found: Any) -> None:
+        self._jobs[sender] -= 1
+        then(found)
+
     def _usable(self, release: Release) -> int | None:
         """Place of the first plan all of whose tiers are there and reach each other."""
         return next((i for i in range(len(release.plans)) if self._ways.get(release.number(i)) is not None), None)
@@ -505,8 +510,9 @@ class ServiceAgent:
             self.drop("unknown_plan", f"plan {index} of release {version} is not loaded here")
             return
         plan, release = loaded.release.plans[index], loaded.release
-        if peers[0].name not in {release.tiers[tier] for tier in release.senders(index, header.kind, header.step)}:
-            self.drop("not_allowed", f"{peers[0].name} has no {header.kind} to send by this plan")
+        sender = peers[0].name
+        if sender not in {release.tiers[tier] for tier in release.senders(index, header.kind, header.step)}:
+            self.drop("not_allowed", f"{sender} has no {header.kind} to send by this plan")
             return
         seconds = next((s for peer in peers if (s := peer.transfer_s(header.sent_ns, received_ns)) is not None), None)
         if seconds is not None and seconds >= 0:
@@ -519,8 +525,14 @@ class ServiceAgent:
             if self._worker.waiting + self._decoder.waiting >= _MOST_JOBS:
                 self.drop("queue_full", f"{_MOST_JOBS} partitions wait already")
                 return
+            if len(payload) > loaded.most_bytes(index, header.step):
+                raise MessageError(f"partition {header.step} takes no tensor of {len(payload)} bytes")
+            if self._jobs[sender] >= 2 * release.limits.window:  # what is under way, and was sent once more
+                self.drop("queue_full", f"{self._jobs[sender]} partitions wait already that {sender} sent")
+                return
+            self._jobs[sender] += 1
             work = partial(loaded.carry_on, index, header.step)
-            then = partial(self._moved, loaded, index, header.request)
+            then = partial(self._ran, sender, partial(self._moved, loaded, index, header.request))
             job = Job((header.run, header.step), work, payload, then)
             self._run(loaded, job, decodes=loaded.takes_encoded(index, header.step))
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ Tensor = NDArray[np.float32]
 _T = TypeVar("_T")
 
 _LARGE: Final = 1 << 21  # pixels or samples, as of 1920 x 1080: some 20 ms of decoding
+_OVERHEAD: Final = 1 << 16  # by which a compressed tensor may be longer than a plain one
 _NO_TENSOR: Final[Tensor] = np.zeros(0, dtype=np.float32)
 
 
@@ -139,6 +141,12 @@ class Loaded:
         """Whether samples come to partition ``step`` on this tier in their own encoding."""
         codec = self.plans[index].codecs[step] if step in self.plans[index].partitions else None
         return codec is not None and codec.name == "encoded"
+
+    def most_bytes(self, index: int, step: int) -> int:
+        """Return how many bytes a message for partition ``step`` has at most."""
+        if self.takes_encoded(index, step):
+            return self.release.limits.sample_bytes
+        return 4 * math.prod(self.spec.cut_shapes[self.plans[index].cuts[step]]) + _OVERHEAD
 
     def decode(self, samples: Sequence[Payload]) -> list[Decoded | PortendError]:
         """Decode samples, in any thread; those that ``begin`` and ``carry_on`` take then."""
