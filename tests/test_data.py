@@ -173,7 +173,7 @@ def test_a_damaged_orientation_counts_as_none() -> None:
     assert np.array_equal(PLAIN_RGB.decode(buffer.getvalue()), PLAIN_RGB.decode(encode(pixels)))
 
 
-@pytest.mark.parametrize("labels", [[0.7, 1.0], [float("nan"), 0.0]])
+@pytest.mark.parametrize("labels", [[0.7, 1.0], [float("nan"), 0.0], ["a", "b"], [None, 0], [2**70, 0]])
 def test_labels_of_a_data_set_are_whole_numbers(labels: list[float]) -> None:
     with pytest.raises(DataError, match="whole numbers"):
         tiny([0, 1], labels=labels)
@@ -249,6 +249,17 @@ def test_a_broken_sample_is_named() -> None:
     good = tiny([0, 1])
     with pytest.raises(DataError, match="sample 1 of tiny"):
         replace(good, encoded=[good.encoded[0], b"broken"]).tensors([0, 1])
+
+
+def test_what_an_own_sequence_raises_is_a_data_error() -> None:
+    class Lazy(list[bytes]):
+        def __getitem__(self, index: Any) -> Any:
+            raise OSError("no such card")
+
+    with pytest.raises(
+        DataError, match=r"sample 1 of tiny: it cannot be read: OSError: no such card \(test_data\.py, line"
+    ):
+        tiny([0, 1], encoded=Lazy([b"", b""])).tensors([1])
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,9 @@ def test_a_column_makes_the_groups(tmp_path: Path) -> None:
     assert dataset.own_test is None
     assert dataset.groups is not None
     assert dataset.groups.tolist() == [0, 1, 2] * 8
+    sounds(tmp_path / "test.parquet", [0, 1], speaker=["ann", None])
+    with pytest.raises(DataError, match="every sample is of a group, but sample 13 has none"):
+        load_dataset(f"parquet:{tmp_path}:group=speaker")
     with pytest.raises(DataError, match="not nobody"):
         load_dataset(f"parquet:{tmp_path}:group=nobody")
 

@@ -716,3 +716,14 @@ def test_json_for_people(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         storage.write_json({"x": NAN}, tmp_path / "a" / "x.json")
     assert (tmp_path / "a" / "x.json").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("changes", [{"labels": [0.5, 1.0]}, {"correct": [[0.5], [1.0]]}], ids=["labels", "correct"])
+def test_counts_and_labels_are_never_cut_to_whole_numbers(changes: dict[str, Any]) -> None:
+    good: dict[str, Any] = {"scores": {"entropy": [[0.1], [0.2]]}, "correct": [[True], [False]]}
+    SampleExits(**good | {"labels": [0.0, 1.0]})
+    with pytest.raises(InvalidValue, match="whole numbers"):
+        SampleExits(**good | changes)
+    table: dict[str, Any] = {"thresholds": [0.5], "exited": [[12.5]], "correct": [9], "samples": 20}
+    with pytest.raises(InvalidValue, match="whole numbers"):
+        TabulatedExits(**table)

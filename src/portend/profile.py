@@ -59,6 +59,10 @@ def _frozen(value: ArrayLike, dtype: Any) -> NDArray[Any]:
     if isinstance(value, np.ndarray) and value.dtype == dtype and _read_only(value):
         return value
     array = np.array(value, dtype=dtype)
+    law(
+        np.issubdtype(dtype, np.floating) or np.array_equal(array, value),
+        f"counts and labels are whole numbers, and what is right is true or false, but got {np.asarray(value).dtype}",
+    )
     array.setflags(write=False)
     return array
 

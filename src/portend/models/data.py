@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from portend.errors import DataError, InvalidValue
 from portend.models.decoding import InputDecoder
 from portend.models.encodings import Chosen, Encodings
+from portend.models.own import told
 
 __all__ = ["Dataset", "Splits", "draw", "limited", "load_dataset", "make_splits"]
 
@@ -90,7 +91,7 @@ class Dataset:
         tensors = np.empty((chosen.size, *self.decoder.shape), dtype=self.decoder.dtype)
         for row, index in enumerate(chosen.tolist()):
             try:
-                tensors[row] = self.decoder.decode(self.encoded[index])
+                tensors[row] = self.decoder.decode(_read(self.encoded, index))
             except DataError as error:
                 place = self.encoded.where(index) if isinstance(self.encoded, Encodings) else ""
                 raise DataError(f"sample {index} of {self.name}{place and f' ({place})'}: {error}") from error
@@ -297,10 +298,22 @@ def load_dataset(spec: str) -> Dataset:
     return load(spec)
 
 
+def _read(encoded: Sequence[bytes], index: int) -> bytes:
+    try:
+        return encoded[index]
+    except DataError:
+        raise
+    except Exception as error:  # a sequence of the user's own
+        raise DataError(f"it cannot be read: {told(error)}") from error
+
+
 def _frozen(values: Any) -> Indices:
     given = np.asarray(values)
-    with np.errstate(invalid="ignore"):
-        array = given.astype(np.int64)
+    try:
+        with np.errstate(invalid="ignore"):
+            array = given.astype(np.int64)
+    except (TypeError, ValueError, OverflowError):
+        array = np.empty(0, dtype=np.int64)
     _require(np.array_equal(array, given), f"labels, groups and indices are whole numbers, but got {given.dtype}")
     array.setflags(write=False)
     return array

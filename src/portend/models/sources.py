@@ -265,6 +265,8 @@ def _groups_by_name(paths: Sequence[Path], options: _Options) -> NDArray[np.int6
 
 
 def _numbered(values: Sequence[Any]) -> NDArray[np.int64]:
+    without = next((index for index, value in enumerate(values) if value is None), None)
+    _require(without is None, f"every sample is of a group, but sample {without} has none")
     return np.asarray(np.unique(np.asarray(values), return_inverse=True)[1], dtype=np.int64)
 
 
