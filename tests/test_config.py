@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from portend.config import load_topology, read_yaml
 from portend.demo import three_tier
 from portend.errors import ConfigError
+from portend.plan import Plan
+from portend.planfile import load_plan
 from portend.topology import SlowStart
 
 ROOT = Path(__file__).parent.parent
@@ -147,3 +150,13 @@ def test_what_is_no_yaml_is_named_by_its_line(tmp_path: Path, text: str, message
         read_yaml(written(tmp_path, text))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows_programs_are_read(tmp_path: Path, encoding: str) -> None:
+    source = Path(__file__).parents[1] / "configs/topologies/three_tier.yaml"
+    (tmp_path / "three_tier.yaml").write_bytes(source.read_text().replace("\n", "\r\n").encode(encoding))
+    assert load_topology(tmp_path / "three_tier.yaml") == load_topology(source)
+    plan = Plan(cuts=(2, 4), placement=(0, 1), thresholds=(0.5,))
+    (tmp_path / "plan.json").write_bytes(json.dumps(plan.to_dict()).encode(encoding))
+    assert load_plan(tmp_path / "plan.json").plan == plan

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,23 @@ def test_deeper_images_are_refused_instead_of_clipped() -> None:
     Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(buffer, format="PNG")
     with pytest.raises(DataError, match="8 bits"):
         PLAIN_RGB.decode(buffer.getvalue())
+
+
+def test_the_upper_8_bits_of_16_bit_colors_are_taken() -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    row = b"\0" + np.tile(np.array([0x1234, 0xFF80, 0x00FF], dtype=">u2"), 4).tobytes()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
+    picture = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(4 * row)) + chunk(b"IEND", b"")
+    assert PLAIN_RGB.pixels(picture)[:, 2, 1].tolist() == [0x12, 0xFF, 0x00]
+
+
+def test_the_first_frame_of_an_animation_is_taken() -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 0, 255))]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    assert PLAIN_RGB.pixels(buffer.getvalue())[:, 0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])

@@ -192,5 +192,7 @@ def test_the_example_is_planned_from_end_to_end(tmp_path: Path) -> None:
     assert load(second, DeviceProfile).device == "server"
     merged = run(cli, ["merge", out, second, "--out", both])
     assert merged.exit_code == 0, merged.output
-    for wrong in (["profile", "--out", out], ["profile", "net", "--exits", exits, "--out", out]):
+    measuring = ["profile", "--from-csv", blocks, "--criterion", "margin", "--out", out]
+    assert "--criterion says how to measure" in run(cli, measuring).output
+    for wrong in (["profile", "--out", out], measuring, ["profile", "net", "--exits", exits, "--out", out]):
         assert run(cli, wrong).exit_code == 2

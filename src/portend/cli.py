@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from portend import cli_observe
 from portend.cli_options import Command, FileOf, Quantity, Share, allow_code, as_json
@@ -548,6 +549,10 @@ def profile(
     times, sizes and exits come from tables (docs/profiling.md), and NETWORK is only its name.
     """
     if blocks is not None:
+        context, taken = click.get_current_context(), ("network", "blocks", "exits", "device", "device_only", "out")
+        for param in context.command.params:
+            if context.get_parameter_source(str(param.name)) is not ParameterSource.DEFAULT and param.name not in taken:
+                raise click.UsageError(f"{param.opts[0]} says how to measure, but --from-csv takes what was measured")
         _profile_from_csv(blocks, exits, network or "", device, device_only, out)
         return
     if network is None or exits is not None:

@@ -5,16 +5,15 @@ Quantities carry their unit (``bandwidth: 10 Mbit/s``); unknown keys are refused
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 
 from portend.errors import ConfigError, InvalidValue, nearest
-from portend.files import check_yaml
+from portend.files import check_yaml, encoding_of
 from portend.topology import Link, SlowStart, Tier, Topology, TransferCurve
 from portend.units import Dimension, parse
 
@@ -22,13 +21,6 @@ __all__ = ["Section", "load_topology", "read_text", "read_yaml", "topology_yaml"
 
 _T = TypeVar("_T")
 _REQUIRED: Any = object()
-_MARKS: Final = {  # that begin a text; the longer ones first
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 
 def read_text(path: str | Path) -> str:
@@ -43,9 +35,8 @@ def read_text(path: str | Path) -> str:
         raise ConfigError(f"there is no file {path}; check the name") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error})") from None
-    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
     try:
-        text = data.decode(encoding)
+        text = data.decode(encoding_of(data))
         at = text.find("\0")
         line = 0 if at < 0 else text.count("\n", 0, at) + 1
     except UnicodeDecodeError as error:

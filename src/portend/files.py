@@ -5,6 +5,7 @@ Nothing in a file is executed, and of a large one only the beginning is read.
 
 from __future__ import annotations
 
+import codecs
 import json
 import struct
 import zipfile
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 import yaml
 
-__all__ = ["KINDS", "check_yaml", "kind_of", "what_is", "wrong_file"]
+__all__ = ["KINDS", "check_yaml", "encoding_of", "kind_of", "what_is", "wrong_file"]
 
 KINDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
@@ -45,6 +46,13 @@ _PLACES: Final = {
     "plan": ("PLAN",),
 }
 """Words for which a file of a kind stands in how others are made."""
+_MARKS: Final = {  # that begin a text; the longer ones first
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _BINARY: Final = "binary data of no kind that Portend knows"
 _OTHERS: Final = {
     b"\x89PNG": "a picture",
@@ -132,12 +140,17 @@ def _kind(file: Any, size: int) -> str | None:
     file.seek(0)
     begin: bytes = file.read(_MOST)
     try:
-        text = begin.decode("utf-8-sig")
+        text = begin.decode(encoding_of(begin))
     except UnicodeDecodeError as error:
         if size <= _MOST or error.start < len(begin) - 4:
             return _BINARY
-        text = begin[: error.start].decode("utf-8-sig")
+        text = begin[: error.start].decode(encoding_of(begin))
     return _BINARY if "\x00" in text else _of_text(text)
+
+
+def encoding_of(data: bytes) -> str:
+    """Return the encoding of a text: what its byte order mark says, as Windows' programs write it, or UTF-8."""
+    return next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
 
 
 def _of_zip(file: Any) -> str | None:
