@@ -4,6 +4,7 @@ The paper's method is the plain brute force of ``tests/reference.py``: every pla
 timed in the same run on plans spread evenly over the space and extrapolated to all of them.
 
     python benchmarks/planner.py --json planner.json
+    python benchmarks/planner.py --large              # the gap where no proof comes in 10 s
 """
 
 # ruff: noqa: E402 (threads are pinned before NumPy is imported)
@@ -17,13 +18,14 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUM
 import argparse
 import json
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -35,11 +37,14 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from portend.config import load_topology
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planner import dynamic, replay
 from portend.planner.exhaustive import solve_exhaustive
-from portend.planner.problem import Problem, SearchSpace, latency
+from portend.planner.limits import Limits
+from portend.planner.problem import Problem, SearchSpace, accuracy, latency
+from portend.planner.search import search
 from portend.planner.space import PlanSpace
 from portend.profile import (
     BackboneSpec,
@@ -50,7 +55,7 @@ from portend.profile import (
     SampleExits,
     TabulatedExits,
 )
-from portend.storage import save
+from portend.storage import load_profile, save
 from portend.topology import Link, Tier, Topology
 from reference import Reference, enumerate_plans  # type: ignore[import-not-found, unused-ignore]
 
@@ -321,7 +326,9 @@ def _front_row(
 ) -> Row:
     tables = PlanSpace(space, model)
     expected = solve_exhaustive(Problem(minimize=latency, space=space), model).front
-    assert [found.plan for found in front(tables)] == [point.plan for point in expected]
+    found, whole = front(tables)
+    assert whole
+    assert [one.plan for one in found] == [point.plan for point in expected]
     return Row(
         name=f"ResNet-110, 3 tiers, 10 thresholds: whole front, {name}",
         plans=tables.count(),
@@ -344,8 +351,9 @@ def hard_rows(
         def solve(need: float = need) -> Any:
             return dynamic.best(tables, need=need, budget=np.inf, fastest=True)
 
-        found = solve()
+        found, bound = solve()
         assert found is not None
+        assert bound == found.latency
         rows.append(
             Row(
                 name=f"N={blocks}, M={tiers}, {thresholds} thresholds, hard: fastest at -{100 * drop:.0f} points",
@@ -361,8 +369,9 @@ def hard_rows(
         def solve_back(budget: float = 1.05 * found.latency) -> Any:
             return dynamic.best(tables, need=-np.inf, budget=budget, fastest=False)
 
-        back = solve_back()
+        back, bound = solve_back()
         assert back is not None
+        assert bound == back.right
         assert back.right >= found.right
         points = 100 * (model.profile.full_accuracy - float(tables.accuracy(back.right)))
         rows.append(
@@ -405,6 +414,68 @@ def per_exit_rows() -> list[Row]:
     return rows
 
 
+# -- instances too large for a proof -------------------------------------------------------------------
+
+
+def deep() -> Profile:
+    """ResNet-110 on CIFAR-10 as it ships: 55 blocks, 5,000 samples."""
+    return load_profile(ROOT / "profiles" / "resnet110-cifar10.zip")
+
+
+def with_samples(blocks: int, tiers: int) -> PerformanceModel:
+    """Cheap links and many tiers that pay (``hard``), with the scores of exits of ResNet-110."""
+    model, _ = hard(blocks, tiers, 10)
+    exits = deep().exits
+    assert isinstance(exits, SampleExits)
+    some = np.linspace(0, exits.num_branches - 1, blocks).round().astype(int)
+    own = SampleExits(scores={"entropy": exits.score[:, some]}, correct=exits.correct[:, some])
+    return PerformanceModel(replace(model.profile, exits=own), model.topology)
+
+
+def large_cases() -> dict[str, Callable[[], tuple[PerformanceModel, SearchSpace, float]]]:
+    """Models, spaces and how much accuracy may be lost, by name."""
+    three = load_topology(ROOT / "configs" / "topologies" / "three_tier.yaml")
+    hundred = tuple((np.arange(100) / 100).tolist())
+    own = SearchSpace(per_exit_thresholds=True, exits_per_tier=2)
+    return {
+        "55 blocks, 3 tiers, 4 exits per tier": lambda: (
+            PerformanceModel(deep(), three), SearchSpace(exits_per_tier=4), 0.01
+        ),
+        "55 blocks, 3 tiers, 2 exits per tier, own thresholds": lambda: (PerformanceModel(deep(), three), own, 0.01),
+        "30 blocks, 8 tiers, cheap links": lambda: (with_samples(30, 8), SearchSpace(), 0.02),
+        "55 blocks, 8 tiers, cheap links": lambda: (with_samples(55, 8), SearchSpace(), 0.02),
+        "10 blocks, 3 tiers, 2 exits per tier, 100 own thresholds": lambda: (
+            PerformanceModel(resnet_like(10), three_tiers()), replace(own, thresholds=hundred), 0.01
+        ),
+    }  # fmt: skip
+
+
+def large(name: str, seconds: float) -> dict[str, Any]:
+    """One of the large cases in so many seconds of this process: what is known then, and what it took."""
+    model, space, drop = large_cases()[name]()
+    bound = accuracy >= model.profile.full_accuracy - drop
+    begin = time.process_time()
+    found = search(Problem(minimize=latency, subject_to=(bound,), space=space), model, limits=Limits(seconds=seconds))
+    return {
+        "name": name,
+        "plans": float(found.stats.plans),
+        "status": found.status,
+        "gap": found.gap,
+        "latency_ms": 1e3 * found.estimate.mean_s,
+        "wall_s": found.stats.seconds,
+        "cpu_s": time.process_time() - begin,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def large_rows(seconds: float) -> Iterator[dict[str, Any]]:
+    """Each large case in a process of its own, so that its memory is its own."""
+    for name in large_cases():
+        command = [sys.executable, __file__, "--large", name, "--seconds", str(seconds)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        yield json.loads(done.stdout)
+
+
 def process_row() -> Row:
     """``portend plan`` from the shell: imports, reading, planning, baselines, printing."""
     with tempfile.TemporaryDirectory() as folder:
@@ -421,8 +492,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers to this file")
     parser.add_argument("--plans", type=int, default=2_000, help="plans that the brute force evaluates")
+    parser.add_argument("--large", nargs="?", const="", metavar="CASE", help="only cases too large for a proof, or one")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each of the large cases")
     parser.add_argument("--quick", action="store_true", help="leave out the largest instance")
     arguments = parser.parse_args()
+    if arguments.large:
+        print(json.dumps(large(arguments.large, arguments.seconds)))
+        return
+    if arguments.large is not None:
+        for case in large_rows(arguments.seconds):
+            known = "gap not known" if case["gap"] is None else f"gap {100 * case['gap']:.1f} %"
+            print(
+                f"{case['name']:<58}{case['plans']:>9.2g}  {case['status']}, {known}, {case['latency_ms']:.2f} ms; "
+                f"{case['cpu_s']:.1f} s of CPU in {case['wall_s']:.1f} s, {case['peak_mib']:.0f} MiB",
+                flush=True,
+            )
+        return
     print(f"{'':<58}{'plans':>9}{'median':>10}{'target':>9}{'peak':>9}{'ratio*':>11}")
     rows: list[Row] = []
     parts: list[Callable[[], list[Row]]] = [

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from portend.models.data import Dataset
     from portend.plan import Plan
     from portend.planfile import PlanFile
+    from portend.planner.limits import Limits
     from portend.planner.problem import Solution
     from portend.topology import Topology
 
@@ -987,19 +988,51 @@ def _planning(command: Any) -> Any:
     return command
 
 
+def _limits(command: Any) -> Any:
+    """Give a command the options that limit its searches."""
+    for option in (
+        click.option(
+            "--memory", type=Quantity("size"), metavar="SIZE",
+            help="For all searches, such as '2 GB'; default: half of what is free.",
+        ),
+        click.option(
+            "--seconds", type=click.FloatRange(0),
+            help="For all searches together; then (as at a first Ctrl-C) the best plan so far is given, with its gap.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@contextmanager
+def _limited(
+    seconds: float | None, memory: float | None, shown: Callable[[float], str] | None = None
+) -> Iterator[Limits]:
+    """Limits of searches, which show on a terminal how far they are, with values as ``shown`` writes them."""
+    from portend.planner.limits import Limits
+
+    with ExitStack() as stack:
+        tell = None
+        if shown is not None and sys.stderr.isatty():
+            from portend.progress import searching
+
+            tell = stack.enter_context(searching(shown))
+        yield Limits(seconds=math.inf if seconds is None else seconds, memory=memory, progress=tell)
+
+
 @cli.command()
 @click.argument("profile", type=FileOf("profile"))
 @_topology
 @_planning
-@click.option("--seconds", type=click.FloatRange(0), help="Stop a long search then, and state what it may miss.")
+@_limits
 @click.option("--front", "with_front", is_flag=True, help="Also give the whole Pareto front.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Also write the answer as JSON, for `portend run`.")
 @click.option("--fallbacks", is_flag=True, help="Also the best plans without a tier, for `portend deploy`.")
 @_allow_infeasible
 @as_json
 def plan(
-    profile: str, topology: str, estimator: Any, criterion: str | None, seconds: float | None, with_front: bool,
-    out: str | None, fallbacks: bool, allow_infeasible: bool, as_json: bool, **asked: Any,
+    profile: str, topology: str, estimator: Any, criterion: str | None, seconds: float | None, memory: float | None,
+    with_front: bool, out: str | None, fallbacks: bool, allow_infeasible: bool, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Find the proven best plan for PROFILE on a topology, and what it beats.
 
@@ -1017,9 +1050,10 @@ def plan(
 
     places = load_topology(topology)
     model, problem = _asked(load_profile(profile), places, estimator, criterion, **asked)
-    solution = solve(problem, model, seconds=math.inf if seconds is None else seconds)
+    with _limited(seconds, memory, None if as_json else problem.objectives[0][0].format) as limits:
+        solution = solve(problem, model, limits=limits.part(0.8) if fallbacks else limits)
+        others = find_fallbacks(solution, model, limits=limits) if fallbacks else ()
     names = [tier.name for tier in places.tiers]
-    others = find_fallbacks(solution, model) if fallbacks else ()
     planned = PlanFile.of(solution, model, others, front=with_front)
     usable = solution.met or allow_infeasible
     if out and usable:
@@ -1030,7 +1064,7 @@ def plan(
     for other in () if as_json else others:
         click.echo(f"  {other.describe(names)}")
     if with_front and not as_json:
-        click.echo("  Pareto front:")
+        click.echo("  Pareto front:" if solution.front_complete else "  Pareto front, as far as it was searched:")
         for point in solution.front:
             name = point.plan.describe(names)
             values = "".join(
@@ -1115,14 +1149,15 @@ def _space(
     help="YAML with a section `training`, as for `portend train` but without mode; default: 4 epochs.",
 )  # fmt: skip
 @allow_code
+@_limits
 @click.option("--rounds", type=click.IntRange(1), default=4, show_default=True, help="Most rounds of fine-tuning.")
 @_allow_infeasible
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for every round's files.")
 @as_json
 def refine(
     profile: str, checkpoint: str, topology: str, data: str | None, seed: int | None, estimator: Any,
-    criterion: str | None, tuning: str | None, allow_code: tuple[str, ...], rounds: int, allow_infeasible: bool,
-    out: str, as_json: bool, **asked: Any,
+    criterion: str | None, tuning: str | None, allow_code: tuple[str, ...], seconds: float | None,
+    memory: float | None, rounds: int, allow_infeasible: bool, out: str, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Plan for PROFILE, fine-tune the network for the plan, and plan again, until the plan stands still.
 
@@ -1158,6 +1193,7 @@ def refine(
                 model.profile, checkpoint, dataset, splits, places, problem, out,
                 training=training, rounds=rounds, estimator=estimator, codec_tolerance=model.codec_tolerance,
                 tell=tell, allow_code=allow_code, allow_infeasible=allow_infeasible,
+                seconds=math.inf if seconds is None else seconds, memory=memory,
             )  # fmt: skip
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from the last state in {out}", err=True)
@@ -1706,6 +1742,7 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
     "'space.exits_per_tier=1..4'. Again for a grid. An unknown path gets the list of all.",
 )  # fmt: skip
 @_planning
+@_limits
 @click.option("--zip", "zipped", is_flag=True, help="Swept fields advance together instead of making a grid.")
 @click.option("--crossovers", is_flag=True, help="Also find where the plan flips along each field of numbers.")
 @click.option("--no-baselines", is_flag=True, help="Plan without the baselines, which is about twice as fast.")
@@ -1718,8 +1755,8 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
 @as_json
 def whatif(
     profile: str, topology: str, sweeps: tuple[str, ...], estimator: Any, criterion: str | None, zipped: bool,
-    crossovers: bool, no_baselines: bool, jobs: int | None, backend: str | None, out: str | None, as_json: bool,
-    **asked: Any,
+    crossovers: bool, no_baselines: bool, jobs: int | None, backend: str | None, seconds: float | None,
+    memory: float | None, out: str | None, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Plan PROFILE anew for each value of swept fields of the topology, the profile or the problem.
 
@@ -1746,13 +1783,15 @@ def whatif(
         raise click.UsageError(f"--out draws one or two fields, but {len(axes)} are swept; use --json for more")
     workers: dict[str, Any] = {"n_jobs": jobs, "backend": backend}
     flips = None
-    with lib.connected(backend, jobs), _progress(quiet=as_json) as tell:
+    with lib.connected(backend, jobs), _progress(quiet=as_json) as tell, _limited(seconds, memory) as limits:
         found = lib.sweep(
             scenario, axes, zipped=zipped, baselines=not no_baselines, **workers,
-            on_progress=lambda *at: tell("sweep", *at),
+            on_progress=lambda *at: tell("sweep", *at), limits=limits.part(0.5) if crossovers else limits,
         )  # fmt: skip
         if crossovers:
-            flips = lib.find_crossovers(found, **workers, on_progress=lambda *at: tell("crossovers", *at))
+            flips = lib.find_crossovers(
+                found, **workers, on_progress=lambda *at: tell("crossovers", *at), limits=limits
+            )
     if as_json:
         answer = found.to_dict() | ({} if flips is None else {"crossovers": [flip.to_dict() for flip in flips]})
         click.echo(json.dumps(answer))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Log", "Tell", "progress"]
+__all__ = ["Log", "Tell", "progress", "searching"]
 
 Tell = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -54,6 +54,27 @@ class Log:
 def _minutes(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+@contextmanager
+def searching(shown: Callable[[float], str]) -> Iterator[Callable[[Any], None]]:
+    """Give a function that shows on a terminal how far a search is (``planner.limits.Progress``).
+
+    ``shown`` writes a value.
+    """
+    with ExitStack() as stack:
+        status: Any = None
+
+        def tell(known: Any) -> None:
+            nonlocal status
+            if status is None:
+                status = stack.enter_context(Console(stderr=True).status("searching"))
+            best = "no plan yet" if known.value is None else f"best {shown(known.value)}"
+            bound = "" if known.bound is None else f", none beats {shown(known.bound)}"
+            gap = "" if known.gap is None else f", gap {100 * known.gap:.2g} %"
+            status.update(f"{known.seconds:.0f} s: {best}{bound}{gap} (Ctrl-C ends the search with the best so far)")
+
+        yield tell
 
 
 @contextmanager

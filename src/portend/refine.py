@@ -26,6 +26,7 @@ from portend.models.training import Progress, TrainingConfig, train
 from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import CODEC_TOLERANCE, PerformanceModel
 from portend.planfile import PlanFile
+from portend.planner.limits import Limits
 from portend.planner.problem import Problem, Solution, accuracy, latency
 from portend.planner.solve import solve
 from portend.profile import Profile, SampleExits
@@ -131,6 +132,8 @@ def refine(
     tell: Tell = lambda *_: None,
     allow_code: Collection[str] = (),
     allow_infeasible: bool = False,
+    seconds: float = math.inf,
+    memory: float | None = None,
 ) -> Refinement:
     """Refine the network of ``checkpoint`` and its plan in turns, for at most ``rounds`` rounds of fine-tuning.
 
@@ -143,6 +146,7 @@ def refine(
         codec_tolerance: as in ``PerformanceModel``; what lossy codecs lose is measured anew with each round's weights.
         tell: called with (stage, done, total); allow_code: ``module:object`` that the checkpoint may name.
         allow_infeasible: also leave plans that miss the constraints.
+        seconds, memory: limits of the searches of each round, as in ``solve``.
 
     Raises:
         MismatchError: profile and checkpoint are of different networks; others as ``train`` and ``solve``.
@@ -177,9 +181,10 @@ def refine(
         )
         now = replace(now, **_codecs(profile, backbone, dataset, splits.profiling, stage, tell))
         model = PerformanceModel(now, topology, estimator=estimator, codec_tolerance=codec_tolerance)
-        solution = solve(problem, model)
+        limits = Limits(seconds=seconds, memory=memory)
+        solution = solve(problem, model, limits=limits.part(0.6))
         first = found[0].solution.estimate if found else solution.estimate
-        fastest, closest = _against(first, problem, model)
+        fastest, closest = _against(first, problem, model, limits)
         this = Round(
             checkpoint=weights,
             profile=here / "profile.zip",
@@ -204,14 +209,16 @@ def refine(
     return result
 
 
-def _against(first: Estimate, problem: Problem, model: PerformanceModel) -> tuple[Solution, Solution]:
+def _against(first: Estimate, problem: Problem, model: PerformanceModel, limits: Limits) -> tuple[Solution, Solution]:
     """The fastest plan that is as accurate as ``first``, and the most accurate one that is as fast."""
     exact = 1e-9  # of rounding
     as_accurate = (accuracy >= max(0.0, first.accuracy - exact),)
     as_fast = (latency <= first.mean_s * (1 + exact),)
+    fastest = Problem(minimize=latency, subject_to=as_accurate, space=problem.space)
+    closest = Problem(maximize=accuracy, subject_to=as_fast, space=problem.space)
     return (
-        solve(Problem(minimize=latency, subject_to=as_accurate, space=problem.space), model, baselines=False),
-        solve(Problem(maximize=accuracy, subject_to=as_fast, space=problem.space), model, baselines=False),
+        solve(fastest, model, baselines=False, limits=limits.part(0.5)),
+        solve(closest, model, baselines=False, limits=limits),
     )
 
 

@@ -22,7 +22,18 @@ import numpy as np
 from portend.errors import ConfigError, InvalidValue, SearchError, choice, law, nearest
 from portend.perfmodel.model import CODEC_TOLERANCE, Estimator, PerformanceModel
 from portend.plan import Plan
-from portend.planner.problem import Constraint, Metric, Problem, SearchSpace, Solution, TierOrder, accuracy, latency
+from portend.planner.limits import Limits
+from portend.planner.problem import (
+    Constraint,
+    Metric,
+    Problem,
+    SearchSpace,
+    Solution,
+    Status,
+    TierOrder,
+    accuracy,
+    latency,
+)
 from portend.planner.solve import solve
 from portend.profile import CodecProfile, DeviceProfile, Exits, Profile, ResultProfile, SampleExits
 from portend.topology import Ingest, Topology
@@ -530,15 +541,24 @@ class SweepPoint:
         values: one per axis.
         solution: without its front, to stay small; None where no plan satisfies the hints, or too many would have
             to be searched: ``reason`` says which.
+        planned: whether there was time for it.
     """
 
     values: tuple[Any, ...]
     solution: Solution | None
     reason: str = ""
+    planned: bool = True
 
     @property
-    def status(self) -> Literal["optimal", "feasible", "infeasible", "no plan"]:
-        return self.solution.status if self.solution else "no plan"
+    def status(self) -> Status | Literal["no plan"]:
+        if self.solution is None:
+            return "no plan" if self.planned else "unknown"
+        return self.solution.status
+
+    @property
+    def missed(self) -> bool:
+        """Whether there is a plan, which misses the constraints."""
+        return self.solution is not None and not self.solution.met
 
     @property
     def plan(self) -> Plan | None:
@@ -553,6 +573,7 @@ class SweepPoint:
         answer: dict[str, Any] = {"status": self.status}
         if self.solution is None:
             return answer | {"reason": self.reason}
+        answer |= {"bound": self.solution.bound, "gap": self.solution.gap}
         answer |= {"plan": self.solution.plan.to_dict(), **_outcome(self.solution)}
         answer["baselines"] = {
             name: {"status": s.status, "plan": s.plan.to_dict(), **_outcome(s)}
@@ -639,10 +660,13 @@ def sweep(
     n_jobs: int | None = None,
     backend: str | None = None,
     on_progress: Progress | None = None,
+    limits: Limits | None = None,
 ) -> Sweep:
     """Plan at every point of a grid, or of a list (``zipped``).
 
     Args:
+        limits: for all points together; each gets an equal share of the time that is left. Where a limit ended a
+            search, the point's ``status`` and gap say so; points without time are not planned.
         n_jobs, backend: as in ``joblib.Parallel``. By default points are planned one after the other, without
             joblib; with a backend and no ``n_jobs``, by as many workers as it has. ``dask`` uses the current
             ``distributed.Client``, ``ray`` the Ray session (see ``connected``).
@@ -661,14 +685,19 @@ def sweep(
     for point in values:
         scenario.changed(dict(zip(paths, point, strict=True)))
     task = partial(_plan_at, scenario, tuple(paths), baselines)
-    points = _each(task, values, n_jobs=n_jobs, backend=backend, on_progress=on_progress)
+    points = _each(task, values, limits=limits, n_jobs=n_jobs, backend=backend, on_progress=on_progress)
     return Sweep(scenario=scenario, axes=axes, zipped=zipped, points=tuple(points))
 
 
-def _plan_at(scenario: Scenario, paths: Sequence[str], baselines: bool, values: tuple[Any, ...]) -> SweepPoint:
+def _plan_at(
+    scenario: Scenario, paths: Sequence[str], baselines: bool, values: tuple[Any, ...], limits: Limits
+) -> SweepPoint:
+    if limits.over():
+        reason = f"there was no {limits.reason} left" if limits.reason != "interrupt" else "interrupted before"
+        return SweepPoint(values=values, solution=None, reason=reason, planned=False)
     there = scenario.changed(dict(zip(paths, values, strict=True)))
     try:
-        found = solve(there.problem, there.model(), baselines=baselines)
+        found = solve(there.problem, there.model(), baselines=baselines, limits=limits)
     except SearchError as error:
         return SweepPoint(values=values, solution=None, reason=str(error))
     small = {name: replace(solution, front=()) for name, solution in found.baselines.items()}
@@ -727,6 +756,7 @@ def find_crossovers(
     n_jobs: int | None = None,
     backend: str | None = None,
     on_progress: Progress | None = None,
+    limits: Limits | None = None,
 ) -> tuple[Crossover, ...]:
     """Find where the plan flips along one axis of a grid (None: along each that has an order), for each combination of
     the others' values.
@@ -736,7 +766,8 @@ def find_crossovers(
     plan met in between splits the search in two. Where each plan is best on one interval at most, no flip is missed
     (but those closer than the tolerance): so it is where every plan's latency is linear in the field or in its
     reciprocal and the admitted plans stay the same. Elsewhere a plan that is best only inside a piece whose ends agree
-    is missed.
+    is missed. ``limits`` are for all gaps together; what a gap has no time for is not looked at, so that flips may be
+    missed or less sharp.
 
     Raises:
         InvalidValue: the field's values have no order, or the axes advance together.
@@ -749,7 +780,7 @@ def find_crossovers(
     law(0 < tolerance < 1 and pieces >= 1, f"got the tolerance {tolerance} and {pieces} pieces; 0 < tolerance < 1")
     gaps = [(along, *gap) for along in axes for gap in _gaps(found, along)]
     task = partial(_flips, found.scenario, tuple(a.path for a in found.axes), tolerance, pieces)
-    flips = _each(task, gaps, n_jobs=n_jobs, backend=backend, on_progress=on_progress)
+    flips = _each(task, gaps, limits=limits, n_jobs=n_jobs, backend=backend, on_progress=on_progress)
     return tuple(
         Crossover(path=found.axes[along].path, axis=along, below=below, above=above)
         for (along, *_), flip in zip(gaps, flips, strict=True)
@@ -781,6 +812,7 @@ def _flips(
     tolerance: float,
     pieces: int,
     gap: tuple[int, SweepPoint, SweepPoint],
+    limits: Limits,
 ) -> list[tuple[SweepPoint, SweepPoint]]:
     axis, start, end = gap
     whole = find_field(scenario, paths[axis]).whole
@@ -791,12 +823,12 @@ def _flips(
         nonlocal planned
         planned += 1
         values = (*start.values[:axis], value, *start.values[axis + 1 :])
-        return _plan_at(scenario, paths, False, values)
+        return _plan_at(scenario, paths, False, values, limits)
 
     inner = [low + (high - low) * k / pieces for k in range(1, pieces)]
     inner = sorted({round(v) for v in inner} - {low, high}) if whole else inner
     flips = []
-    waiting = list(pairwise([start, *map(plan_at, inner), end]))[::-1]
+    waiting = list(pairwise([start, *(p for p in map(plan_at, inner) if p.planned), end]))[::-1]
     while waiting:
         below, above = waiting.pop()
         if below.decides_like(above):
@@ -804,7 +836,7 @@ def _flips(
         a, b = below.values[axis], above.values[axis]
         middle = (a + b) // 2 if whole else a + (b - a) / 2
         close = b - a <= (1 if whole else tolerance * max(abs(a), abs(b)))
-        if close or not a < middle < b or planned >= _MOST_PLANS:
+        if close or not a < middle < b or planned >= _MOST_PLANS or limits.over():
             flips.append((below, above))
         else:
             between = plan_at(middle)
@@ -816,40 +848,45 @@ def _flips(
 
 
 def _each(
-    task: Callable[[_T], _R],
+    task: Callable[[_T, Limits], _R],
     items: Sequence[_T],
     *,
+    limits: Limits | None,
     n_jobs: int | None,
     backend: str | None,
     on_progress: Progress | None,
 ) -> list[_R]:
-    """Return ``task`` of every item, in order."""
+    """Return ``task`` of every item and its share of the limits, in order."""
+    limits = limits or Limits()
     if backend is None and n_jobs in (None, 1):
         results = []
-        for done, item in enumerate(items, start=1):
-            results.append(task(item))
-            if on_progress:
-                on_progress(done, len(items))
+        with limits.interruptible():
+            for done, item in enumerate(items, start=1):
+                results.append(task(item, limits.part(1 / (len(items) - done + 1))))
+                if on_progress:
+                    on_progress(done, len(items))
         return results
     law(n_jobs != 0, "at least one worker is needed, or -1 for all there are, but got 0")
     law(backend is None or backend in BACKENDS, f"the backends are {', '.join(BACKENDS)}, but got {backend!r}")
     from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 
     with parallel_config(backend=backend or "loky", n_jobs=-1 if n_jobs is None else n_jobs):
-        size = max(1, math.ceil(len(items) / (8 * effective_n_jobs(n_jobs or -1))))
+        workers = effective_n_jobs(n_jobs or -1)
+        size = max(1, math.ceil(len(items) / (8 * workers)))
+        each = limits.each(len(items), workers)
         # the scenario travels with each chunk, not with each point
         chunks = [items[i : i + size] for i in range(0, len(items), size)]
         collected: list[_R] = []
         delivery = "list" if backend == "ray" else "generator"  # Ray's backend gives results only all at once
-        for part in Parallel(return_as=delivery)(delayed(_run)(task, chunk) for chunk in chunks):
+        for part in Parallel(return_as=delivery)(delayed(_run)(task, chunk, each) for chunk in chunks):
             collected += part
             if on_progress:
                 on_progress(len(collected), len(items))
     return collected
 
 
-def _run(task: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-    return [task(item) for item in items]
+def _run(task: Callable[[_T, Limits], _R], items: Sequence[_T], each: dict[str, Any]) -> list[_R]:
+    return [task(item, Limits(**each)) for item in items]
 
 
 @contextlib.contextmanager

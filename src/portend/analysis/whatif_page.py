@@ -166,7 +166,7 @@ def sweep_table(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Table:
     table.add_column("best baseline")
     for point in found.points:
         values = [found.field(i).format(v) for i, v in enumerate(point.values)]
-        note = "  (misses the constraint)" if point.status == "infeasible" else ""
+        note = "  (misses the constraint)" if point.missed else ""
         table.add_row(*values, names.letter(point), Text(names.text(point) + note), *_cells(found, point))
     return table
 
@@ -211,7 +211,7 @@ def crossover_table(found: Sweep, crossovers: Sequence[Crossover]) -> Table:
 
 def _change(names: _Names, crossover: Crossover) -> str:
     sides = (crossover.below, crossover.above)
-    marks = [names.letter(p) + (" ✗" if p.status == "infeasible" else "") for p in sides]
+    marks = [names.letter(p) + (" ✗" if p.missed else "") for p in sides]
     return f"{marks[0]} → {marks[1]}"
 
 
@@ -447,7 +447,7 @@ def _letters_on(
     for band in bands:
         low, high = map(scale.stretched, band[:2])
         point = band[2]
-        missed = " ✗" if point.status == "infeasible" else ""
+        missed = " ✗" if point.missed else ""
         letter = "no plan" if point.plan is None else f"{names.letter(point)}{missed}"
         if (high - low) / (right - left) < 0.012 * (1 + len(letter)):
             continue
@@ -519,7 +519,7 @@ def plot_grid(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Figure:
     figure.add_heatmap(
         z=[[tints.index(names.tint(p)) for p in line] for line in grid], zmin=-0.5, zmax=len(tints) - 0.5,
         colorscale=[[step, tints[k // 2]] for k, step in enumerate(steps)], showscale=False,
-        text=[[names.letter(p) + (" ✗" if p.status == "infeasible" else "") for p in line] for line in grid],
+        text=[[names.letter(p) + (" ✗" if p.missed else "") for p in line] for line in grid],
         row=1, col=1, **shared,
     )  # fmt: skip
     means = [[goal.value(p.solution) if p.solution else None for p in line] for line in grid]
@@ -710,9 +710,7 @@ def _crossovers(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) ->
     rows, goal = [], _Goal.of(found)
     for crossover in crossovers:
         at, *others = map(escape, _places(found, crossovers, crossover))
-        change = " → ".join(
-            _chip(names, p) + (" ✗" if p.status == "infeasible" else "") for p in (crossover.below, crossover.above)
-        )
+        change = " → ".join(_chip(names, p) + (" ✗" if p.missed else "") for p in (crossover.below, crossover.above))
         cells = report.html_cells([*others, _width(crossover), change, crossover.kind, *_sides(goal, crossover)])
         rows.append(f"<tbody><tr><th scope='row'>{at}</th>{cells}</tr></tbody>")
     head = [

@@ -8,17 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.plan import Plan, PlanBatch
+from portend.planner.limits import Ended, gap
 from portend.planner.metrics import ACCURACY_SLACK, Batch, accuracy, latency
-from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, affordable, choose
+from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, Status, affordable, choose
 from portend.planner.space import PlanSpace
 
-__all__ = ["by_front", "closer", "points", "resolved", "solution"]
+__all__ = ["by_front", "closer", "points", "resolved", "solution", "wanted"]
 
 
 def points(space: PlanSpace, costs: ArrayLike, right: ArrayLike, plans: Sequence[Plan]) -> tuple[FrontPoint, ...]:
@@ -56,19 +57,23 @@ def _mean_s(space: PlanSpace, plans: Sequence[Plan]) -> NDArray[np.float64]:
 Space = TypeVar("Space", bound=PlanSpace)
 
 
-def resolved(space: Space, find: Callable[[Space], tuple[FrontPoint, ...]]) -> tuple[FrontPoint, ...]:
-    """Return the front that ``find`` finds in a space, with every cost resolved.
+def resolved(
+    space: Space, find: Callable[[Space], tuple[tuple[FrontPoint, ...], bool]]
+) -> tuple[tuple[FrontPoint, ...], bool]:
+    """Return the front that ``find`` finds in a space, with every cost resolved, and whether it is whole.
 
     The quantum follows the dearest steps. Where some plans of the front cost next to nothing against these, the front
     up to their cost is found again, in finer quanta.
     """
-    front = find(space)
+    front, whole = find(space)
     cheap = sum(not space.resolves(point.cost(space.metric)) for point in front)
-    finer = closer(space, [point.plan for point in front[:cheap]])
+    finer = closer(space, [point.plan for point in front[:cheap]]) if whole else None
     if finer is None:
-        return front
-    below = resolved(finer, find)
-    return (*below, *(point for point in front[cheap:] if not below or point.accuracy > below[-1].accuracy))
+        return front, whole
+    below, whole = resolved(finer, find)
+    if not whole:
+        return front, False
+    return (*below, *(point for point in front[cheap:] if not below or point.accuracy > below[-1].accuracy)), True
 
 
 def closer(space: Space, plans: Sequence[Plan]) -> Space | None:
@@ -82,28 +87,41 @@ def closer(space: Space, plans: Sequence[Plan]) -> Space | None:
 
 
 def by_front(
-    asked: Problem, space: PlanSpace, front: tuple[FrontPoint, ...], *, begin: float, solver: str, plans: int
+    asked: Problem,
+    space: PlanSpace,
+    front: tuple[FrontPoint, ...],
+    *,
+    begin: float,
+    solver: str,
+    plans: int,
+    ended: Ended = "",
 ) -> Solution:
-    """Return what the whole front of cost and accuracy, by cost, says to a problem.
+    """Return what the front of cost and accuracy, by cost, says to a problem: the whole one unless a limit ended it.
 
     Raises:
         SearchError: the front is empty, so no plan satisfies the hints.
     """
     if not front:
-        raise space.empty()
+        raise space.empty(ended)
     problem = asked.promised(space.model.samples)
     chosen, met = choose(problem, front)
-    if len(problem.objectives) > 1:
-        enough = problem.min_accuracy - ACCURACY_SLACK
-        front = tuple(
-            replace(point, values={space.metric.name: point.cost(space.metric), accuracy.name: point.accuracy})
-            for point in affordable(problem, front)
-            if point.accuracy >= enough
-        )
+    proven: tuple[Status, Status] = ("feasible", "unknown") if ended else ("optimal", "infeasible")
     return solution(
-        asked, space, chosen.plan, status="optimal" if met else "infeasible", front=front,
-        stats=SearchStats(plans=plans, seconds=time.perf_counter() - begin, solver=solver),
+        asked, space, chosen.plan, status=proven[not met], front=wanted(problem, front), front_complete=not ended,
+        stats=SearchStats(plans=plans, seconds=time.perf_counter() - begin, solver=solver, ended=ended),
     )  # fmt: skip
+
+
+def wanted(problem: Problem, front: tuple[FrontPoint, ...]) -> tuple[FrontPoint, ...]:
+    """Return what a problem asks to see of the front of its cost and accuracy."""
+    cost, enough = problem.cost, problem.min_accuracy - ACCURACY_SLACK
+    if len(problem.objectives) == 1 or cost is None:
+        return front
+    return tuple(
+        replace(point, values={cost.name: point.cost(cost), accuracy.name: point.accuracy})
+        for point in affordable(problem, front)
+        if point.accuracy >= enough
+    )
 
 
 def solution(
@@ -111,19 +129,26 @@ def solution(
     space: PlanSpace,
     plan: Plan,
     *,
-    status: Literal["optimal", "feasible", "infeasible"],
+    status: Status,
     front: tuple[FrontPoint, ...],
     stats: SearchStats,
-    gap: float = 0.0,
+    bound: float | None = None,
+    front_complete: bool = True,
 ) -> Solution:
-    """Return a plan as the answer to what was asked."""
+    """Return a plan as the answer to what was asked; ``bound``: of the objective, its own value where it is optimal."""
     estimate = space.model.estimate(space.complete(plan))
+    values = {} if space.metric == latency else asked.judge(estimate.plan, space.model)[0]
+    known = {latency.name: estimate.mean_s, accuracy.name: estimate.accuracy, **values}
+    value = known[asked.objectives[0][0].name]
+    bound = value if status == "optimal" else None if status == "infeasible" else bound
     return Solution(
         problem=asked,
         status=status,
         estimate=estimate,
         front=front,
         stats=stats,
-        gap=gap,
-        values={} if space.metric == latency else asked.judge(estimate.plan, space.model)[0],
+        bound=bound,
+        gap=gap(value, bound) if status in ("optimal", "feasible") else None,
+        front_complete=front_complete,
+        values=values,
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import replace
 
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
-from portend.planner.problem import Problem, SearchSpace, Solution
+from portend.planner.limits import Limits
+from portend.planner.problem import Problem, SearchSpace, Solution, Status
 from portend.planner.search import search
 from portend.profile import SampleExits
 
@@ -49,34 +49,41 @@ def baseline_spaces(model: PerformanceModel, space: SearchSpace) -> dict[str, Se
     return spaces
 
 
-def solve_baselines(problem: Problem, model: PerformanceModel, *, seconds: float = math.inf) -> dict[str, Solution]:
-    """Return each baseline's best plan under the problem's constraints; ``seconds`` limits each search.
+def solve_baselines(problem: Problem, model: PerformanceModel, *, limits: Limits | None = None) -> dict[str, Solution]:
+    """Return each baseline's best plan under the problem's constraints; those without time for them are left out.
 
     ``the paper`` searches the paper's space (one exit per tier, one global threshold) with the
     paper's marginal estimator; its choice is then judged by the model's own estimator.
     """
+    limits = limits or Limits()
     solutions: dict[str, Solution] = {}
-    for name, space in baseline_spaces(model, problem.space).items():
+    spaces = baseline_spaces(model, problem.space)
+    for left, (name, space) in zip(range(len(spaces), 0, -1), spaces.items(), strict=True):
+        if limits.over():
+            return solutions
         try:
-            solutions[name] = search(replace(problem, space=space), model, seconds=seconds)
+            solutions[name] = search(replace(problem, space=space), model, limits=limits.part(1 / (left + 1)))
         except SearchError:
             continue  # such as cloud-only where the encoded input was not profiled
-    if isinstance(model.profile.exits, SampleExits) and model.estimator == "sample":
+    if isinstance(model.profile.exits, SampleExits) and model.estimator == "sample" and not limits.over():
         with contextlib.suppress(SearchError):  # the paper's space can be too large where the problem's is not
-            solutions["the paper"] = _paper(problem, model)
+            solutions["the paper"] = _paper(problem, model, limits)
     return solutions
 
 
-def _paper(problem: Problem, model: PerformanceModel) -> Solution:
+def _paper(problem: Problem, model: PerformanceModel, limits: Limits) -> Solution:
     space = SearchSpace(thresholds=problem.space.thresholds, codecs=_raw(model), exits_per_tier=1)
     marginal = PerformanceModel(
         model.profile, model.topology, estimator="marginal", codec_tolerance=model.codec_tolerance
     )
-    chosen = search(replace(problem, space=space), marginal)
+    chosen = search(replace(problem, space=space), marginal, limits=limits)
     values, met = replace(problem, robust=None).judge(chosen.plan, model)
     estimate = model.estimate(chosen.plan)
-    status = chosen.status if problem.robust else "optimal"  # a promise was tested by replay already
-    return replace(chosen, estimate=estimate, values=values, status=status if met else "infeasible")
+    # What is proven is proven of the paper's space by its estimator; a promise was tested by replay already.
+    whole = chosen.status in ("optimal", "infeasible")
+    status: Status = chosen.status if problem.robust else "optimal" if whole else "feasible"
+    status = status if met else "infeasible" if whole else "unknown"
+    return replace(chosen, estimate=estimate, values=values, status=status, bound=None, gap=None)
 
 
 def _raw(model: PerformanceModel) -> tuple[str, ...] | None:

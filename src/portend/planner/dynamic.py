@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from portend.plan import Plan
 from portend.planner.goals import BestGoal, Found, Front, FrontGoal, Goal, repeats
+from portend.planner.limits import Limits
 from portend.planner.space import NEVER, PlanSpace
 
 __all__ = ["best", "front"]
@@ -44,6 +45,7 @@ Index = NDArray[np.intp] | Flags
 
 _CELLS: Final = 1 << 19
 _BEAM: Final = 300
+_FIRST: Final = 8
 _LABELS: Final = 20_000
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing
 _DUAL_STEPS: Final = 6
@@ -108,8 +110,9 @@ def _no_plans() -> _Plans:
 class _Search:
     """The prefixes of a space, one partition longer at a time."""
 
-    def __init__(self, space: PlanSpace) -> None:
+    def __init__(self, space: PlanSpace, limits: Limits | None = None) -> None:
         self.space = space
+        self.limits = limits or Limits()
         hints = space.space
         self.lengths = space.lengths()
         self.most_on_tier = hints.exits_per_tier
@@ -128,6 +131,7 @@ class _Search:
         """[M, N+1, N+1], what a partition adds to ``on_tier``: a multiple of its bytes, beside the number."""
         self.gain, self.least = self._next_steps()
         self.bound: _Relaxed | None = None
+        self.known: Found | None = None
 
     def _next_steps(self) -> tuple[Floats, Floats]:
         """The most that right [N+1], and the least that latency [N+1, M], can grow by for each who stays."""
@@ -146,12 +150,44 @@ class _Search:
 
     # -- the run -------------------------------------------------------------------------------
 
+    def look(self, goal: BestGoal[_Plans]) -> None:
+        """Look for some plan along few prefixes, whatever the limits."""
+        limits, self.limits = self.limits, Limits()
+        rows = self.space.theta.size if self.per_exit else 1
+        self.run(goal, beam=max(_FIRST, _CELLS // (self.space.tiers * self.size * rows)))
+        self.limits = limits
+        self.again(goal)
+
+    def again(self, goal: BestGoal[_Plans]) -> None:
+        """Keep the best plan by name, before the search goes another way."""
+        if len(goal.best):
+            self.known = self.found(goal.best, 0)
+        goal.again()
+
+    def proven(self, goal: BestGoal[_Plans]) -> float:
+        """What is known of any plan that meets the goal's bounds: its least latency, or its most right answers."""
+        space, least = self.space, -math.inf
+        if self.bound is not None:
+            least = float(_proven(goal, self.bound.whole, self.bound.price).min())
+            least -= abs(least) * 1e-12 + 8  # a price is no whole number
+        return max(least, space.least_cost()) if goal.fastest else min(-least, space.most_right())
+
+    def check(self, goal: Goal[_Plans]) -> None:
+        """Report, and raise ``Over`` if a limit is met."""
+        if isinstance(goal, BestGoal) and self.limits.due():
+            self.limits.tell(goal.value, self.proven(goal))
+        self.limits.check()
+
     def run(
         self, goal: Goal[_Plans], *, relaxed: _Relaxed | None = None, beam: int = 0, most: float = math.inf
     ) -> bool:
         """Go through all prefixes that the goal wants, and return whether there were at most ``most`` of a length.
 
-        With ``beam`` go only through so many of each length; ``relaxed`` says which are the most promising.
+        With ``beam`` go only through so many of each length; ``relaxed`` says which are the most promising, without it
+        those of least latency are.
+
+        Raises:
+            Over: a limit is met; the goal has what was found so far.
         """
         with np.errstate(invalid="ignore"):  # nobody (0) who would do what is impossible (inf): no number, not wanted
             return self._run(goal, relaxed, beam, most)
@@ -165,6 +201,7 @@ class _Search:
                 moved = moved.take(self._undominated(moved))
             parts: list[_Labels] = []
             for chunk in self._chunks(moved, branching=length == 1 or self.per_exit):
+                self.check(goal)
                 parts += self._grown(chunk, goal, length)
                 if sum(map(len, parts)) > 4 * most:
                     return False
@@ -175,9 +212,11 @@ class _Search:
             if len(parts) > 1:  # once more, for now the goal has seen all plans of this length
                 at = (labels.row, labels.cut, labels.tier)
                 labels = labels.take(self._hopeful(goal, left, *at, labels.stay, labels.latency, labels.right))
-            if relaxed is not None and len(labels) > beam > 0:
-                least = relaxed.value(left, labels.row, labels.cut, labels.tier, labels.latency, labels.right)
-                promise = _proven(goal, least, relaxed.price[labels.row])
+            if len(labels) > beam > 0:
+                promise = labels.latency
+                if relaxed is not None:
+                    least = relaxed.value(left, labels.row, labels.cut, labels.tier, labels.latency, labels.right)
+                    promise = _proven(goal, least, relaxed.price[labels.row])
                 labels = labels.take(_spread(promise, labels.cut, beam))
             labels = labels.take(self._undominated(labels))
             self.levels.append(labels)
@@ -403,7 +442,10 @@ class _Search:
             rest, whole = self._relaxed(price, np.arange(price.size))
             return rest[:, rows], whole[rows]
         most = max(1, _CELLS * 4 // (self.space.tiers * self.size**2))
-        parts = [self._relaxed(price, rows[start : start + most]) for start in range(0, rows.size, most)]
+        parts = []
+        for start in range(0, rows.size, most):
+            self.limits.check()
+            parts.append(self._relaxed(price, rows[start : start + most]))
         return np.concatenate([rest for rest, _ in parts], axis=1), np.concatenate([whole for _, whole in parts])
 
     def _relaxed(self, price: Floats, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
@@ -509,20 +551,30 @@ def _spread(promise: Floats, cut: Ints, beam: int) -> NDArray[np.intp]:
     return np.asarray(order[np.argpartition(place, beam)[:beam]])
 
 
-def front(space: PlanSpace) -> Front[_Plans]:
-    """Return the Pareto front of latency and accuracy, by latency; of equal plans the canonical first."""
-    search = _Search(space)
-    goal = FrontGoal(_no_plans(), search.best_first, space.certain, space.limit)
-    search.run(goal)
-    return Front(goal.best, search.found)
+def front(space: PlanSpace, limits: Limits | None = None) -> tuple[Front[_Plans], bool]:
+    """Return the Pareto front of latency and accuracy, by latency, and whether it is whole.
 
-
-def best(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Found | None:
-    """Return the fastest (or the most accurate) plan with ``need`` right answers within a latency ``budget``, if any.
-
-    Of plans that are equally fast the most accurate, of equally accurate ones the fastest.
+    Of equal plans it has the canonical first.
     """
-    search = _Search(space)
+    search = _Search(space, limits)
+    goal = FrontGoal(_no_plans(), search.best_first, space.certain, space.limit)
+    whole = False
+    with search.limits.until_met():
+        search.run(goal)
+        whole = True
+    return Front(goal.best, search.found), whole
+
+
+def best(
+    space: PlanSpace, *, need: float, budget: float, fastest: bool, limits: Limits | None = None
+) -> tuple[Found | None, float]:
+    """Return the fastest (or most accurate) plan of ``need`` right answers within a latency ``budget``, and a bound.
+
+    Of plans that are equally fast the most accurate, of equally accurate ones the fastest. No such plan takes less
+    (has more right answers) than the bound, which is the plan's own value unless a limit was met; +inf (-inf): there
+    is no such plan.
+    """
+    search = _Search(space, limits)
     goal = BestGoal(
         _no_plans(),
         search.best_first,
@@ -530,19 +582,27 @@ def best(space: PlanSpace, *, need: float, budget: float, fastest: bool) -> Foun
         budget=min(budget, space.limit, NEVER * space.samples),
         fastest=fastest,
     )
-    prices = _Prices(search, goal) if math.isfinite(need if fastest else budget) else None
+    search.look(goal)
+    bound = None
+    with search.limits.until_met():
+        _run(search, goal)
+        bound = math.inf if fastest else -math.inf
+    found = search.found(goal.best, 0) if len(goal.best) else search.known
+    return found, goal.bounded(search.proven(goal) if bound is None else bound, found)
+
+
+def _run(search: _Search, goal: BestGoal[_Plans]) -> None:
+    prices = _Prices(search, goal) if math.isfinite(goal.need if goal.fastest else goal.budget) else None
     beam, most = _BEAM, float(_LABELS)
     while prices is not None:
         search.run(goal, relaxed=search.bound, beam=beam)
-        goal.again()
+        search.again(goal)
         if search.run(goal, most=most):
-            break
-        goal.again()
+            return
+        search.again(goal)
         beam, most = 2 * beam, 4 * most
         prices.refine(beam)
-    else:
-        search.run(goal)
-    return search.found(goal.best, 0) if len(goal.best) else None
+    search.run(goal)
 
 
 class _Prices:

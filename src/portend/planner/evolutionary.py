@@ -30,6 +30,7 @@ from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planner import dynamic, replay
 from portend.planner.exhaustive import solve_exhaustive
+from portend.planner.limits import Ended, Limits
 from portend.planner.metrics import Batch
 from portend.planner.nondominated import NonDominated
 from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution
@@ -47,6 +48,8 @@ _PATIENCE: Final = 40
 _SEED_PLANS: Final = 200_000
 """Plans up to which a part of the space is searched exhaustively for a start."""
 _ACCURACIES: Final = 6
+_SEED_S: Final = 2.0
+"""Seconds for the fastest plan at an accuracy."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -62,19 +65,19 @@ _Chain = tuple[_Step, ...]
 
 
 def solve_evolutionary(
-    problem: Problem, model: PerformanceModel, *, seconds: float = math.inf, seed: int = 0
+    problem: Problem, model: PerformanceModel, *, limits: Limits | None = None, seed: int = 0
 ) -> Solution:
     """Return good plans of a problem in any metrics, and their front; the same ones for the same seed.
 
     ``status`` is ``feasible``, and ``gap`` None: how much better a plan there may be is not known. Where no plan was
-    found that meets the constraints, ``infeasible`` and the plan that missed them least. ``seconds`` ends the search
-    early, at the expense of the same answer every time.
+    found that meets the constraints, ``unknown`` and the plan that missed them least. Limits end the search early, at
+    the expense of the same answer every time.
 
     Raises:
         SearchError: the space holds no plan, or pymoo is not installed.
         InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
     """
-    begin = time.perf_counter()
+    begin, limits = time.perf_counter(), limits or Limits()
     asked, problem = problem, problem.promised(model.samples)
     space = PlanSpace(problem.space, model)
     plans = space.count()
@@ -90,14 +93,18 @@ def solve_evolutionary(
     rng = np.random.default_rng(seed)
     judge, breed = _Judge(problem, space), _Breeder(space, rng)
     population = _Population(RankAndCrowding(), rng)
-    first = [breed.chain(plan) for plan in _known(problem, space, seconds / 2)]
-    first += [c for c in (breed.random() for _ in range(max(0, _POPULATION - len(first)))) if c]
+    first = [breed.chain(plan) for plan in _known(problem, space, limits.part(0.5))]
+    while len(first) < _POPULATION and not (first and limits.over()):
+        one = breed.random()
+        if one is None and not first:
+            break
+        first += [one] if one else []
     if not first:
         raise SearchError(f"no plan that satisfies the hints was found: {space.hints()}; relax one of them")
     population.add(first, *judge.values(first))
     explored: set[_Chain] = set()
     idle = generation = 0
-    while generation < _GENERATIONS and idle < _PATIENCE and time.perf_counter() - begin < seconds:
+    while generation < _GENERATIONS and idle < _PATIENCE and not limits.over():
         before = judge.best()
         offspring = [breed.child(*population.parents()) for _ in range(_POPULATION)]
         looked_at = next((one for one in population.leaders() if one not in explored), None)
@@ -107,31 +114,26 @@ def solve_evolutionary(
         offspring = list(dict.fromkeys(offspring))
         population.add(offspring, *judge.values(offspring))
         generation, idle = generation + 1, idle + 1 if judge.best() == before else 0
-    return judge.solution(asked, begin)
+    return judge.solution(asked, begin, limits.reason)
 
 
-def _known(problem: Problem, space: PlanSpace, seconds: float) -> list[Plan]:
+def _known(problem: Problem, space: PlanSpace, limits: Limits) -> list[Plan]:
     """Plans to begin with: the exact front of a small part of the space, and the fastest plans at some accuracies."""
-    begin = time.perf_counter()
     found: list[Plan] = []
     for hints in (problem.space, replace(problem.space, per_exit_thresholds=False)):
         for most in range(space.lengths()[-1], problem.space.min_partitions - 1, -1):
             smaller = replace(hints, max_partitions=most)
             if 0 < PlanSpace(smaller, space.model).count() <= _SEED_PLANS:
-                solution = solve_exhaustive(replace(problem, space=smaller), space.model)
+                solution = solve_exhaustive(replace(problem, space=smaller), space.model, limits=limits.part(0.5))
                 found += [point.plan for point in solution.front] or [solution.plan]
                 break
     accuracies = space.right[1:] / space.samples
     steps = np.linspace(accuracies.min(), accuracies.max(), _ACCURACIES).tolist()
     for bound in (-math.inf, problem.min_accuracy, *steps):
-        left = seconds - (time.perf_counter() - begin)
-        if left <= 0:
+        if limits.over():
             break
-        need = space.counts(bound)
-        if space.bits is None:
-            fastest = dynamic.best(space, need=need, budget=math.inf, fastest=True)
-        else:
-            fastest, _ = replay.best(space, need=need, budget=math.inf, fastest=True, seconds=min(left, 2.0))
+        best, few = (dynamic if space.bits is None else replay).best, limits.part(0.3).within(_SEED_S)
+        fastest, _ = best(space, need=space.counts(bound), budget=math.inf, fastest=True, limits=few)
         found += [] if fastest is None else [fastest.plan]
     return list(dict.fromkeys(replace(plan, codecs=()) for plan in found))
 
@@ -204,7 +206,7 @@ class _Judge:
         share = stay[:, :-1] - stay[:, 1:]
         return share, share * space.right[cuts] / space.samples
 
-    def solution(self, asked: Problem, begin: float) -> Solution:
+    def solution(self, asked: Problem, begin: float, ended: Ended) -> Solution:
         problem, space = self._problem, self._space
         met = bool(self._met.found)
         found = sorted((self._met if met else self._nearest).found.values())
@@ -221,15 +223,16 @@ class _Judge:
         values, _ = problem.judge(estimate.plan, space.model)
         return Solution(
             problem=asked,
-            status="feasible" if met else "infeasible",
+            status="feasible" if met else "unknown",
             estimate=estimate,
             front=front,
+            front_complete=False,
             stats=SearchStats(
                 plans=len(self._known),
                 seconds=time.perf_counter() - begin,
                 solver="NSGA-II (pymoo), no certificate",
+                ended=ended,
             ),
-            gap=None,
             values=values,
         )
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,11 @@ from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planner.answers import by_front, points, resolved
 from portend.planner.batch import Block, Outcomes
+from portend.planner.limits import Ended, Limits, Over
 from portend.planner.metrics import latency
 from portend.planner.nondominated import NonDominated
 from portend.planner.pareto import front_indices
-from portend.planner.problem import FrontPoint, Problem, SearchSpace, SearchStats, Solution
+from portend.planner.problem import FrontPoint, Problem, SearchSpace, SearchStats, Solution, Status
 from portend.planner.space import PlanSpace
 
 __all__ = ["count_plans", "sample_space", "solve_exhaustive"]
@@ -55,8 +56,8 @@ class _BlockFront:
     cuts: Ints
 
 
-def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
-    """Return the proven best plan of the problem's space, and the Pareto front.
+def solve_exhaustive(problem: Problem, model: PerformanceModel, *, limits: Limits | None = None) -> Solution:
+    """Return the proven best plan of the problem's space, and the Pareto front; the best so far if a limit is met.
 
     A problem that has no additive cost (``Problem.cost``) has the values of its metrics computed for every plan.
 
@@ -64,7 +65,7 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
         SearchError: the space holds no plan, or more than 200 million, 20 million where the problem has no cost.
         InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
     """
-    begin, cost = time.perf_counter(), problem.cost
+    begin, cost, limits = time.perf_counter(), problem.cost, limits or Limits()
     search = _Search(problem.space, model, cost or latency)
     total = search.count()
     if total == 0:
@@ -77,34 +78,57 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel) -> Solution:
             "global threshold"
         )
     if cost is None:
-        return replace(_solve_metrics(problem.promised(model.samples), search, begin), problem=problem)
-    return by_front(problem, search, resolved(search, _front), begin=begin, solver="exhaustive", plans=total)
+        return replace(_solve_metrics(problem.promised(model.samples), search, limits, begin), problem=problem)
+    front, whole = resolved(search, lambda space: _front(space, limits))
+    ended: Ended = "" if whole else limits.reason or "memory"
+    return by_front(problem, search, front, begin=begin, solver="exhaustive", plans=total, ended=ended)
 
 
-def _front(search: _Search) -> tuple[FrontPoint, ...]:
-    return _merge(list(chain.from_iterable(map(search.block_fronts, search.lengths()))), search)
+def _front(search: _Search, limits: Limits) -> tuple[tuple[FrontPoint, ...], bool]:
+    fronts: list[_BlockFront] = []
+    whole = False
+    with limits.until_met():
+        for length in search.lengths():
+            for front in search.block_fronts(length):
+                fronts += [front] if front is not None else []
+                _go_on(limits, some=bool(fronts))
+        whole = True
+    return _merge(fronts, search), whole
 
 
-def _solve_metrics(problem: Problem, search: _Search, begin: float) -> Solution:
+def _go_on(limits: Limits, *, some: bool) -> None:
+    """Raise ``Over`` if a limit is met and there is some answer already."""
+    if some:
+        limits.check()
+
+
+def _solve_metrics(problem: Problem, search: _Search, limits: Limits, begin: float) -> Solution:
     """The best plan, and the front, of a problem whose metrics are computed for every plan."""
     best, nearest = NonDominated(), NonDominated()
-    for length in search.lengths():
-        rows = search.rows(length)
-        for cuts in search.columns(length, _BATCH_CELLS):
-            for block, allowed in search.plans_of(cuts, rows):
-                goals = [sense * metric.of_block(block) for metric, sense in problem.objectives]
-                missed = np.zeros(goals[0].size)
-                missed[np.isposinf(goals).any(axis=0)] = np.inf  # what is forbidden is no answer
-                for constraint in problem.subject_to:
-                    missed += constraint.missed_by(constraint.metric.of_block(block))
-                met = np.flatnonzero((missed == 0) & allowed)
-                if met.size:
-                    best.add(block, rows, met, goals, [])
-                elif not best.found and allowed.any():
-                    nearest.add(block, rows, np.flatnonzero(allowed), [missed], goals)
+    ended: Ended = ""
+    try:
+        for length in search.lengths():
+            rows = search.rows(length)
+            for cuts in search.columns(length, _BATCH_CELLS):
+                for block, allowed in search.plans_of(cuts, rows):
+                    _go_on(limits, some=bool(best.found or nearest.found))
+                    goals = [sense * metric.of_block(block) for metric, sense in problem.objectives]
+                    missed = np.zeros(goals[0].size)
+                    missed[np.isposinf(goals).any(axis=0)] = np.inf  # what is forbidden is no answer
+                    for constraint in problem.subject_to:
+                        missed += constraint.missed_by(constraint.metric.of_block(block))
+                    met = np.flatnonzero((missed == 0) & allowed)
+                    if met.size:
+                        best.add(block, rows, met, goals, [])
+                    elif not best.found and allowed.any():
+                        nearest.add(block, rows, np.flatnonzero(allowed), [missed], goals)
+    except (Over, MemoryError):
+        ended = limits.reason or "memory"
     found = sorted((best if best.found else nearest).found.values())
     if not found:
-        raise search.empty()
+        raise search.empty(ended)
+    proven: tuple[Status, Status] = ("feasible", "unknown") if ended else ("optimal", "infeasible")
+    status, (first, _) = proven[not best.found], problem.objectives[0]
     front = tuple(
         FrontPoint(
             latency_s=one.latency_s,
@@ -119,10 +143,13 @@ def _solve_metrics(problem: Problem, search: _Search, begin: float) -> Solution:
     values, _ = problem.judge(estimate.plan, model)
     return Solution(
         problem=problem,
-        status="optimal" if best.found else "infeasible",
+        status=status,
         estimate=estimate,
         front=front,
-        stats=SearchStats(plans=search.count(), seconds=time.perf_counter() - begin, solver="exhaustive"),
+        front_complete=not ended,
+        stats=SearchStats(plans=search.count(), seconds=time.perf_counter() - begin, solver="exhaustive", ended=ended),
+        bound=values[first.name] if status == "optimal" else None,
+        gap=0.0 if status == "optimal" else None,
         values=values,
     )
 
@@ -189,8 +216,8 @@ class _Search(PlanSpace):
         """Whether a threshold is asked at every branch, [T]."""
         return np.asarray(self.used[:, 1:].all(axis=1))
 
-    def block_fronts(self, length: int) -> Iterator[_BlockFront]:
-        """Pareto fronts of all plans with ``length`` partitions, block by block."""
+    def block_fronts(self, length: int) -> Iterator[_BlockFront | None]:
+        """Pareto fronts of all plans with ``length`` partitions, block by block; None where a block has no plan."""
         placements = list(self.placements(length))
         rows = self.rows(length)
         for cuts in self.columns(length, _BLOCK_CELLS):
@@ -201,6 +228,7 @@ class _Search(PlanSpace):
             best[best > self.limit] = np.inf
             cells = front_indices(best.ravel(), right.ravel())
             if not cells.size:
+                yield None
                 continue
             row, column = np.divmod(cells, len(cuts))
             yield _BlockFront(latency=best.ravel()[cells], right=right.ravel()[cells], row=row, cuts=cuts[column])

@@ -111,12 +111,13 @@ class BestGoal(Generic[P]):
     """The goal to know one optimum: of the plans that meet both bounds the fastest, or the most accurate.
 
     ``budget`` is the latency that a plan must not exceed, ``need`` the right answers that it must reach, to be
-    as good as the best so far.
+    as good as the best so far, of which ``value`` is the one or the other; None: none was found.
     """
 
     def __init__(self, none: P, order: Order[P], *, need: float, budget: float, fastest: bool) -> None:
         self._none, self._order = none, order
         self.best, self.need, self.budget, self.fastest = none, need, budget, fastest
+        self.value: float | None = None
 
     def wants(self, latency: Floats, right: Floats) -> Flags:
         return np.asarray((latency <= self.budget) & (right >= self.need))
@@ -126,9 +127,15 @@ class BestGoal(Generic[P]):
         keys = (every.latency, -every.right) if self.fastest else (-every.right, every.latency)
         self.best = every.take(self._order(every, keys)[:1])
         if self.fastest:
-            self.budget = float(self.best.latency[0])
+            self.budget = self.value = float(self.best.latency[0])
         else:
-            self.need = float(self.best.right[0])
+            self.need = self.value = float(self.best.right[0])
+
+    def bounded(self, bound: float, found: Found | None) -> float:
+        """What no plan can beat: a bound on those that were not looked at, or what was found."""
+        if found is None:
+            return bound
+        return min(bound, found.latency) if self.fastest else max(bound, found.right)
 
     def again(self) -> None:
         """Forget the best plan, but not how good it was, before the search goes another way."""

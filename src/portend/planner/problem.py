@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from typing import Any, Final, Literal, get_args
 
@@ -14,6 +14,7 @@ from portend.errors import choice, law
 from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
+from portend.planner.limits import Ended
 from portend.planner.metrics import ACCURACY_SLACK, LATENCY_SLACK, Batch, Constraint, Metric, accuracy, latency
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "SearchSpace",
     "SearchStats",
     "Solution",
+    "Status",
     "TierOrder",
     "accuracy",
     "affordable",
@@ -35,6 +37,9 @@ __all__ = [
 ]
 
 TierOrder = Literal["any", "increasing"]
+
+Status = Literal["optimal", "feasible", "infeasible", "unknown"]
+_ENDED: Final = {"time": "the time limit", "memory": "the memory limit", "interrupt": "Ctrl-C"}
 
 DEFAULT_THRESHOLDS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Ten thresholds; 0 means no early exit. 1 would send everyone out at the first exit, which is a shorter plan."""
@@ -235,11 +240,12 @@ class FrontPoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchStats:
-    """How the search went: plans covered, seconds, solver."""
+    """How the search went: plans covered, seconds, solver, and the limit that ended it, if one did."""
 
     plans: int
     seconds: float
     solver: str
+    ended: Ended = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -343,23 +349,29 @@ class Solution:
 
     Attributes:
         status: ``optimal`` (proven over every plan of the space), ``feasible`` (it meets the constraints, but a better
-            plan is not ruled out), or ``infeasible``.
-        estimate: the best plan's estimate; when infeasible, that of the plan that comes nearest.
+            plan is not ruled out), ``infeasible`` (proven: no plan meets them), or ``unknown`` (none was found that
+            meets them, and that there is one is not ruled out).
+        estimate: the best plan's estimate; when infeasible, that of the plan that comes nearest; when unknown, that of
+            the nearest that was found.
         front: Pareto front of the cost (``Problem.cost``) and accuracy over the whole space, by cost. Where there are
             several objectives, or no cost: of the objectives, over the plans that meet the constraints, by the first.
         baselines: restricted spaces solved under the same constraints, by name.
         values: the plan's metrics by name, where others than latency and accuracy occur.
-        gap: share of the cost that a better plan might save; 0 if proven, None if not known.
+        bound: no plan beats it in the (first) objective, in its unit; None if not known. gap: how far the plan is from
+            the bound, as a share of the plan's value; 0 if proven, None if not known.
+        front_complete: whether the front, where there is one, is the whole one; a limit may have ended it.
         why: what the plan's cost is made of, what binds it, and what it was preferred to.
     """
 
     problem: Problem
-    status: Literal["optimal", "feasible", "infeasible"]
+    status: Status
     estimate: Estimate
     front: tuple[FrontPoint, ...]
     stats: SearchStats
     baselines: Mapping[str, Solution] = field(default_factory=dict)
-    gap: float | None = 0.0
+    bound: float | None = None
+    gap: float | None = None
+    front_complete: bool = True
     values: Mapping[str, float] = field(default_factory=dict)
     why: Why | None = None
 
@@ -394,7 +406,9 @@ class Solution:
             "plan": self.plan.to_dict(),
             "estimate": self.estimate.to_dict(),
             "metrics": self.metrics,
+            "bound": self.bound,
             "gap": self.gap,
+            "front_complete": self.front_complete,
             "why": self.why.to_dict() if self.why else None,
             "baselines": {
                 name: {
@@ -410,7 +424,7 @@ class Solution:
                 | ({"metrics": dict(point.values)} if point.values else {})
                 for point in self.front
             ],
-            "stats": {"plans": self.stats.plans, "seconds": self.stats.seconds, "solver": self.stats.solver},
+            "stats": asdict(self.stats),
         }
 
     def __str__(self) -> str:
@@ -430,13 +444,15 @@ class Solution:
     def describe(self, tier_names: Sequence[str] | None = None) -> str:
         """Return the answer as a small table: the plan, what it is measured against, and how it was found."""
         lines = [f"{self.problem}: {self.status}"]
-        if self.status == "infeasible":
+        if not self.met:
             lines[0] += "; the nearest plan is"
+        if self.status == "unknown":
+            lines[0] += " (none was found that meets the constraints; that there is one is not ruled out)"
         rows = {"plan": self, **self.baselines}
         width = max(map(len, rows))
         for name, solution in rows.items():
             estimate = solution.estimate
-            note = "  (misses the constraint)" if solution.status == "infeasible" else ""
+            note = "" if solution.met else "  (misses the constraint)"
             if solution.status == self.status == "optimal" and self._better(solution):
                 note = "  (better, but outside the hints: allow it, such as more exits per tier)"
             lines.append(
@@ -446,7 +462,10 @@ class Solution:
         if self.why is not None:
             lines += self.why.describe(tier_names)
         proof = f", at most {100 * self.gap:.2g} % from the best" if self.gap else ""
-        lines.append(f"  {self.stats.plans:,} plans in {1e3 * self.stats.seconds:.1f} ms ({self.stats.solver}{proof})")
+        ended = f"; ended by {_ENDED[self.stats.ended]}" if self.stats.ended else ""
+        lines.append(
+            f"  {self.stats.plans:,} plans in {1e3 * self.stats.seconds:.1f} ms ({self.stats.solver}{proof}{ended})"
+        )
         return "\n".join(lines)
 
 

@@ -17,9 +17,8 @@ Axes: n nodes, P placement states, T thresholds, N+1 cuts, W words of a bit set,
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -27,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.plan import Plan
+from portend.planner.completions import Completions, Priced
 from portend.planner.goals import BestGoal, Found, Front, FrontGoal, Goal, repeats
-from portend.planner.problem import SearchSpace
+from portend.planner.limits import Limits
 from portend.planner.space import NEVER, PlanSpace
 
 __all__ = ["best", "front"]
@@ -38,7 +38,9 @@ Ints = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 Words = NDArray[np.uint64]
 
-_NODES: Final = 1 << 14
+_BYTES: Final = 1 << 25
+"""Of the nodes that one step of the search makes."""
+_BEAM: Final = 64
 _WORDS: Final = 1 << 18
 _CLOSED: Final = -1
 """In place of the number of partitions on a tier: no other may follow there."""
@@ -102,11 +104,11 @@ def _canonical(ends: _Ends, keys: tuple[Floats, ...]) -> NDArray[np.intp]:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A way to run the next partition: from a placement state to another, on a tier."""
+    """A way to run the next partition on a tier, from some placement states to as many others."""
 
-    before: int
-    after: int  # where the exit is used, so that the next partition may be on this tier
-    closed: int  # where it is not
+    before: Ints  # [b]
+    after: Ints  # [b] where the exit is used, so that the next partition may be on this tier
+    closed: Ints  # [b] where it is not
     sender: int
     tier: int
     woken: int
@@ -114,14 +116,15 @@ class _Step:
 
 
 class _Search:
-    def __init__(self, space: PlanSpace, *, deadline: float = math.inf) -> None:
+    def __init__(self, space: PlanSpace, limits: Limits | None = None) -> None:
         assert space.bits is not None
-        self.space, self.bits, self.deadline = space, space.bits, deadline
+        self.space, self.bits, self.limits = space, space.bits, limits or Limits()
         hints = space.space
         self.lengths = space.lengths()
         self.size = space.blocks + 1
         self.per_exit = hints.per_exit_thresholds
-        self.left_undone = math.inf  # least latency of what the deadline cut off
+        self.priced: Priced | None = None
+        self.open: list[tuple[_Nodes, int]] = []  # nodes to go through, with the length of the partitions to come
         ends = space.last | space.inner
         self.cover: Words = np.zeros_like(self.bits.right)
         for cut in range(self.size - 2, -1, -1):
@@ -130,6 +133,8 @@ class _Search:
         self.tiers, self.first_steps, self.steps = _placement_states(space)
         self.least = self._least()
         self.least_of_all = float(self.least.min())
+        words = self.bits.everyone.size + len(self.tiers) + self.size + 2 * self.lengths.stop + 5
+        self.most = max(1, _BYTES // (8 * words * self.size))  # nodes, times thresholds, to grow at a time
 
     def _reach(self) -> Floats:
         """Of all who stay at a branch, how many each later branch classifies correctly, [T, N+1, N+1]."""
@@ -144,8 +149,8 @@ class _Search:
         table = np.full((self.size, len(self.tiers)), np.inf)
         run = np.minimum(self.space.bare, self.space.full)
         for step in self.steps:
-            cost = self.space.step[:, step.sender, step.tier, None] + run[step.woken, step.tier]
-            table[:, step.before] = np.minimum(table[:, step.before], cost.min(axis=-1))
+            cost = (self.space.step[:, step.sender, step.tier, None] + run[step.woken, step.tier]).min(axis=-1)
+            table[:, step.before] = np.minimum(table[:, step.before], cost[:, None])
         if (table < 0).any():  # a hop can bring the sample nearer to where its result goes, once or more often
             back = self.space.result.min() - self.space.result[self.tiers]
             table = np.broadcast_to(back, table.shape)
@@ -153,11 +158,36 @@ class _Search:
 
     # -- the run -------------------------------------------------------------------------------
 
-    def run(self, goal: Goal[_Ends]) -> None:
-        """Go through all nodes that the goal wants."""
+    def run(self, goal: Goal[_Ends], *, beam: int = 0) -> None:
+        """Go through all nodes that the goal wants, depth first, or with ``beam`` through so many of each length.
+
+        Raises:
+            Over: a limit is met; ``open`` are the nodes that are left.
+        """
+        self.open = [(self._root(), 1)]
+        while self.open:
+            self.check(goal)
+            nodes, length = self.open[-1]
+            nodes = nodes.take(goal.wants(nodes.least, nodes.most))
+            rows = self.space.theta.size if self.per_exit or length == 1 else 1
+            some = len(nodes) if beam else max(1, self.most // rows)
+            children = self._grown(nodes.take(slice(some)), goal, length) if len(nodes) else None
+            self.open[-1] = nodes.take(slice(some, None)), length
+            if some >= len(nodes):
+                self.open.pop()
+            if children is not None:
+                order = self._order(goal, children)
+                self.open.append((children.take(order[:beam] if beam else order), length + 1))
+
+    def _order(self, goal: Goal[_Ends], nodes: _Nodes) -> Ints:
+        """Nodes by what they promise, the best first."""
+        fastest = not isinstance(goal, BestGoal) or goal.fastest
+        return np.argsort(nodes.least if fastest else -nodes.most, kind="stable")
+
+    def _root(self) -> _Nodes:
         none = np.empty((1, 0), dtype=np.intp)
         start = np.zeros(1)
-        root = _Nodes(
+        return _Nodes(
             cuts=none,
             rows=none,
             stay=self.bits.everyone[None],
@@ -165,29 +195,40 @@ class _Search:
             latency=start[None],
             right=start,
             reach=self.space.right[None],
-            least=start,
+            least=start - math.inf,
             most=start + _count(self.cover[:1]),
         )
-        self._grow(root, goal, 1)
 
-    def _grow(self, nodes: _Nodes, goal: Goal[_Ends], length: int) -> None:
-        """Run partition ``length`` of the nodes: tell the goal the plans that end with it, and follow the rest."""
+    def look(self, goal: BestGoal[_Ends]) -> None:
+        """Look for some plan along few nodes, whatever the limits."""
+        limits, self.limits = self.limits, Limits()
+        self.run(goal, beam=_BEAM)
+        self.limits, self.open = limits, [(self._root(), 1)]
+
+    def proven(self, goal: BestGoal[_Ends]) -> float:
+        """What is known of the plans that are left and meet the goal: their least latency, or most right answers."""
+        left = [nodes.take(goal.wants(nodes.least, nodes.most)) for nodes, _ in self.open]
+        if goal.fastest:
+            bound = min((float(nodes.least.min()) for nodes in left if len(nodes)), default=math.inf)
+            return max(bound, self.space.least_cost()) if any(map(len, left)) else math.inf
+        bound = max((float(nodes.most.max()) for nodes in left if len(nodes)), default=-math.inf)
+        return min(bound, self.space.most_right()) if any(map(len, left)) else -math.inf
+
+    def check(self, goal: Goal[_Ends]) -> None:
+        """Report, and raise ``Over`` if a limit is met."""
+        if isinstance(goal, BestGoal) and self.limits.due():
+            self.limits.tell(goal.value, self.proven(goal))
+        self.limits.check()
+
+    def _grown(self, nodes: _Nodes, goal: Goal[_Ends], length: int) -> _Nodes | None:
+        """Run partition ``length`` of the nodes: tell the goal the plans that end with it, and return what goes on."""
         parts = []
         last = nodes.cuts[:, -1] if length > 1 else np.zeros(1, dtype=np.intp)
         known: Flags = np.asarray(np.isfinite(nodes.latency).any(axis=0))
-        steps = self.first_steps if length == 1 else [step for step in self.steps if known[step.before]]
+        steps = self.first_steps if length == 1 else [step for step in self.steps if known[step.before].any()]
         for cut in np.unique(last):
             parts += self._continued(nodes.take(last == cut), int(cut), goal, length, steps)
-        if not parts:
-            return
-        children = _Nodes.joined(parts)
-        order = np.argsort(children.least, kind="stable")
-        while (order := order[goal.wants(children.least[order], children.most[order])]).size:
-            if time.perf_counter() > self.deadline:
-                self.left_undone = min(self.left_undone, float(children.least[order].min()))
-                return
-            self._grow(children.take(order[:_NODES]), goal, length + 1)
-            order = order[_NODES:]
+        return _Nodes.joined(parts) if parts else None
 
     def _continued(self, nodes: _Nodes, cut: int, goal: Goal[_Ends], length: int, steps: list[_Step]) -> list[_Nodes]:
         """All nodes lie at one cut; the next partition may end at any later one."""
@@ -237,17 +278,17 @@ class _Search:
     def _reached(
         self, nodes: _Nodes, cut: int, table: Floats, steps: list[_Step], *, first: bool
     ) -> Iterator[tuple[_Step, Floats]]:
-        """Latency [n, later cuts] of running the next partition by each step."""
+        """Latency [n, b, later cuts] of running the next partition by each step."""
         later = slice(cut + 1, self.size)
         for step in steps:
             move = self.space.first[step.tier] if first else self.space.step[cut, step.sender, step.tier]
             cost = move + table[step.woken, step.tier, cut, later]
             allowed = np.isfinite(cost)
-            latency = nodes.latency[:, step.before, None] + nodes.count[:, None] * np.where(allowed, cost, 0.0)
-            latency[:, ~allowed] = np.inf  # also for nobody: what is forbidden is in no plan
+            paid = nodes.count[:, None] * np.where(allowed, cost, 0.0)
+            paid[:, ~allowed] = np.inf  # also for nobody: what is forbidden is in no plan
             if step.on_tier:
-                latency[~self._fits(nodes, step)] = np.inf
-            yield step, latency
+                paid[~self._fits(nodes, step)] = np.inf
+            yield step, nodes.latency[:, step.before, None] + paid[:, None, :]
 
     def _fits(self, nodes: _Nodes, step: _Step) -> Flags:
         """Whether the next partition, to each later cut, has room beside the last ones, [n, later cuts]."""
@@ -262,7 +303,7 @@ class _Search:
         """Latency [n, later cuts] of a plan that ends with the next partition."""
         soonest = np.full((len(nodes), self.size - cut - 1), np.inf)
         for _, latency in self._reached(nodes, cut, self.space.full, steps, first=first):
-            np.minimum(soonest, latency, out=soonest)
+            np.minimum(soonest, latency.min(axis=1), out=soonest)
         return soonest
 
     def _latency(self, nodes: _Nodes, cut: int, steps: list[_Step], *, first: bool, used: bool) -> Floats:
@@ -270,8 +311,8 @@ class _Search:
         table = self.space.full if used else self.space.bare
         by_state = np.full((len(nodes), len(self.tiers), self.size - cut - 1), np.inf)
         for step, latency in self._reached(nodes, cut, table, steps, first=first):
-            state = by_state[:, step.after if used else step.closed]
-            np.minimum(state, latency, out=state)
+            state = step.after if used else step.closed
+            by_state[:, state] = np.minimum(by_state[:, state], latency)
         return by_state
 
     def _exited(
@@ -289,6 +330,11 @@ class _Search:
         else:
             most = right + _count(stay & self.cover[cut])
         least = (latency + count[:, None] * self.least[cut]).min(axis=1)
+        if self.priced is not None and isinstance(goal, BestGoal):
+            base = nodes.right[i] + _count(nodes.stay[i] & self.bits.right[cut])
+            rest = self.priced.rest[self.lengths.stop - 1 - length, row, cut][:, self.tiers]
+            value = (latency + rest).min(axis=1) - self.priced.price[row] * base
+            least, most = self._bounded(goal, self.priced.price[row], value, least, most)
         wanted = goal.wants(least, most) & (least < NEVER)
         if length >= self.lengths.start:
             wanted &= (count > 0) | ~self.space.last[cut]  # where nobody stays, the plan that ends here is the same
@@ -309,6 +355,16 @@ class _Search:
             )
         ]
 
+    @staticmethod
+    def _bounded(
+        goal: BestGoal[_Ends], price: Floats, value: Floats, least: Floats, most: Floats
+    ) -> tuple[Floats, Floats]:
+        """Least latency and most right answers [n] of completions; ``value`` bounds their latency - price x right."""
+        value = value - np.abs(value) * 1e-12 - 8  # a price is no whole number
+        if goal.fastest:
+            return np.maximum(least, value + price * goal.need), most
+        return least, np.minimum(most, (goal.budget - value) / price)
+
     def _tell(
         self, goal: Goal[_Ends], nodes: _Nodes, i: Ints, cut: Ints, latency: Floats, right: Floats, length: int
     ) -> None:
@@ -324,15 +380,14 @@ class _Search:
         """The first placement on which partitions with these exits, reached by so many, take so long."""
         space, starts = self.space, (0, *cuts)
         rest: list[dict[int, float]] = [dict.fromkeys(range(len(self.tiers)), 0.0)]  # from each state on, least latency
-        ways: list[list[tuple[_Step, int, float]]] = []
+        ways: list[list[tuple[int, int, int, float]]] = []
         for k in range(len(cuts) - 1, -1, -1):
             run = space.full if k == len(cuts) - 1 or used[k] else space.bare
             least: dict[int, float] = {}
             ways.insert(0, [])
-            for step in self.steps if k else self.first_steps:
+            for before, after, step in _each(self.steps if k else self.first_steps, k == len(cuts) - 1 or used[k]):
                 move = space.step[starts[k], step.sender, step.tier] if k else space.first[step.tier]
                 cost = float(move + run[step.woken, step.tier, starts[k], cuts[k]])
-                after = step.after if k == len(cuts) - 1 or used[k] else step.closed
                 if step.on_tier:
                     assert space.held is not None
                     ends = starts[k - step.on_tier : k + 2]
@@ -340,21 +395,19 @@ class _Search:
                     cost = cost if held <= space.room[step.tier] else math.inf
                 if math.isfinite(cost) and after in rest[0]:
                     total = counts[k] * cost + rest[0][after]
-                    least[step.before] = min(total, least.get(step.before, math.inf))
-                    ways[0].append((step, after, total))
+                    least[before] = min(total, least.get(before, math.inf))
+                    ways[0].append((before, step.tier, after, total))
             rest.insert(0, least)
         assert rest[0][0] == latency, f"no placement takes as long as the search says for the cuts {cuts}"
         placement, state = [], 0
         for k, possible in enumerate(ways):
-            best = [
-                (step.tier, after) for step, after, total in possible if (step.before, total) == (state, rest[k][state])
-            ]
+            best = [(t, after) for before, t, after, total in possible if (before, total) == (state, rest[k][state])]
             tier, state = min(best)
             placement.append(tier)
         return tuple(placement)
 
     def _chunks(self, size: int) -> Iterator[slice]:
-        most = max(1, _WORDS // self.bits.everyone.size)
+        most = max(1, _WORDS // max(self.bits.everyone.size, len(self.tiers)))
         for start in range(0, size, most):
             yield slice(start, start + most)
 
@@ -379,44 +432,53 @@ class _Search:
         return Found(float(ends.latency[index]), float(ends.right[index]), plan)
 
 
+def _each(steps: list[_Step], used: bool) -> Iterator[tuple[int, int, _Step]]:
+    """Each single step, with the placement state before and after it."""
+    for step in steps:
+        for before, after in zip(step.before.tolist(), (step.after if used else step.closed).tolist(), strict=True):
+            yield before, after, step
+
+
 def _placement_states(space: PlanSpace) -> tuple[list[int], list[_Step], list[_Step]]:
     """Tier of each placement state, the steps from the source, and those between states."""
     hints = space.space
-    increasing = hints.tier_order == "increasing"
-    most = hints.exits_per_tier
-    if space.held is None and most >= space.lengths().stop - 1:
-        most = 0  # no limit to count
+    increasing, most = hints.tier_order == "increasing", hints.exits_per_tier
+    counted = space.held is not None or most < space.lengths().stop - 1
     index: dict[tuple[int, int, int], int] = {}
     open_states: list[tuple[int, int, int]] = []
+    alike: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}  # from no two states to one
 
     def number(tier: int, visited: int, on_tier: int) -> int:
-        full = on_tier in (_CLOSED, hints.exits_per_tier)
-        state = (tier, 0 if increasing else visited, _CLOSED if full else on_tier if most else 0)
+        on_tier = _CLOSED if on_tier in (_CLOSED, most) else on_tier if counted else 1
+        state = (tier, 0 if increasing else visited, on_tier)
         if state not in index:
             index[state] = len(index)
             open_states.append(state)
         return index[state]
 
-    def step(
-        before: int, sender: int, tier: int, visited: int, *, on_tier: int = 1, woken: int = 1, held: int = 0
-    ) -> _Step:
-        after, closed = number(tier, visited, on_tier), number(tier, visited, _CLOSED)
-        return _Step(before, after, closed, sender, tier, woken, held)
+    def add(before: int, sender: int, was: int, tier: int, visited: int, on_tier: int) -> None:
+        states = before, number(tier, visited, on_tier), number(tier, visited, _CLOSED)
+        held = was if on_tier > 1 and space.held is not None and space.held[tier].any() else 0
+        alike.setdefault((sender, tier, int(on_tier == 1), held, was), []).append(states)
+
+    def steps() -> list[_Step]:
+        made = [_Step(*np.array(states, dtype=np.intp).T, *kind[:4]) for kind, states in alike.items()]
+        alike.clear()
+        return made
 
     tiers = sorted(range(space.tiers) if hints.tiers is None else set(hints.tiers))
-    source = space.model.topology.source
-    first = [step(0, source, tier, 1 << tier) for tier in tiers]
-    steps = []
+    for tier in tiers:
+        add(0, space.model.topology.source, 0, tier, 1 << tier, 1)
+    first = steps()
     while open_states:
         state = tier, visited, on_tier = open_states.pop(0)
         before = index[state]
         if on_tier != _CLOSED:
-            held = on_tier if space.held is not None and space.held[tier].any() else 0
-            steps.append(step(before, tier, tier, visited, on_tier=on_tier + 1, woken=0, held=held))
+            add(before, tier, on_tier, tier, visited, on_tier + 1)
         for then in tiers:
             if then > tier if increasing else then != tier and not visited >> then & 1:
-                steps.append(step(before, tier, then, visited | 1 << then))
-    return [state[0] for state in index], first, steps
+                add(before, tier, on_tier, then, visited | 1 << then, 1)
+    return [state[0] for state in index], first, steps()
 
 
 def _count(words: Words) -> Floats:
@@ -424,37 +486,32 @@ def _count(words: Words) -> Floats:
     return np.asarray(np.bitwise_count(words).sum(axis=-1, dtype=np.int64), dtype=np.float64)
 
 
-def front(space: PlanSpace) -> Front[_Ends]:
-    """Return the Pareto front of latency and accuracy, by latency; of equal plans the canonical first."""
-    search = _Search(space)
+def front(space: PlanSpace, limits: Limits | None = None) -> tuple[Front[_Ends], bool]:
+    """Return the Pareto front of latency and accuracy, by latency, and whether it is whole.
+
+    Of equal plans it has the canonical first.
+    """
+    search = _Search(space, limits)
     goal = FrontGoal(search.none(), _canonical, space.certain, space.limit)
-    search.run(goal)
-    return Front(goal.best, search.answer)
+    whole = False
+    with search.limits.until_met():
+        search.run(goal)
+        whole = True
+    return Front(goal.best, search.answer), whole
 
 
 def best(
-    space: PlanSpace, *, need: float, budget: float, fastest: bool, seconds: float = math.inf
+    space: PlanSpace, *, need: float, budget: float, fastest: bool, limits: Limits | None = None
 ) -> tuple[Found | None, float]:
-    """Return the best plan that has ``need`` right answers within a latency ``budget``, and a bound.
-
-    No such plan takes less than the bound (for the most accurate: -inf), which is the plan's own latency unless
-    ``seconds`` did not suffice. None if no such plan was found.
-    """
-    search = _Search(space, deadline=time.perf_counter() + seconds)
+    """Return the best plan of ``need`` right answers within a latency ``budget``, and a bound, as ``dynamic.best``."""
+    search = _Search(space, limits)
     goal = BestGoal(search.none(), _canonical, need=need, budget=min(budget, space.limit), fastest=fastest)
-    known: Found | None = None
-    smaller = space.part(_smaller(space.space))
-    if smaller.space != space.space and smaller.bits is not None:
-        known, _ = best(smaller, need=need, budget=budget, fastest=fastest)
-        if known is not None:
-            goal.need, goal.budget = (need, known.latency) if fastest else (known.right, budget)
-    search.run(goal)
-    answer = search.answer(goal.best, 0) if len(goal.best) else known
-    if answer is None or not fastest:
-        return answer, search.left_undone if fastest else -math.inf
-    return answer, min(answer.latency, search.left_undone)
-
-
-def _smaller(hints: SearchSpace) -> SearchSpace:
-    """A part of the space that is searched quickly: one exit per tier, one threshold for all."""
-    return replace(hints, exits_per_tier=1, per_exit_thresholds=False)
+    search.look(goal)
+    with search.limits.until_met():
+        if math.isfinite(need if fastest else goal.budget):
+            search.priced = Completions(space, search.limits).best(goal)
+            search.look(goal)
+        search.run(goal)
+    bound = search.proven(goal)  # where no nodes are left: that there is no other plan
+    found = search.answer(goal.best, 0) if len(goal.best) else None
+    return found, goal.bounded(bound, found)

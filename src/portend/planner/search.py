@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from functools import partial
-from typing import Final, Literal
+from dataclasses import replace
+from typing import Final
 
 from portend.perfmodel.model import PerformanceModel
 from portend.planner import dynamic, replay
-from portend.planner.answers import by_front, closer, points, resolved, solution
+from portend.planner.answers import by_front, closer, points, resolved, solution, wanted
 from portend.planner.evolutionary import solve_evolutionary
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.goals import Found
-from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution
+from portend.planner.limits import Limits
+from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, Status
 from portend.planner.promise import keep_promise
 from portend.planner.space import PlanSpace
 from portend.profile import SampleExits
@@ -28,85 +28,108 @@ __all__ = ["FRONT_LIMIT", "METRIC_LIMIT", "search"]
 
 FRONT_LIMIT: Final = 20_000_000
 """Plans up to which the whole front is searched, which holds the answer to every problem."""
+_FOR_THE_FRONT: Final = 0.5
+"""Share of the time after which a search for the whole front gives way to one for the answer alone."""
 METRIC_LIMIT: Final = 20_000_000
 """Plans up to which the metrics of every plan are computed, where a problem has no cost."""
 
 
-def search(problem: Problem, model: PerformanceModel, *, seconds: float = math.inf) -> Solution:
-    """Return the best plan of ``problem`` on ``model``, proven unless ``seconds`` do not suffice.
+def search(problem: Problem, model: PerformanceModel, *, limits: Limits | None = None) -> Solution:
+    """Return the best plan of ``problem`` on ``model``, proven unless ``limits`` are met before.
 
     Where the space is not huge, or the front is asked for, the answer carries the whole Pareto front of cost and
-    accuracy (``Problem.cost``). Only the search for the cheapest plan by replaying samples can be cut short; its
-    answer then states the gap to what a better plan could reach.
+    accuracy (``Problem.cost``). Where a limit is met, it has the best plan so far, and a true bound.
 
     Raises:
         SearchError: the space holds no plan.
         InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
     """
+    limits = limits or Limits()
     if problem.robust is not None and problem.min_accuracy > 0 and isinstance(model.profile.exits, SampleExits):
-        return keep_promise(problem, model, partial(search, seconds=seconds))
+        return _promised(problem, model, limits)
     cost = problem.cost
     if cost is None:
         if PlanSpace(problem.space, model).count() > METRIC_LIMIT:
-            return solve_evolutionary(problem, model, seconds=seconds)
-        return solve_exhaustive(problem, model)
+            return solve_evolutionary(problem, model, limits=limits)
+        return solve_exhaustive(problem, model, limits=limits)
     begin = time.perf_counter()
     space = PlanSpace(problem.space, model, cost)
-    plans, solver = space.count(), "dynamic programming" if space.bits is None else "tree search"
+    plans = space.count()
+    solver = "dynamic programming" if space.bits is None else "tree search"
     if not plans:
         raise space.empty()
+    front: tuple[FrontPoint, ...] = ()
     if plans <= FRONT_LIMIT or len(problem.objectives) > 1:
-        return by_front(problem, space, resolved(space, _front), begin=begin, solver=solver, plans=plans)
-    best, status, gap = _one(problem.promised(model.samples), space, seconds)
-    stats = SearchStats(plans=plans, seconds=time.perf_counter() - begin, solver=solver)
-    return solution(problem, space, best.plan, status=status, front=(), stats=stats, gap=gap)
+        some = limits.part(_FOR_THE_FRONT)
+        front, whole = resolved(space, lambda space: _front(space, some))
+        if whole:
+            return by_front(problem, space, front, begin=begin, solver=solver, plans=plans)
+    asked = problem.promised(model.samples)
+    best, status, bound = _one(asked, space, limits)
+    if best is None:
+        return by_front(problem, space, front, begin=begin, solver=solver, plans=plans, ended=limits.reason or "time")
+    ended = "" if status in ("optimal", "infeasible") else limits.reason or "time"
+    return solution(
+        problem, space, best.plan, status=status, front=wanted(asked, front), bound=bound,
+        front_complete=plans > FRONT_LIMIT and len(problem.objectives) == 1,
+        stats=SearchStats(plans=plans, seconds=time.perf_counter() - begin, solver=solver, ended=ended),
+    )  # fmt: skip
 
 
-def _front(space: PlanSpace) -> tuple[FrontPoint, ...]:
-    every: Sequence[Found] = list(dynamic.front(space) if space.bits is None else replay.front(space))
-    return points(space, [f.latency for f in every], [f.right for f in every], [f.plan for f in every])
+def _promised(problem: Problem, model: PerformanceModel, limits: Limits) -> Solution:
+    """The answer to a problem with a promise; each of its searches gets half of the time that is left."""
+    found = keep_promise(problem, model, lambda asked, on: search(asked, on, limits=limits.part(0.5)))
+    if found.status == "infeasible" and limits.over():
+        found = replace(found, status="unknown")  # which plans are tested, a limit decided
+    return found
 
 
-def _one(
-    problem: Problem, space: PlanSpace, seconds: float
-) -> tuple[Found, Literal["optimal", "feasible", "infeasible"], float]:
-    """The answer without the front; where no plan meets the constraints, the plan that comes nearest."""
+def _front(space: PlanSpace, limits: Limits) -> tuple[tuple[FrontPoint, ...], bool]:
+    found, whole = dynamic.front(space, limits) if space.bits is None else replay.front(space, limits)
+    every: list[Found] = list(found)
+    return points(space, [f.latency for f in every], [f.right for f in every], [f.plan for f in every]), whole
+
+
+def _one(problem: Problem, space: PlanSpace, limits: Limits) -> tuple[Found | None, Status, float | None]:
+    """The answer without the front, and a bound on the objective; if no plan meets the constraints, the nearest."""
     need, most = space.counts(problem.min_accuracy), problem.max_cost
-    found, gap = _best(space, need, most, fastest=problem.minimize is not None, seconds=seconds)
+    found, bound, proven = _best(space, need, most, fastest=problem.minimize is not None, limits=limits)
     if found is not None:
-        return found, "feasible" if gap else "optimal", gap
-    nearest, gap = _best(space, need, math.inf, fastest=True, seconds=seconds)
+        return found, "optimal" if proven else "feasible", bound
+    nearest, _, _ = _best(space, need, math.inf, fastest=True, limits=limits)
     if nearest is None:
-        nearest, gap = _best(space, -math.inf, math.inf, fastest=False, seconds=seconds)
-    if nearest is None:
+        nearest, _, _ = _best(space, -math.inf, math.inf, fastest=False, limits=limits)
+    if nearest is None and not limits.over():
         raise space.empty()
-    return nearest, "infeasible", gap
+    return nearest, "infeasible" if proven else "unknown", None if proven else bound
 
 
-def _best(space: PlanSpace, need: float, most: float, *, fastest: bool, seconds: float) -> tuple[Found | None, float]:
-    """The best plan that costs at most ``most``, and the share of its cost that a better one might save.
+def _best(
+    space: PlanSpace, need: float, most: float, *, fastest: bool, limits: Limits
+) -> tuple[Found | None, float, bool]:
+    """The best plan that costs at most ``most``, a bound on the objective, and whether no better plan is proven.
 
     Where the plan, or what it may cost, is next to nothing against the dearest steps, it is searched in finer quanta.
     """
     if most > 0 and not space.resolves(most):
         space = space.within(most)
-    found, gap = _best_in(space, need, space.quanta(most), fastest=fastest, seconds=seconds)
-    while found is not None and not space.resolves(float(space.value(found.latency))):
+    found, bound = _best_in(space, need, most, fastest=fastest, limits=limits)
+    proven = math.isinf(bound) if found is None else bound == (found.latency if fastest else found.right)
+    while found is not None and proven and not space.resolves(float(space.value(found.latency))):
         finer = closer(space, [found.plan])
         if finer is None:
             break
         space, need = finer, need if fastest else found.right
-        better, gap = _best_in(space, need, space.quanta(most), fastest=True, seconds=seconds)
+        better, least = _best_in(space, need, most, fastest=True, limits=limits)
         found = better or found
-    return found, gap
+        if fastest and better is not None:
+            bound, proven = least, least == better.latency
+    return found, float(space.value(bound) if fastest else space.accuracy(bound)), proven
 
 
 def _best_in(
-    space: PlanSpace, need: float, budget: float, *, fastest: bool, seconds: float
+    space: PlanSpace, need: float, most: float, *, fastest: bool, limits: Limits
 ) -> tuple[Found | None, float]:
-    if space.bits is None:
-        return dynamic.best(space, need=need, budget=budget, fastest=fastest), 0.0
-    found, bound = replay.best(space, need=need, budget=budget, fastest=fastest, seconds=seconds)
-    if found is None or not math.isfinite(bound):
-        return found, 0.0
-    return found, 1 - max(bound, 0.0) / found.latency if found.latency else 0.0
+    limits = limits.told_in(lambda counts: float(space.value(counts) if fastest else space.accuracy(counts)))
+    best = dynamic.best if space.bits is None else replay.best
+    return best(space, need=need, budget=space.quanta(most), fastest=fastest, limits=limits)

@@ -3,33 +3,57 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.baselines import solve_baselines
+from portend.planner.limits import Limits, Progress
 from portend.planner.problem import Problem, Solution
 from portend.planner.search import search
 from portend.planner.why import explain
 
 __all__ = ["solve"]
 
+_FOR_THE_ANSWER: Final = 0.7
+"""Share of the time for the answer; the rest is for what it is compared with."""
 
-def solve(problem: Problem, model: PerformanceModel, *, baselines: bool = True, seconds: float = math.inf) -> Solution:
+
+def solve(
+    problem: Problem,
+    model: PerformanceModel,
+    *,
+    baselines: bool = True,
+    seconds: float = math.inf,
+    memory: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    limits: Limits | None = None,
+) -> Solution:
     """Return the best plan of ``problem`` on ``model``, with the baselines it must beat and why it is the answer.
 
-    The plan is proven to be the best, unless ``seconds``, the limit of each search, do not suffice: then ``status`` is
-    ``feasible`` and ``gap`` states what a better plan might save. An infeasible problem is an answer, too: the
-    plan that comes nearest is given.
+    The plan is proven to be the best, or no plan meets the constraints, unless a limit is met before: then
+    ``Solution.status``, ``bound`` and ``gap`` say what is known. The first Ctrl-C meanwhile is such a limit.
+
+    Args:
+        seconds: for all of it, the baselines included; those that there is no time for are left out.
+        memory: bytes beyond what the process has now; default: half of what is free.
+        progress: called about five times a second with the best value so far and its bound.
+        limits: in place of the three.
 
     Raises:
-        SearchError: the space is empty, or too large to compute metrics of every plan.
+        SearchError: the space is empty, or too large to compute metrics of every plan, or a limit was met before
+            any plan was found.
     """
-    solution = search(problem, model, seconds=seconds)
-    criterion = model.profile.exits.criterion
-    if any(point.plan.criterion != criterion for point in solution.front[:1]):
-        front = tuple(replace(point, plan=replace(point.plan, criterion=criterion)) for point in solution.front)
-        solution = replace(solution, front=front)
-    if not baselines:
-        return solution
-    why = explain(solution, model, seconds=seconds)
-    return replace(solution, baselines=solve_baselines(problem, model, seconds=seconds), why=why)
+    limits = limits or Limits(seconds=seconds, memory=memory, progress=progress)
+    with limits.interruptible():
+        solution = search(problem, model, limits=limits.part(_FOR_THE_ANSWER) if baselines else limits)
+        criterion = model.profile.exits.criterion
+        if any(point.plan.criterion != criterion for point in solution.front[:1]):
+            front = tuple(replace(point, plan=replace(point.plan, criterion=criterion)) for point in solution.front)
+            solution = replace(solution, front=front)
+        if not baselines or limits.over():
+            return solution
+        limits = limits.silent()
+        why = explain(solution, model, limits=limits.part(0.5))
+        return replace(solution, baselines=solve_baselines(problem, model, limits=limits), why=why)

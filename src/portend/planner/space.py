@@ -258,6 +258,18 @@ class PlanSpace:
     def _inner_cuts(self) -> tuple[int, ...]:
         return tuple(range(1, self.blocks)) if self.space.cuts is None else tuple(sorted(set(self.space.cuts)))
 
+    def least_cost(self) -> float:
+        """A bound on the cost of any plan: everyone takes the cheapest first step and returns a result."""
+        first = np.minimum(self.bare, self.full)[1, :, 0].min(axis=1) + self.hop[0, self.model.topology.source]
+        return float(min(self.samples * (first.min() + self.result.min()), NEVER * self.samples))
+
+    def most_right(self) -> float:
+        """A bound on the right answers of any plan: everyone leaves where it is right, if it can."""
+        ends = np.flatnonzero(self.last | self.inner)
+        if self.bits is None:
+            return float(self.samples * self.right[ends].max(initial=0.0))
+        return float(np.bitwise_count(np.bitwise_or.reduce(self.bits.right[ends], axis=0)).sum(dtype=np.int64))
+
     # -- the space -----------------------------------------------------------------------------
 
     def lengths(self) -> range:
@@ -342,8 +354,13 @@ class PlanSpace:
         names = [f.name for f in fields(SearchSpace) if getattr(self.space, f.name) != getattr(default, f.name)]
         return ", ".join(f"{name}={getattr(self.space, name)!r}" for name in names) or "none"
 
-    def empty(self) -> SearchError:
-        """Return the error that says that no plan satisfies the hints."""
+    def empty(self, ended: str = "") -> SearchError:
+        """Return the error that says that no plan satisfies the hints, or was found before a limit was met."""
+        if ended:
+            return SearchError(
+                f"no plan was found before the limit of {ended} was met, though the hints ({self.hints()}) may leave "
+                "one; allow more, or relax a hint"
+            )
         limits = []
         for tier, room in zip(self.model.topology.tiers, self.room.tolist(), strict=True):
             if room < math.inf:

@@ -13,6 +13,7 @@ from portend.errors import SearchError
 from portend.perfmodel.estimate import PARTS, Estimate
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
+from portend.planner.limits import Limits
 from portend.planner.metrics import Batch, Metric, latency
 from portend.planner.problem import Alternative, Problem, Solution, Why, choose
 from portend.planner.search import search
@@ -25,16 +26,19 @@ _ALONE: Final = " alone"
 _NO_EXITS: Final = "without early exits"
 
 
-def explain(solution: Solution, model: PerformanceModel, *, seconds: float = math.inf) -> Why:
-    """Return why the solution is what it is; ``seconds`` limits each search for this."""
+def explain(solution: Solution, model: PerformanceModel, *, limits: Limits | None = None) -> Why:
+    """Return why the solution is what it is, as far as ``limits`` leave time for it."""
+    limits = limits or Limits()
     goal, _ = _goal(solution.problem)
     metric = goal if goal.additive is not None else latency
-    alternatives = [*_neighbors(solution), *_simpler(solution, model, seconds)]
+    alternatives = [*_neighbors(solution), *_simpler(solution, model, limits.part(0.5))]
     return Why(
         metric=metric,
         goal=goal,
         steps=_steps(solution.estimate, model, metric),
-        binding=tuple(c for i, c in enumerate(solution.problem.subject_to) if _binds(solution, i, model, seconds)),
+        binding=tuple(
+            c for i, c in enumerate(solution.problem.subject_to) if _binds(solution, i, model, limits.part(0.5))
+        ),
         alternatives=tuple(alternatives),
         advice=_advice(solution, alternatives, model),
         caution=_caution(solution.plan, model),
@@ -122,22 +126,22 @@ def _codecs(solution: Solution, model: PerformanceModel) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _binds(solution: Solution, index: int, model: PerformanceModel, seconds: float) -> bool:
+def _binds(solution: Solution, index: int, model: PerformanceModel, limits: Limits) -> bool:
     """Whether the answer would be another and better one without a constraint."""
     bounds = solution.problem.subject_to
     without = replace(solution.problem, subject_to=(*bounds[:index], *bounds[index + 1 :]))
-    if solution.status == "infeasible":
+    if not solution.met:
         return True
     if solution.problem.cost is None:
         goal, sense = _goal(solution.problem)
         own = solution.metrics[goal.name]
-        freed = search(without, model, seconds=seconds).metrics[goal.name]
+        freed = search(without, model, limits=limits).metrics[goal.name]
         return sense * (own - freed) > 1e-9 * abs(own)
     if solution.front and len(without.objectives) == 1 and without.robust is None:
         point, _ = choose(without, solution.front)
         freed_accuracy, freed = point.accuracy, point.cost(_cost(without))
     else:
-        other = search(without, model, seconds=seconds)
+        other = search(without, model, limits=limits)
         freed_accuracy, freed = other.estimate.accuracy, other.cost
     if solution.problem.minimize is not None:
         return freed < solution.cost * (1 - 1e-9)
@@ -178,7 +182,7 @@ def _value(solution: Solution, goal: Metric) -> float:
     return solution.metrics[goal.name] if solution.problem.cost is None else solution.cost
 
 
-def _simpler(solution: Solution, model: PerformanceModel, seconds: float) -> list[Alternative]:
+def _simpler(solution: Solution, model: PerformanceModel, limits: Limits) -> list[Alternative]:
     """The best plan on a single tier, and the best without early exits, under the same constraints."""
     problem, space = solution.problem, solution.problem.space
     goal, sense = _goal(problem)
@@ -187,12 +191,14 @@ def _simpler(solution: Solution, model: PerformanceModel, seconds: float) -> lis
     if space.exits != ():
         spaces.append((_NO_EXITS, replace(space, thresholds=(0.0,), exits=())))
     found: dict[str, Alternative] = {}
-    for name, smaller in spaces:
+    for left, (name, smaller) in zip(range(len(spaces), 0, -1), spaces, strict=True):
+        if limits.over():
+            break
         try:
-            other = search(replace(problem, space=smaller), model, seconds=seconds)
+            other = search(replace(problem, space=smaller), model, limits=limits.part(1 / left))
         except SearchError:
             continue
-        if other.status == "infeasible" or other.plan == solution.plan:
+        if not other.met or other.plan == solution.plan:
             continue
         found[name] = Alternative(
             name=name,
@@ -206,7 +212,7 @@ def _simpler(solution: Solution, model: PerformanceModel, seconds: float) -> lis
 
 def _advice(solution: Solution, alternatives: list[Alternative], model: PerformanceModel) -> str:
     """A warning where a simpler plan is nearly as good, or where nobody can tell, for compute times are not so sure."""
-    if solution.status == "infeasible":
+    if not solution.met:
         return ""
     return " ".join(filter(None, (_hardly_pays(solution, alternatives), _within_doubt(solution, alternatives, model))))
 
