@@ -9,6 +9,9 @@ import random
 import resource
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +21,8 @@ from typing import Any
 
 import onnx
 import pytest
+import yaml
+import zmq
 
 from portend.errors import DeploymentError
 from portend.service.coordinator import Agents
@@ -241,3 +246,130 @@ def refused(agents: Agents, tier: int) -> bool:
     except DeploymentError:
         return True
     return False
+
+
+# -- deploys and floods while samples flow ---------------------------------------------------------
+
+
+def deploying(hosts: Hosts, own_keys: Path, work: Workload) -> list[str]:
+    """The command that deploys the workload's plans to the hosts."""
+    tiers = [{"name": tier.name, "port": tier.port} for tier in hosts.topology.tiers]
+    link = {"bandwidth": "1 Gbit/s", "propagation_delay": "0 ms"}
+    places, plan = own_keys / "hosts.yaml", own_keys / "plan.json"
+    places.write_text(yaml.safe_dump({"tiers": tiers, "links": [link] * (len(tiers) - 1)}))
+    wanted, *others = (each.to_dict() for each in work.plans)
+    fallbacks = [{"plan": other} for other in others]
+    plan.write_text(json.dumps({"plan": wanted, "tiers": list(NAMES), "fallbacks": fallbacks}))
+    return [
+        sys.executable, "-m", "portend.cli", "deploy", str(plan), "--network", str(work.network), "--topology",
+        str(places), "--keys", str(own_keys / f"keys-{OPERATOR}"),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_deploys_at_once_and_killed_ones_leave_a_service_that_answers(
+    hosts: Hosts, own_keys: Path, work: Workload
+) -> None:
+    command, chance = deploying(hosts, own_keys, work), random.Random(3)
+    with operator(hosts, own_keys) as agents:
+        work.release(agents, attempts=20, deadline_s=60.0)
+        whole(agents)
+        with Stream(agents, work, "deploys") as stream:
+            two = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+            told = [(one.communicate(timeout=120)[1], one.returncode) for one in two]
+            assert 0 in [code for _, code in told], told
+            assert all(code == 0 or "higher version" in text for text, code in told), told
+            for _ in range(6):
+                killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+                time.sleep(chance.uniform(1.0, 5.0))
+                killed.kill()
+                killed.wait()
+                stream.flows()
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+            assert done.returncode == 0, done.stderr
+            stream.flows()
+        stream.check()
+        whole(agents)
+        active = agents.ask(0, "status")["active"]
+        until(lambda: all(agents.ask(tier, "status")["versions"] == [active] for tier in range(3)))
+
+
+@pytest.mark.slow
+def test_six_releases_one_after_the_other_while_all_places_are_taken(
+    hosts: Hosts, own_keys: Path, work: Workload
+) -> None:
+    with operator(hosts, own_keys) as agents:
+        work.release(agents, attempts=20, deadline_s=120.0)
+        whole(agents)
+        with Stream(agents, work, "six", pending=72) as stream:  # window and queue are full all the time
+            for number in range(6):
+                work.release(agents, work.plans if number % 2 else work.plans[1:], attempts=20, deadline_s=120.0)
+                stream.flows()
+        stream.check()
+
+
+def strangers(hosts: Hosts, seconds: float, rate: float) -> int:
+    """Half-open connections, random bytes and connections with unknown keys, to the edge, so many a second."""
+    chance, opened, count, began = random.Random(0), [], 0, time.monotonic()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+    server = load_keys(hosts.keys_of("edge"), "edge").public
+    while (now := time.monotonic() - began) < seconds:
+        while count < rate * now:
+            count += 1
+            if count % 20 == 0:
+                socket_ = context.socket(zmq.DEALER)
+                socket_.setsockopt(zmq.LINGER, 0)
+                socket_.curve_publickey, socket_.curve_secretkey = zmq.curve_keypair()
+                socket_.curve_serverkey = server
+                socket_.connect(f"tcp://127.0.0.1:{hosts.listen['edge']}")
+                opened.append(socket_)
+                continue
+            with contextlib.suppress(OSError):
+                one = socket.create_connection(("127.0.0.1", hosts.listen["edge"]), timeout=1)
+                opened.append(one)
+                if count % 2:
+                    one.sendall(chance.randbytes(chance.randint(1, 200)))
+        while len(opened) > 3 * rate:
+            opened.pop(0).close()
+        time.sleep(0.01)
+    for one in opened:
+        one.close()
+    context.destroy(linger=0)
+    return count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "few"), [(60, True), (1000, False)])
+def test_a_flood_of_strangers_stops_no_sample_and_no_later_connection(
+    hosts: Hosts, own_keys: Path, work: Workload, rate: int, few: bool
+) -> None:
+    with operator(hosts, own_keys) as agents, contextlib.ExitStack() as limits:
+        work.release(agents, attempts=20, deadline_s=60.0)
+        whole(agents)
+        if few:  # so that it runs out of descriptors
+            limits.enter_context(hosts.limited("edge", resource.RLIMIT_NOFILE, hosts.descriptors("edge", 8)))
+        with Stream(agents, work, "flood", pace_s=0.05) as stream:
+            assert strangers(hosts, 4 if few else 20, rate) >= rate
+            stream.flows()
+        stream.check()
+    with operator(hosts, own_keys) as agents:
+        agents.hello()
+
+
+@pytest.mark.slow
+def test_a_clone_of_an_agent_with_its_key_loses_and_doubles_nothing(
+    hosts: Hosts, own_keys: Path, work: Workload
+) -> None:
+    with operator(hosts, own_keys) as agents:
+        work.release(agents, attempts=50, deadline_s=120.0)
+        whole(agents)
+        clone = Hosts(own_keys / "clone", ["base"], keys=own_keys)
+        shutil.copytree(own_keys / "base", own_keys / "clone/base")
+        with Stream(agents, work, "clone") as stream:
+            with clone:
+                until(lambda: "listening" in clone.log("base"))
+                for _ in range(5):
+                    stream.flows()
+            whole(agents)
+            stream.flows()
+        stream.check()
