@@ -310,19 +310,20 @@ def test_six_releases_one_after_the_other_while_all_places_are_taken(
 
 def strangers(hosts: Hosts, seconds: float, rate: float) -> int:
     """Half-open connections, random bytes and connections with unknown keys, to the edge, so many a second."""
-    chance, opened, count, began = random.Random(0), [], 0, time.monotonic()
+    opened: list[Any] = []
+    chance, count, began = random.Random(0), 0, time.monotonic()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
     server = load_keys(hosts.keys_of("edge"), "edge").public
     while (now := time.monotonic() - began) < seconds:
         while count < rate * now:
             count += 1
             if count % 20 == 0:
-                socket_ = context.socket(zmq.DEALER)
-                socket_.setsockopt(zmq.LINGER, 0)
-                socket_.curve_publickey, socket_.curve_secretkey = zmq.curve_keypair()
-                socket_.curve_serverkey = server
-                socket_.connect(f"tcp://127.0.0.1:{hosts.listen['edge']}")
-                opened.append(socket_)
+                unknown = context.socket(zmq.DEALER)
+                unknown.setsockopt(zmq.LINGER, 0)
+                unknown.curve_publickey, unknown.curve_secretkey = zmq.curve_keypair()
+                unknown.curve_serverkey = server
+                unknown.connect(f"tcp://127.0.0.1:{hosts.listen['edge']}")
+                opened.append(unknown)
                 continue
             with contextlib.suppress(OSError):
                 one = socket.create_connection(("127.0.0.1", hosts.listen["edge"]), timeout=1)
