@@ -25,6 +25,8 @@ from portend.storage import load_profile
 from portend.topology import Link, Tier, Topology
 from test_validate import FOUR
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @pytest.fixture(scope="module")
 def planner() -> ModuleType:
@@ -336,3 +338,24 @@ def test_tables_and_figure_of_campaigns(capsys: pytest.CaptureFixture[str], tmp_
     regret = next(row for row in rows if row.startswith("| VGGish | 0.0 % | 4 |"))
     assert "37.80 ms | 34.65 ms | 3.15 ms, 9.1 %" in regret
     assert (tmp_path / "a.svg").read_text() == (tmp_path / "b.svg").read_text()
+
+
+def test_plans_chosen_on_estimates_are_as_fast_as_predicted_and_those_chosen_on_means_are_not(tmp_path: Path) -> None:
+    chosen = load("chosen_latency")
+    profile = load_profile(ROOT / "profiles/resnet20-cifar10.zip")
+    topology = load_topology(ROOT / "configs/topologies/paper.yaml")
+    rows = {(row["study"], row["by"], row["plans"]): row for row in chosen.rows_of("it", profile, topology, 5)}
+    lucky, estimated = rows["drawn", "means", "chosen"], rows["drawn", "estimate", "chosen"]
+    assert lucky["bias"] > 0.02
+    assert abs(estimated["bias"]) < min(0.02, lucky["bias"] / 2)
+    assert estimated["lost"] < lucky["lost"], "and nearer to the best"
+    assert rows["drawn", "estimate", "edge-only"]["n"] == 5
+
+    each = [
+        {"origin": origin, "latency_ms": {"measured": 12.0 + k, "before": 10.0 + k, "predicted": 12.0 + k}}
+        for origin, k in (("front", 0), ("front", 2), ("mix", 1), ("mix", 3))
+    ]
+    (tmp_path / "summary.json").write_text(json.dumps({"each": each}), encoding="utf-8")
+    found = {(row["plans"], row["by"]): row for row in chosen.campaign_rows(tmp_path)}
+    assert found["chosen", "profile"]["bias"] == pytest.approx((12 / 10 + 14 / 12) / 2 - 1)
+    assert found["others", "again"]["bias"] == 0

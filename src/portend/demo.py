@@ -20,6 +20,7 @@ from portend.models.data import draw, load_dataset, make_splits
 from portend.models.evaluators import TorchEvaluator
 from portend.models.training import DIGITS_TRAINING, Progress, TrainingConfig, train
 from portend.models.zoo import build
+from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planfile import PlanFile
@@ -36,7 +37,7 @@ from portend.runtime.coordinator import Deployment
 from portend.storage import save, write_json
 from portend.topology import Link, Tier, Topology
 
-__all__ = ["DemoConfig", "DemoResult", "run_demo", "three_tier"]
+__all__ = ["DemoConfig", "DemoResult", "run_demo", "samples_of", "three_tier"]
 
 Tell = Callable[[str, int, int], None]
 
@@ -61,7 +62,7 @@ class DemoConfig:
     Attributes:
         drop: accuracy that may be given up against the whole network, as a share.
         samples, exit_samples, plain_samples: test samples for the chosen plan, for each other plan
-            with early exits, and for plans without: where samples differ in latency, a mean needs more.
+            with early exits, and at least for plans without (``samples_of``).
         gap_s: idle time before each sample, in the profile and in the runs.
         turns: how often each plan has its turn; the device is timed again in between.
         executions: the fastest of them, measured on the trained network, is profiled and runs it.
@@ -203,14 +204,25 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     return DemoResult(profile=profile, solution=solution, comparisons=comparisons, summary=summary)
 
 
+def samples_of(estimate: Estimate, config: DemoConfig) -> int:
+    """Return how many samples a plan that was not chosen runs over.
+
+    Without early exits its latency changes only as the machine's speed does, and so with what computing is of it.
+    """
+    if any(threshold > 0 for threshold in estimate.plan.thresholds):
+        return config.exit_samples
+    computing = estimate.parts_s["compute"] / estimate.mean_s
+    return max(config.plain_samples, round(computing * config.exit_samples))
+
+
 def _measure(plans: Iterable[Plan], checkpoint: Path, profile: Profile, config: DemoConfig, tell: Tell) -> Turns:
     """Run each plan, the first of which is the chosen one, over the first test samples, in turns."""
     dataset = load_dataset(f"digits:size={config.input_size}")
     test = draw(make_splits(dataset, seed=config.seed).test, config.samples, seed=config.seed)
+    model = PerformanceModel(profile, config.topology)
     counts: dict[Plan, int] = {}
     for plan in plans:
-        early = any(threshold > 0 for threshold in plan.thresholds)
-        wanted = config.samples if not counts else config.exit_samples if early else config.plain_samples
+        wanted = samples_of(model.estimate(plan), config) if counts else config.samples
         counts.setdefault(plan, min(wanted, len(test)))
     executions = [profile.devices[tier.device].execution for tier in config.topology.tiers]
     ranges = dict(enumerate(profile.ranges))
