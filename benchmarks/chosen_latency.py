@@ -64,10 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
     found = [row for path in chosen.campaign for row in campaign_rows(path)]
-    topology = load_topology(chosen.topology)
-    if chosen.device:
-        topology = replace(topology, tiers=tuple(replace(tier, device=chosen.device) for tier in topology.tiers))
     for path in chosen.profiles:
+        topology = load_topology(chosen.topology)
+        if chosen.device:
+            topology = replace(topology, tiers=tuple(replace(tier, device=chosen.device) for tier in topology.tiers))
         found += rows_of(path.stem, load_profile(path), topology, chosen.draws)
     for row in found:
         print(
