@@ -227,7 +227,7 @@ RUN = "epochs: 1, batch_size: 32, learning_rate: 0.1"
         ),
         ("{epochs: 0, batch_size: 32, learning_rate: 0.1}", "epochs is at least 1, but got 0"),
         ("3", "training: a mapping of keys to values is needed"),
-        (f"{{{RUN}, mode: frozen}}", "training.mode: choose joint, exits or plan, but got 'frozen'"),
+        (f"{{{RUN}, mode: frozen}}", "training.mode is one of joint, exits, plan, but got 'frozen'"),
         (f"{{{RUN}, mode: plan}}", "plan is missing"),
         (f"{{{RUN}, mode: plan, plan: none.json}}", "there is no file none.json"),
         (f"{{{RUN}, freeze_backbone: true}}", "training.freeze_backbone: this key is unknown"),

@@ -161,6 +161,10 @@ OURS = {
     "analysis/whatif.py:Field.kind": "made from the tables of what-if alone",
     "analysis/whatif.py:Field.element": "made from the tables of what-if alone",
     "config.py:Section.quantity.dimension": "handed on to units.parse",
+    "config.py:amount.dimension": "made from the forms alone",
+    "config.py:amounts.dimension": "made from the forms alone",
+    "cli_options.py:Quantity.__init__.dimension": "made from the commands alone",
+    "planfile.py:Search.estimator": "checked by PerformanceModel, which it is for",
     "models/dataflow.py:Flow.__init__.cost": "handed on by split",
 }
 """Typed as one of a few words, but not given by users."""

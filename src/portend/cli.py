@@ -28,7 +28,6 @@ from portend.plan import CODECS, CRITERIA, codec_parts
 from portend.units import parse, parse_share
 
 if TYPE_CHECKING:
-    from portend.config import Section
     from portend.emulation.base import Emulation
     from portend.emulation.traces import BandwidthTrace
     from portend.models.backbone import Backbone
@@ -138,6 +137,7 @@ def cli() -> None:
     portend whatif    the best plan as fields vary, and where it flips
     portend top       running agents, live
     portend trace     what a run recorded, for Perfetto and OpenTelemetry
+    portend reference every key of every YAML file
 
     \b
     portend keys      for agents on real machines, and who may talk to them
@@ -303,37 +303,23 @@ def train(config: str, out: str, restart: bool) -> None:
 
     All exits together, on a frozen backbone, or those that a plan uses: see docs/training.md.
     """
-    from portend.config import read_yaml
+    from portend.experiments import read_experiment
 
-    root = read_yaml(config, "experiment")
-    network = root.get("network", str, "")
-    data, options, seed = root.get("data", str), root.get("options", dict, {}), root.get("seed", int, 0)
-    samples = root.get("samples", int, None)
-    calibration = root.get("calibration", object, None)
-    if not (calibration is None or (isinstance(calibration, int | float) and not isinstance(calibration, bool))):
-        raise ConfigError(f"{root.at('calibration')}: a count or a share of samples is needed, but got {calibration!r}")
-    section = root.section("training")
-    init = section.get("init", str, "")
-    values = _training(section, _what_to_train)
-    root.done()
-    if not (network or init):
-        raise ConfigError(f"{config}: network is missing; name one, or begin with a checkpoint (training.init)")
-    if samples is not None and samples < 1:
-        raise ConfigError(f"{root.at('samples')}: at least one sample is needed to train, but got {samples}")
+    asked = read_experiment(config)
+    training, network, data = asked.training, asked.network, asked.data
 
     from portend.models.data import draw, load_dataset, make_splits
-    from portend.models.training import Progress, TrainingConfig
+    from portend.models.training import Progress
     from portend.models.training import train as run_training
 
     try:
-        training = TrainingConfig(**_nested(values))
-        backbone = _first_weights(config, network, {str(name): value for name, value in options.items()}, init)
+        backbone = _first_weights(config, network, asked.options, asked.init)
     except (TypeError, InvalidValue) as error:
         raise ConfigError(f"{config}: {error}") from None
     dataset = load_dataset(data)
-    given = str(options.get("weights", "none")) not in ("none", "pretrained")
+    given = str(asked.options.get("weights", "none")) not in ("none", "pretrained")
     own = ":" in network and network.partition(":")[0] not in ("timm", "torchvision") and training.freeze_backbone
-    if dataset.own_test is None and not init and (given or own):
+    if dataset.own_test is None and not asked.init and (given or own):
         click.echo(
             f"warning: {data} has no test set of its own, and {network} begins with weights that may know its samples: "
             "then exits and accuracies look better than they are; see docs/training.md#weights-from-elsewhere",
@@ -346,9 +332,9 @@ def train(config: str, out: str, restart: bool) -> None:
             def told(progress: Progress) -> None:
                 tell("train", progress.step, progress.steps)
 
-            splits = make_splits(dataset, seed=seed, calibration=calibration)
-            if samples is not None:
-                splits = replace(splits, train=draw(splits.train, samples, seed=seed))
+            splits = make_splits(dataset, seed=asked.seed, calibration=asked.calibration)
+            if asked.samples is not None:
+                splits = replace(splits, train=draw(splits.train, asked.samples, seed=asked.seed))
             result = run_training(backbone, dataset, splits, training, out, on_progress=told, resume=not restart)
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on from the last state in {out}", err=True)
@@ -357,73 +343,6 @@ def train(config: str, out: str, restart: bool) -> None:
         return
     shown = " ".join(f"{100 * a:.1f}" for a in result.accuracies)
     click.echo(f"{result.checkpoint}\naccuracy of each branch on the profiling split, %: {shown}")
-
-
-def _training(section: Section, what: Callable[[Section], dict[str, Any]]) -> dict[str, Any]:
-    """The ``training`` section of a configuration: fields of TrainingConfig; ``what`` reads what is to be trained."""
-    kinds: dict[str, type] = {"epochs": int, "batch_size": int, "learning_rate": float}
-    required = tuple(kinds)
-    kinds |= {"weight_decay": float, "optimizer": str, "schedule": str, "label_smoothing": float, "seed": int}
-    kinds |= {"augment": str, "precision": str, "compile": bool, "threads": int, "workers": int}
-    kinds |= {"accelerator": str, "strategy": str, "num_nodes": int, "tensorboard": bool, "checkpoint_minutes": float}
-    values: dict[str, Any] = {
-        key: section.get(key, kind) for key, kind in kinds.items() if section.has(key) or key in required
-    }
-    if section.has("devices"):
-        values["devices"] = section.get("devices", object)
-        if not isinstance(values["devices"], int | str) or isinstance(values["devices"], bool):
-            raise ConfigError(
-                f"{section.at('devices')}: a count or a text such as auto is needed here, but got {values['devices']!r}"
-            )
-    values |= what(section)
-    for key, parts in (
-        ("distillation", {"weight": float, "temperature": float}),
-        ("early_stopping", {"patience": int, "min_delta": float, "share": float}),
-    ):
-        if section.has(key):
-            inner = section.section(key)
-            values[key] = {
-                part: inner.get(part, kind) for part, kind in parts.items() if inner.has(part) or part == "patience"
-            }
-            inner.done()
-    section.done()
-    return values
-
-
-def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with the inner sections as the types that they stand for."""
-    from portend.models.training import Distillation, EarlyStopping
-
-    kinds: dict[str, Any] = {"distillation": Distillation, "early_stopping": EarlyStopping}
-    return values | {key: kind(**values[key]) for key, kind in kinds.items() if key in values}
-
-
-def _what_to_train(section: Section) -> dict[str, Any]:
-    """Which exits, with which weights, and whether the backbone too: from ``mode`` and what belongs to it."""
-    from portend.planfile import load_plan
-
-    mode = section.get("mode", str, "joint")
-    values: dict[str, Any] = {}
-    if mode == "plan":
-        values["exits"] = load_plan(section.get("plan", str)).plan.exits
-        values["freeze_backbone"] = section.get("freeze_backbone", bool, False)
-    elif mode in ("joint", "exits"):
-        values["freeze_backbone"] = mode == "exits"
-        if section.has("exits"):
-            values["exits"] = _list_of(section, "exits", int)
-    else:
-        raise ConfigError(f"{section.at('mode')}: choose joint, exits or plan, but got {mode!r}")
-    if section.has("exit_weights"):
-        values["exit_weights"] = _list_of(section, "exit_weights", float)
-    return values
-
-
-def _list_of(section: Section, key: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
-    items = section.get(key, list)
-    if any(isinstance(item, bool) or not isinstance(item, int if kind is int else (int, float)) for item in items):
-        what = "whole numbers" if kind is int else "numbers"
-        raise ConfigError(f"{section.at(key)}: a list of {what} is needed here, but got {items!r:.60}")
-    return tuple(kind(item) for item in items)
 
 
 def _first_weights(config: str, network: str, options: dict[str, Any], init: str) -> Backbone:
@@ -1170,20 +1089,16 @@ def refine(
     from portend.config import load_topology
     from portend.storage import load_profile
 
-    values = {} if tuning is None else _fine_tuning(tuning)
     places = load_topology(topology)
     model, problem = _asked(load_profile(profile), places, estimator, criterion, **asked)
 
+    from portend.experiments import read_training
     from portend.models.checkpoint import read_provenance
     from portend.models.data import make_splits
-    from portend.models.training import TrainingConfig
     from portend.refine import FINE_TUNING
     from portend.refine import refine as run_rounds
 
-    try:
-        training = TrainingConfig(**_nested(values)) if tuning else FINE_TUNING
-    except InvalidValue as error:
-        raise ConfigError(f"{tuning}: {error}") from None
+    training = FINE_TUNING if tuning is None else read_training(tuning)
     dataset, trained = _dataset(checkpoint, data, seed, allow_code)
     kept = read_provenance(checkpoint).get("split_calibration")
     splits = make_splits(dataset, seed=trained, calibration=None if kept is None else int(kept))
@@ -1220,18 +1135,6 @@ def _show_rounds(found: Any, places: Topology, rounds: int) -> None:
     still = "the plan stands still" if found.stands_still else f"the plan still moves after {rounds} rounds"
     files = "".join(f"\n  {path}" for path in (best.plan, best.checkpoint) if path)
     console.print(f"{best.solution.problem}: {still}; the best is round {found.best}:{files}", soft_wrap=True)
-
-
-def _fine_tuning(path: str) -> dict[str, Any]:
-    from portend.config import read_yaml
-
-    root = read_yaml(path, "training")
-    values = _training(
-        root.section("training"),
-        lambda section: {"freeze_backbone": section.get("freeze_backbone", bool, False)},
-    )
-    root.done()
-    return values
 
 
 def _told(warnings: list[str]) -> None:
@@ -1816,6 +1719,18 @@ def _show_sweep(found: Any, flips: Any) -> None:
     console.print(sweep_table(found, flips or ()), *([] if flips is None else [crossover_table(found, flips)]))
     for told in found.scenario.disturbed:
         click.echo(f"warning: {told}", err=True)
+
+
+@cli.command()
+@click.option("--out", type=click.Path(dir_okay=False), help="File to write; default: print it.")
+def reference(out: str | None) -> None:
+    """Print every key of every YAML file as Markdown (docs/yaml.md)."""
+    from portend.reference import yaml_reference
+    from portend.storage import write_text
+
+    if out:
+        write_text(yaml_reference(), out)
+    click.echo(out or yaml_reference())
 
 
 for _command in (cli_observe.links, cli_observe.top, cli_observe.trace, *COMMANDS):

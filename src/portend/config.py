@@ -6,7 +6,8 @@ Quantities carry their unit (``bandwidth: 10 Mbit/s``); unknown keys are refused
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,9 +16,12 @@ import yaml
 from portend.errors import ConfigError, InvalidValue, nearest
 from portend.files import check_yaml, encoding_of
 from portend.topology import Link, SlowStart, Tier, Topology, TransferCurve
-from portend.units import Dimension, parse
+from portend.units import Dimension, parse, parse_share
 
-__all__ = ["Section", "load_topology", "read_text", "read_yaml", "topology_yaml"]
+__all__ = [
+    "LINK", "SLOW_START", "TIER", "TOPOLOGY", "TRANSFER", "Form", "Key", "Section", "amount", "amounts", "each",
+    "listed", "load_topology", "nested", "plain", "read_text", "read_yaml", "share", "topology_yaml",
+]  # fmt: skip
 
 _T = TypeVar("_T")
 _REQUIRED: Any = object()
@@ -164,6 +168,210 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else repr(value)[:60]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """One key of a mapping in a YAML file: how it is read, and what docs/yaml.md says about it.
+
+    Attributes:
+        name: of the key; words: what is written there; read: gives its value, or raises ConfigError.
+        says: what it means; field: of the value that the mapping stands for, where it has another name.
+        required: whether it has to be there; default: in words, where that value's own default does not tell it.
+        unit: in which the value's default counts; form: of a mapping, or of each of several.
+    """
+
+    name: str
+    words: str
+    read: Callable[[Section, str], Any]
+    says: str
+    field: str = ""
+    required: bool = False
+    default: str = ""
+    unit: str = ""
+    form: Form | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """The keys of a mapping; ``makes``: the type whose fields they give, ``title`` and ``says``: for docs/yaml.md."""
+
+    title: str
+    says: str
+    keys: tuple[Key, ...]
+    makes: Any = None
+
+    def read(self, section: Section, *, without: Collection[str] = ()) -> dict[str, Any]:
+        """Return the fields that a section gives; keys ``without`` which it is read are unknown, as all others."""
+        keys = [key for key in self.keys if key.name not in without]
+        found = {
+            key.field or key.name: key.read(section, key.name) for key in keys if key.required or section.has(key.name)
+        }
+        section.done()
+        return found
+
+    def value(self, section: Section) -> Any:
+        """Return the value that a section stands for."""
+        values = self.read(section)
+        return _made(section, lambda: self.makes(**values))
+
+    def default(self, key: Key) -> str:
+        """Return in words what holds where a key is left out."""
+        if key.required:
+            return "required"
+        own = {field.name: field.default for field in fields(self.makes)} if is_dataclass(self.makes) else {}
+        value = own.get(key.field or key.name, MISSING)
+        if key.default or value is MISSING or value is None or value == ():
+            return key.default or "none"
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        return f"{value:g} {key.unit}".strip() if isinstance(value, int | float) else str(value)
+
+
+_BASE_UNITS: Final = {"time": "s", "bandwidth": "bit/s", "size": "B", "power": "W", "price": "USD/h"}
+
+
+def plain(name: str, kind: type, says: str, **more: Any) -> Key:
+    """Return a key for a text, a number, a whole number, true or false, or a mapping."""
+    return Key(name=name, words=_KIND_NAMES[kind], read=lambda at, key: at.get(key, kind), says=says, **more)
+
+
+def amount(name: str, dimension: Dimension, says: str, *, whole: bool = False, **more: Any) -> Key:
+    """Return a key for a quantity with its unit."""
+
+    def read(section: Section, key: str) -> float:
+        found = section.quantity(key, dimension)
+        return int(found) if whole else found
+
+    return Key(name=name, words=dimension, read=read, says=says, unit=_BASE_UNITS[dimension], **more)
+
+
+def share(name: str, says: str, **more: Any) -> Key:
+    """Return a key for a share, such as 0.25 or 25%."""
+
+    def read(section: Section, key: str) -> float:
+        value = section.get(key, object)
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ConfigError(f"{section.at(key)}: a number is needed here, but got {_shown(value)}")
+        if isinstance(value, int | float):
+            return float(value)  # its bounds are those of the value that it is for
+        try:
+            return parse_share(value)
+        except InvalidValue as error:
+            raise ConfigError(f"{section.at(key)}: {error}") from None
+
+    return Key(name=name, words="share", read=read, says=says, **more)
+
+
+def listed(name: str, kind: type, says: str, **more: Any) -> Key:
+    """Return a key for a list of texts, numbers or whole numbers."""
+    words = {int: "whole numbers", float: "numbers", str: "names"}[kind]
+
+    def read(section: Section, key: str) -> tuple[Any, ...]:
+        items = section.get(key, list)
+        if not all(type(item) in (kind, int) if kind is float else type(item) is kind for item in items):
+            raise ConfigError(f"{section.at(key)}: a list of {words} is needed here, but got {items!r:.60}")
+        return tuple(kind(item) for item in items)
+
+    return Key(name=name, words=f"list of {words}", read=read, says=says, **more)
+
+
+def amounts(name: str, dimension: Dimension, says: str, **more: Any) -> Key:
+    """Return a key for a list of quantities."""
+
+    def read(section: Section, key: str) -> tuple[float, ...]:
+        try:
+            return tuple(parse(item, dimension) for item in section.get(key, list))
+        except InvalidValue as error:
+            raise ConfigError(f"{section.at(key)}: {error}") from None
+
+    return Key(name=name, words=f"list of {dimension}s", read=read, says=says, **more)
+
+
+def nested(name: str, form: Form, says: str, **more: Any) -> Key:
+    """Return a key for a mapping of its own."""
+    return Key(
+        name=name, words="mapping", read=lambda at, key: form.value(at.section(key)), says=says, form=form, **more
+    )
+
+
+def each(name: str, form: Form, says: str, **more: Any) -> Key:
+    """Return a key for a list of mappings."""
+
+    def read(section: Section, key: str) -> tuple[Any, ...]:
+        return tuple(form.value(item) for item in section.sections(key))
+
+    return Key(name=name, words="list of mappings", read=read, says=says, form=form, **more)
+
+
+TIER: Final = Form(
+    title="tiers[]",
+    says="One machine of the chain.",
+    makes=Tier,
+    keys=(
+        plain("name", str, "unique in the topology; what plans and options call it", required=True),
+        plain("device", str, "whose measurements in the profile hold for it"),
+        plain("slowdown", float, "how many times slower than that device it is"),
+        plain("host", str, "where its agent is reached; also an IPv6 address"),
+        plain("port", int, "where its agent is reached"),
+        amount("memory", "size", "for weights and activations; no plan needs more", field="memory_bytes",
+               default="no limit"),
+        amount("power", "power", "while it computes, for the metric energy", field="power_w", default="not known"),
+        amount("price", "price", "while it computes, for the metric price", field="price_usd_per_hour",
+               default="not known"),
+        listed("cores", int, "numbers of the processor cores that its process may use", default="all"),
+        plain("cpu_quota", float, "most of a core's time that its process gets, such as 1.5", default="no limit"),
+    ),
+)  # fmt: skip
+TRANSFER: Final = Form(
+    title="links[].transfer",
+    says="How long messages took over a link, as `portend links --out` writes it. It takes the formula's place.",
+    makes=TransferCurve,
+    keys=(
+        amounts("sizes", "size", "of the messages, increasing", field="sizes_bytes", required=True),
+        amounts("warm", "time", "for each size, on a connection that was used before", field="warm_s", required=True),
+        amounts("cold", "time", "for each size, as the first message of a connection", field="cold_s"),
+    ),
+)
+LINK: Final = Form(
+    title="links[]",
+    says="What joins two neighboring tiers, the same in both directions; the first link joins the first two tiers.",
+    makes=Link,
+    keys=(
+        amount("bandwidth", "bandwidth", "on the wire, headers included", field="bandwidth_bps", required=True),
+        amount("propagation_delay", "time", "one way, of the first bit", field="propagation_delay_s", required=True),
+        amount("mtu", "size", "the largest packet", field="mtu_bytes", whole=True),
+        amount("headers", "size", "of each packet; 52 B are IPv4 and TCP with timestamps", field="header_bytes",
+               whole=True),
+        nested("transfer", TRANSFER, "measured times"),
+    ),
+)  # fmt: skip
+SLOW_START: Final = Form(
+    title="slow_start",
+    says="Charges every message what a new TCP connection costs. `slow_start: {}` takes the defaults.",
+    makes=SlowStart,
+    keys=(
+        plain("initial_window", int, "packets that a connection begins with"),
+        amount("receive_window", "size", "most that the receiver lets in before its first acknowledgment",
+               field="receive_window_bytes", whole=True),
+    ),
+)  # fmt: skip
+TOPOLOGY: Final = Form(
+    title="Topology",
+    says="Tiers and links: `--topology` of all commands, `portend links`, `portend testbed`. Examples: "
+    "`configs/topologies/`.",
+    makes=Topology,
+    keys=(
+        each("tiers", TIER, "the machines, in the order of the chain", required=True),
+        each("links", LINK, "one between each two neighbors", default="none, for one tier"),
+        plain("name", str, "of the topology", default="the file's name"),
+        plain("source", str, "tier where samples appear", default="the first tier"),
+        plain("destination", str, "tier where results are wanted", default="the first tier"),
+        plain("ingest", str, "`in_process`: a partition on the source gets samples for free; `message`: even there "
+              "they are encoded and decoded"),
+        nested("slow_start", SLOW_START, "how every message's connection begins", default="connections are warm"),
+    ),
+)  # fmt: skip
+
+
 def load_topology(path: str | Path) -> Topology:
     """Return the topology in a YAML file (see ``configs/topologies``).
 
@@ -171,72 +379,14 @@ def load_topology(path: str | Path) -> Topology:
         ConfigError: the file, the place in it, what is wrong there, and the remedy.
     """
     root = read_yaml(path, "topology")
-    tiers = tuple(_tier(section) for section in root.sections("tiers"))
-    links = tuple(_link(section) for section in root.sections("links")) if root.has("links") else ()
-    names = [tier.name for tier in tiers]
-    ends = {}
+    values = {"name": Path(path).stem, "links": ()} | TOPOLOGY.read(root)
+    names = [tier.name for tier in values["tiers"]]
     for role in ("source", "destination"):
-        name = root.get(role, str, names[0] if names else "")
+        name = values.setdefault(role, names[0] if names else "")
         if names and name not in names:
             raise ConfigError(f"{root.at(role)}: no tier is called {name!r}; the tiers are {', '.join(names)}")
-        ends[role] = names.index(name) if names else 0
-    ingest = root.get("ingest", str, "in_process")
-    slow_start = _slow_start(root.section("slow_start")) if root.has("slow_start") else None
-    name = root.get("name", str, Path(path).stem)
-    root.done()
-    return _made(
-        root,
-        lambda: Topology(name=name, tiers=tiers, links=links, ingest=cast(Any, ingest), slow_start=slow_start, **ends),
-    )
-
-
-def _tier(section: Section) -> Tier:
-    values: dict[str, Any] = {
-        "name": section.get("name", str),
-        "device": section.get("device", str, "local"),
-        "slowdown": section.get("slowdown", float, 1.0),
-        "host": section.get("host", str, "127.0.0.1"),
-        "port": section.get("port", int, 7100),
-    }
-    if section.has("memory"):
-        values["memory_bytes"] = section.quantity("memory", "size")
-    if section.has("power"):
-        values["power_w"] = section.quantity("power", "power")
-    if section.has("price"):
-        values["price_usd_per_hour"] = section.quantity("price", "price")
-    if section.has("cores"):
-        values["cores"] = tuple(section.get("cores", list))
-        if not all(type(core) is int for core in values["cores"]):
-            raise ConfigError(f"{section.at('cores')}: a list of whole numbers is needed here")
-    if section.has("cpu_quota"):
-        values["cpu_quota"] = section.get("cpu_quota", float)
-    section.done()
-    return _made(section, lambda: Tier(**values))
-
-
-def _link(section: Section) -> Link:
-    values: dict[str, Any] = {
-        "bandwidth_bps": section.quantity("bandwidth", "bandwidth"),
-        "propagation_delay_s": section.quantity("propagation_delay", "time"),
-        "mtu_bytes": int(section.quantity("mtu", "size", 1500)),
-        "header_bytes": int(section.quantity("headers", "size", 52)),
-        "transfer": _transfer(section.section("transfer")) if section.has("transfer") else None,
-    }
-    section.done()
-    return _made(section, lambda: Link(**values))
-
-
-def _transfer(section: Section) -> TransferCurve:
-    def column(key: str, dimension: Dimension) -> tuple[float, ...]:
-        try:
-            return tuple(parse(item, dimension) for item in section.get(key, list))
-        except InvalidValue as error:
-            raise ConfigError(f"{section.at(key)}: {error}") from None
-
-    sizes, warm = column("sizes", "size"), column("warm", "time")
-    cold = column("cold", "time") if section.has("cold") else ()
-    section.done()
-    return _made(section, lambda: TransferCurve(sizes_bytes=sizes, warm_s=warm, cold_s=cold))
+        values[role] = names.index(name) if names else 0
+    return _made(root, lambda: Topology(**values))
 
 
 def topology_yaml(topology: Topology) -> str:
@@ -283,16 +433,6 @@ def _of_link(link: Link) -> dict[str, Any]:
         if link.transfer.cold_s:
             values["transfer"]["cold"] = [f"{seconds!r} s" for seconds in link.transfer.cold_s]
     return values
-
-
-def _slow_start(section: Section) -> SlowStart:
-    values: dict[str, int] = {}
-    if section.has("initial_window"):
-        values["initial_window"] = section.get("initial_window", int)
-    if section.has("receive_window"):
-        values["receive_window_bytes"] = int(section.quantity("receive_window", "size"))
-    section.done()
-    return _made(section, lambda: SlowStart(**values))
 
 
 def _made(section: Section, make: Callable[[], _T]) -> _T:

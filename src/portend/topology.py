@@ -41,7 +41,7 @@ class Tier:
     """
 
     name: str
-    device: str
+    device: str = "local"
     slowdown: float = 1.0
     host: str = "127.0.0.1"
     port: int = 7100

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from portend.analysis.compare import Comparison
 from portend.analysis.validation import Case, Validation
 from portend.analysis.validation_page import write_page
-from portend.config import read_yaml
+from portend.config import Form, Key, Section, amount, plain, read_yaml, share
 from portend.emulation import EMULATIONS
 from portend.errors import ConfigError, InvalidValue, MismatchError, choice, law
 from portend.measurement import Measurement
@@ -38,7 +38,7 @@ from portend.perfmodel.model import CODEC_TOLERANCE, PerformanceModel
 from portend.plan import CRITERIA, Plan
 from portend.planner.mix import Pick, mixed_plans
 from portend.planner.problem import SearchSpace
-from portend.planner.stated import read_hints
+from portend.planner.stated import HINTS, read_hints
 from portend.profile import Profile, SampleExits
 from portend.profiling.journal import Journal
 from portend.profiling.turns import Turns, burst_runs, coding_tables, message_ways, run_in_turns, timed_steps
@@ -105,26 +105,45 @@ class Campaign:
         choice("an emulation", self.emulation, EMULATIONS)
 
 
+def _count(section: Section, key: str) -> int | None:
+    return None if section.get(key, object) == "all" else section.get(key, int)
+
+
+CAMPAIGN: Final = Form(
+    title="Campaign",
+    says="`portend validate --config` (docs/validation.md); options of the command line go first. Examples: "
+    "`configs/campaigns/`.",
+    makes=Campaign,
+    keys=(
+        plain("plans", int, "how many"),
+        Key(name="samples", words="whole number, or all", read=_count, says="test samples that each plan runs over"),
+        Key(name="population", words="whole number, or all", read=_count,
+            says="test samples that these are drawn from and stand for", default="all"),
+        plain("seed", int, "of the plans, the samples and the order of timing"),
+        share("front", "share of the plans that come from the predicted Pareto front"),
+        plain("turns", int, "in how many shares a plan runs over its samples"),
+        plain("repeats", int, "bursts of each of its partitions before, between and after them"),
+        amount("least", "time", "a plan that takes less runs over a multiple of the samples", field="least_s"),
+        amount("gap", "time", "idle time before each sample", field="gap_s", default="the profile's"),
+        plain("criterion", str, f"of the exits' scores: {', '.join(CRITERIA)}", default="the profile's"),
+        share("codec_tolerance", "share of accuracy that a codec may lose at a cut"),
+        plain("emulation", str, f"of the links: {', '.join(EMULATIONS)}"),
+        Key(name="hints", words="mapping", read=lambda at, key: at.section(key), says="which plans there are",
+            field="space", default="the defaults of hints", form=HINTS),
+    ),
+)  # fmt: skip
+
+
 def read_campaign(path: str | Path, topology: Topology) -> Campaign:
     """Return the campaign that a YAML file states (see ``configs/campaigns``); what it leaves out is the default.
 
     Raises:
         ConfigError: the file, the place in it, what is wrong there, and the remedy.
     """
-    root = read_yaml(path, "campaign")
-    kinds: dict[str, type] = {"plans": int, "seed": int, "front": float, "turns": int, "repeats": int}
-    kinds |= {"criterion": str, "codec_tolerance": float, "emulation": str}
-    values: dict[str, Any] = {key: root.get(key, kind) for key, kind in kinds.items() if root.has(key)}
-    for key in ("samples", "population"):
-        if root.has(key):
-            values[key] = None if root.get(key, object) == "all" else root.get(key, int)
-    for key in ("gap", "least"):
-        if root.has(key):
-            values[f"{key}_s"] = root.quantity(key, "time")
+    values = CAMPAIGN.read(read_yaml(path, "campaign"))
     try:
-        if root.has("hints"):
-            values["space"] = SearchSpace(**read_hints(root.section("hints"), topology))
-        root.done()
+        if "space" in values:
+            values["space"] = SearchSpace(**read_hints(values["space"], topology))
         return Campaign(**values)
     except InvalidValue as error:
         raise ConfigError(f"{path}: {error}") from None
