@@ -331,6 +331,8 @@ class Cable:
             pass
         finally:
             for one in {a, b} - self._kept:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)  # closing alone would not wake who reads from it
                 one.close()
 
     def _pass(self, way: str, size: int) -> None:

@@ -163,6 +163,12 @@ def test_a_sample_is_waited_for_twice_as_long_as_the_slowest_took() -> None:
     assert intake.patience_s(1) == 2 * 1.06 * 8
 
 
+def test_limits_that_do_not_go_together_are_told() -> None:
+    limits = Limits(window=8, deadline_s=5)
+    assert "8.48 s with 8 under way, but fails after 5 s" in limits.too_tight(1.06)
+    assert not limits.too_tight(0.6)
+
+
 def test_no_time_left_is_a_failure_that_says_what_was_waited_for() -> None:
     intake, got = book(deadline_s=30)
     intake.offer("a", b"x", 0.0, 0, got.append)

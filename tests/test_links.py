@@ -31,6 +31,7 @@ from portend.runtime import links
 from portend.runtime.links import Budget, LinkMeasurement, Peer, measure
 from portend.service.keys import OPERATOR, make_keys
 from portend.topology import Link, SlowStart, Tier, Topology, TransferCurve
+from service_hosts import Cable
 
 real = pytest.mark.skipif(bool(unavailable()), reason=f"no testbed here: {unavailable()}")
 CURVE = TransferCurve(sizes_bytes=(1000.0, 3000.0), warm_s=(0.5, 0.9), cold_s=(0.6, 1.2))
@@ -336,3 +337,21 @@ def test_one_tier_has_no_links(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(topology_yaml(chain()))
     done = CliRunner().invoke(cli, ["links", str(tmp_path / "t.yaml")])
     assert isinstance(done.exception, DeploymentError)
+
+
+def test_a_link_of_some_kbit_is_measured_and_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over 40 kbit/s the first stream of other links, 64 KiB each way, would take 26 s; patience is 1 s here."""
+    monkeypatch.setattr("portend.runtime.links._PATIENCE_S", 1.0)
+    secret = bytes(16)
+    listener = socket.create_server(("127.0.0.1", 0))
+    cable = Cable(listener.getsockname()[1], rate_bps=40e3, delay_s=0.01)
+    try:
+        with Peer(listener, secret):
+            began = time.monotonic()
+            found = measure(
+                lambda: socket.create_connection(("127.0.0.1", cable.port), 5), secret, Budget(seconds=3, bytes=1e6)
+            )
+            assert time.monotonic() - began < 20
+    finally:
+        cable.close()
+    assert found.rates_bps == pytest.approx((40e3, 40e3), rel=0.3)

@@ -194,6 +194,9 @@ def deploy(
         )  # fmt: skip
         settled = agents.settled(release.version)
         lacks = agents.ask(places.source, "status")["lacks"]
+    estimate = planned.answer.get("estimate") or {}
+    if tight := limits.too_tight(1e-3 * float(estimate.get("latency_ms", {}).get("mean", 0.0))):
+        click.echo(f"warning: {tight}", err=True)
     if as_json:
         answer = {
             "release": release.version,

@@ -222,7 +222,8 @@ class Agent:
         spec = self._executor.spec
         self._shapes = spec.cut_shapes
         self._ranges = {int(cut): ValueRange.from_dict(data) for cut, data in values["ranges"].items()}
-        self._tell("ready", network=spec.name, weights_sha256=spec.weights_sha256)
+        cut_bytes = [4 * int(np.prod(shape)) for shape in self._shapes]
+        self._tell("ready", network=spec.name, weights_sha256=spec.weights_sha256, cut_bytes=cut_bytes)
 
     def _codec(self, name: str, cut: int) -> Codec:
         return make_codec(name, self._decoder, self._shapes[cut], self._ranges.get(cut))

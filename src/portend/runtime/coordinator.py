@@ -42,6 +42,8 @@ Progress = Callable[[int, int], None]
 
 _STEP_MS: Final = 200
 _STOP_S: Final = 2.0
+_SMALL_BYTES: Final = 200
+"""A message without a tensor, or what one has besides it."""
 
 
 class Deployment:
@@ -56,7 +58,7 @@ class Deployment:
         emulation: what messages cross: ``relay``, ``namespaces``, ``none``, or one of your own making that was not
             entered yet (``portend.emulation.base``).
         port: of the control socket on the loopback interface (0: any free one); agents in namespaces have none.
-        patience_s: longest silence that is not a failure.
+        patience_s: longest silence that is not a failure, besides twice what messages take over the links.
         allow_code: ``module:object`` that the checkpoint may name; the agents import and run them.
         ranges: of the values at cuts, for int8; ``dict(enumerate(profile.ranges))``.
 
@@ -120,6 +122,7 @@ class Deployment:
         self._labels: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._plan: Plan | None = None
         self._runs = 0
+        self._largest_sample = 0
         self.endpoints: dict[int, str] = {}
         """Where each agent takes data messages, host:port by tier."""
 
@@ -180,6 +183,7 @@ class Deployment:
                 peers={str(peer): reach[index, peer] for peer in self.endpoints if peer != index},
             )
         ready, _ = self._await("ready")[self.topology.source]
+        self._cut_bytes = [int(size) for size in ready["cut_bytes"]]
         self._network = {key: str(ready[key]) for key in ("network", "weights_sha256")}
 
     def _file_for(self, execution: Execution) -> Path:
@@ -230,19 +234,21 @@ class Deployment:
         command: str,
         tiers: Iterable[int] | None = None,
         on_other: Callable[[dict[str, Any]], None] | None = None,
+        way_s: float = 0.0,
     ) -> dict[int, tuple[dict[str, Any], list[bytes]]]:
-        """Wait until each of the tiers (default: all) has sent ``command``."""
+        """Wait until each of the tiers (default: all) has sent ``command``; messages on their way take ``way_s``."""
+        patience_s = self._patience_s + 2 * way_s
         waiting = set(self._processes if tiers is None else tiers)
         replies: dict[int, tuple[dict[str, Any], list[bytes]]] = {}
         heard = time.monotonic()
         while waiting - replies.keys():
             if not self._socket.poll(_STEP_MS):
                 self._check_alive()
-                if time.monotonic() - heard > self._patience_s:
+                if time.monotonic() - heard > patience_s:
                     names = [self._name(tier) for tier in sorted(waiting - replies.keys())]
                     raise DeploymentError(
-                        f"no word from {', '.join(names)} for {self._patience_s:g} s ({command} was due)"
-                        f"{self._last_words()}"
+                        f"no word from {', '.join(names)} for {patience_s:.3g} s ({command} was due; what is "
+                        f"under way takes {way_s:.3g} s over these links){self._last_words()}"
                     )
                 continue
             heard = time.monotonic()
@@ -298,6 +304,7 @@ class Deployment:
             raise InvalidValue(
                 f"each sample has one label, but got {len(encoded)} samples and {len(self._labels)} labels"
             )
+        self._largest_sample = max(map(len, encoded))
         for tier in self._processes:
             self._tell(tier, "samples", encoded if tier == self.topology.source else encoded[:1])
         self._await("ready")
@@ -393,10 +400,30 @@ class Deployment:
             if on_progress and values["command"] == "progress":
                 on_progress(int(values["answered"]), total)
 
-        self._await("done", [self.topology.destination], tell)
+        assert self._plan is not None  # run checks it
+        way_s = window * self._way_s(self._plan)
+        self._await("done", [self.topology.destination], tell, way_s)
         if on_progress:
             on_progress(total, total)
         return {tier: self._collect(tier) for tier in self._processes}
+
+    def _way_s(self, plan: Plan) -> float:
+        """Seconds that a sample's messages take over the links at most: its tensors uncompressed, and its result."""
+        senders, tier = (self.topology.source, *plan.placement[:-1]), plan.placement[-1]
+        hops = [(a, b, start) for a, b, (start, _) in zip(senders, plan.placement, plan.partitions, strict=True)]
+        seconds = sum(self._hop_s(a, b, self._message_bytes(cut)) for a, b, cut in hops)
+        back = ((tier, self.topology.destination), (self.topology.destination, self.topology.source))
+        return seconds + sum(self._hop_s(a, b, _SMALL_BYTES) for a, b in back)
+
+    def _hop_s(self, sender: int, receiver: int, size: int) -> float:
+        topology = self.topology
+        return float(topology.transmission_s(size)[sender, receiver] + topology.propagation_s()[sender, receiver])
+
+    def _message_bytes(self, cut: int) -> int:
+        """Bytes of a message at a cut at most; -1: of a result."""
+        if cut < 0:
+            return _SMALL_BYTES
+        return _SMALL_BYTES + max(self._cut_bytes[cut], 0 if cut else self._largest_sample)
 
     def _measurement(
         self,
@@ -500,14 +527,16 @@ class Deployment:
             self._tell(tier, "go", job=job, gap_s=gap_s)
         else:
             self._tell(sender, "send", to=tier, job=job, cut=cut, codec=codec)
-        _, frames = self._await("timed", [tier])[tier]
+        way_s = 0.0 if sender is None else self._hop_s(sender, tier, self._message_bytes(cut))
+        _, frames = self._await("timed", [tier], way_s=way_s)[tier]
         seconds, coding = (1e-9 * np.frombuffer(frame, dtype="<i8") for frame in frames[:2])
         return seconds, coding
 
     def time_empty(self, sender: int, receiver: int) -> float:
         """Seconds from the sending to the receipt of a message without a tensor, after ``arm``."""
         self._tell(sender, "send", to=receiver, job=0, cut=-1, codec="")
-        _, frames = self._await("timed", [receiver])[receiver]
+        way_s = self._hop_s(sender, receiver, _SMALL_BYTES)
+        _, frames = self._await("timed", [receiver], way_s=way_s)[receiver]
         return float(1e-9 * np.frombuffer(frames[0], dtype="<i8")[0])
 
     def time_codecs(
@@ -541,7 +570,8 @@ class Deployment:
         self._await("ready", [receiver])
         self._tell(sender, "probe", to=receiver, cut=cut, codec=codec, count=count, gap_s=gap_s)
         self._await("ready", [sender])
-        deadline = time.monotonic() + self._patience_s
+        way_s = count * self._hop_s(sender, receiver, self._message_bytes(cut))
+        deadline = time.monotonic() + self._patience_s + 2 * way_s
         while True:
             spans = np.concatenate([self._collect(tier)["spans"] for tier in (sender, receiver)])
             seconds = (spans[:, 5] - spans[:, 4]) * 1e-9

@@ -51,10 +51,14 @@ _CLOCK_BYTES: Final = 16
 _LARGEST: Final = 256 << 20
 _CHUNK: Final = 256 << 10
 _PATIENCE_S: Final = 10.0
+_STALLED_S: Final = 60.0  # without a byte: on the slowest links a packet takes 10 s
 _STRANGER_S: Final = 2.0
 _PROBES: Final = 25
 _PROBE_GAP_S: Final = 2e-3
 _FIRST_BULK: Final = 64 << 10
+_TRIAL: Final = 4 << 10
+_LEAST_BPS: Final = 1e3
+"""What a link is taken to carry before its rate is known."""
 _OF_PROBES: Final = 0.15
 _OF_STREAMS: Final = 0.5
 """Shares of the budget after which probes, and then streams, have to end; the rest is for the transfer curve."""
@@ -154,7 +158,7 @@ class Peer:
         connection.settimeout(_STRANGER_S)
         while (request := self._request(connection)) is not None:
             what, size, arrived = request
-            connection.settimeout(_PATIENCE_S)
+            connection.settimeout(_STALLED_S)
             if what == _HELLO:
                 connection.sendall(_clock(self._secret))
             elif what == _TAKE:
@@ -235,7 +239,8 @@ class _Session:
 
     def __init__(self, connect: Connect, secret: bytes) -> None:
         self.sock = connect()
-        self.sock.settimeout(_PATIENCE_S)
+        self.rate_bps = _LEAST_BPS
+        """What the link carries at least, as far as it is known."""
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stamp(self.sock)
         self._secret = secret
@@ -247,15 +252,21 @@ class _Session:
         self.sock.close()
 
     def shares_clock(self) -> bool:
+        self._wait_for(0)
         self.sock.sendall(_REQUEST.pack(_MAGIC, _HELLO, self._secret, 0))
         answer, _ = self._read(_CLOCK_BYTES)
         return answer == _clock(self._secret)
+
+    def _wait_for(self, size: int) -> None:
+        """Be patient for as long as so many bytes may take, twice."""
+        self.sock.settimeout(_PATIENCE_S + 2 * 8 * size / self.rate_bps)
 
     def take(self, size: int) -> tuple[float, float, float, float, float]:
         """Send ``size`` bytes; return when sent, arrived (all of it), answered and back, and the stream's rate.
 
         Moments of the peer are by its clock.
         """
+        self._wait_for(size)
         sent = monotonic()
         _send_zeros(self.sock, size, _REQUEST.pack(_MAGIC, _TAKE, self._secret, size))
         answer, back = self._read(_ANSWER.size)
@@ -264,6 +275,7 @@ class _Session:
 
     def give(self, size: int) -> float:
         """Let the peer send ``size`` bytes and return the stream's rate."""
+        self._wait_for(size)
         self.sock.sendall(_REQUEST.pack(_MAGIC, _GIVE, self._secret, size))
         self._read(8)
         return _take(self.sock, size, bytearray(_CHUNK))[1]
@@ -378,7 +390,12 @@ def _rates(session: _Session, purse: _Purse, round_trip_s: float) -> tuple[float
         DeploymentError: the longest stream came in one piece.
     """
     wanted_s = max(0.2, 5 * round_trip_s)
-    size = _FIRST_BULK
+    began = monotonic()
+    session.take(_TRIAL)
+    took_s = monotonic() - began
+    purse.bytes += _TRIAL
+    session.rate_bps = 8 * _TRIAL / took_s
+    size = _FIRST_BULK if took_s * _FIRST_BULK / _TRIAL < 10 * wanted_s else _TRIAL
     there: list[float] = []
     back: list[float] = []
     while len(there) < _STREAMS:
@@ -388,6 +405,7 @@ def _rates(session: _Session, purse: _Purse, round_trip_s: float) -> tuple[float
         took_s = monotonic() - began
         purse.bytes += 2 * size
         known = all(map(math.isfinite, (*there, *back)))
+        session.rate_bps = max(session.rate_bps, 8 * size / took_s)
         grown = size if known and took_s >= 2 * wanted_s else min(4 * size, _LARGEST)
         if known and not purse.allows(2 * grown, took_s * grown / size, _OF_STREAMS):
             break
@@ -415,6 +433,7 @@ def _curve(
         later: list[float] = []
         for _ in range(_CONNECTIONS):
             with _Session(connect, secret) as session:
+                session.rate_bps = max(rate_bps, _LEAST_BPS)
                 for found in (first, *[later] * _WARM):
                     sent, arrived, *_ = session.take(size)
                     purse.bytes += size + _REQUEST.size

@@ -265,8 +265,9 @@ class Peer:
         return True
 
     def tell(self, beat: Callable[[], Beat], now: float, beat_s: float) -> None:
-        """Send a beat if it is time: not before the one before it arrived, and less often over a long way."""
-        if self._beats or now - self._beaten_s < max(beat_s, 4 * (self.outbox.round_trip_s or 0.0)):
+        """Send a beat if it is time: not before the one before it arrived, and less often over a long or a busy way."""
+        least_s = self.outbox.silence_s if self.outbox.carries_data else beat_s
+        if self._beats or now - self._beaten_s < max(least_s, 4 * (self.outbox.round_trip_s or 0.0)):
             return
         self._beats, self._beaten_s = 1, now
         self.outbox.put(beat().packed(), done=self._beat_arrived)

@@ -30,7 +30,7 @@ _PIECE: Final = struct.Struct("!BIII")
 _ACK: Final = struct.Struct("!BIIQq")
 _QUEUE_S: Final = 0.1
 _LEAST: Final = 256
-_FULL: Final = 1400
+_FULL: Final = 1330
 """Bytes of the smallest piece, and of one that fills a packet."""
 _EXTRA: Final = 120
 """Bytes of a small message besides its payload: encryption, framing, TCP, IP."""
@@ -103,9 +103,9 @@ class Outbox:
         """Bytes on the way."""
 
     @property
-    def waiting_bytes(self) -> int:
-        """Bytes of messages that have not left yet."""
-        return sum(len(message.payload) - message.sent for message in self._data)
+    def carries_data(self) -> bool:
+        """Whether more than a life sign is on the way or waits."""
+        return bool(self._data) or len(self._on_the_way) > 1
 
     @property
     def round_trip_s(self) -> float | None:

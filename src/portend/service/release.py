@@ -56,6 +56,16 @@ class Limits:
             f"silence is at least two beats, but got {self.silence_s} s of silence and a beat every {self.beat_s} s",
         )
 
+    def too_tight(self, sample_s: float) -> str:
+        """Say why samples would fail though nothing is broken, if one alone takes so long; empty if they would not."""
+        full_s = self.window * sample_s
+        if full_s <= self.deadline_s:
+            return ""
+        return (
+            f"a sample takes {sample_s:.3g} s alone, so up to {full_s:.3g} s with {self.window} under way, but fails "
+            f"after {self.deadline_s:g} s; give a smaller --window or a longer --deadline"
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkFile:
