@@ -171,7 +171,7 @@ class Replay:
 
     def _best(self, model: pt.PerformanceModel, space: pt.SearchSpace) -> pt.Plan:
         problem = pt.Problem(minimize=pt.latency, subject_to=(pt.accuracy >= self._bound,), space=space)
-        return pt.solve(problem, model, baselines=False).plan
+        return pt.solve(problem, model, baselines=False, new_samples=False).plan
 
     def outcomes(self, plan: pt.Plan, step: Step) -> tuple[Floats, Floats]:
         """Shares and latencies in seconds [L] of the samples that leave at each partition."""

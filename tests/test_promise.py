@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -101,6 +102,29 @@ def test_other_bounds_hold_on_all_samples_and_hopeless_promises_name_the_most_ac
     assert (nearest.status, nearest.problem) == ("infeasible", hopeless)
     most = search(Problem(maximize=accuracy, space=SPACE), model)
     assert nearest.estimate.accuracy == most.estimate.accuracy
+    assert "ask for less, or train a more accurate network: more samples will not do" in nearest.remedy
+    assert nearest.remedy in nearest.describe()
+    assert nearest.to_dict()["remedy"] == nearest.remedy
+    assert "(misses the promise)" in nearest.describe()
+
+
+def test_a_promise_that_lacks_samples_says_how_many_it_needs() -> None:
+    """Asked for a little less than the most accurate plan was tested to have; with so many samples it is kept."""
+    model, pattern = a_model(1), r"right in ([\d.]+) % of its 400 test samples, which promises at most ([\d.]+) %"
+    problem = Problem(minimize=latency, subject_to=(accuracy >= 0.95,), space=SPACE, robust=0.95)
+    tested = re.search(pattern, search(problem, model).remedy)
+    assert tested
+    bound = float(tested[1]) / 100 - 0.012
+    found = search(replace(problem, subject_to=(accuracy >= bound,)), model)
+    assert found.status == "infeasible"
+    told = re.search(pattern, found.remedy)
+    more = re.search(r"profile on about ([\d,]+) samples instead of 600", found.remedy)
+    assert told
+    assert more
+    right, most = round(4 * float(told[1])), float(told[2]) / 100
+    assert least_right(400, most - 1e-4, 0.95) <= right < least_right(400, most + 1e-4, 0.95)
+    size = round(int(more[1].replace(",", "")) * 2 / 3)
+    assert least_right(size, bound, 0.95) == pytest.approx(size * right / 400, rel=0.01)
 
 
 def test_tables_of_exits_have_no_samples_to_test_on() -> None:
@@ -121,3 +145,41 @@ def test_baselines_and_reasons_come_with_a_promise() -> None:
     assert solution.why is not None
     assert {s.status for s in solution.baselines.values()} <= {"feasible", "infeasible"}
     assert "the paper" in solution.baselines
+
+
+def test_what_is_said_of_the_best_of_many_plans_holds() -> None:
+    """Every plan is right four times in five. The interval of one plan seldom says so of the most accurate of many;
+    that of the choice misses it once in 15 draws on average, and more than three times with a probability of 1 %."""
+    problem = Problem(maximize=accuracy, space=SPACE)
+    naive, stated, optimism = 0, 0, []
+    for seed in range(15):
+        model = a_model(seed)
+        solution = solve(problem, model, baselines=False, new_samples=True)
+        new = solution.new_samples
+        assert new is not None
+        low, high = solution.estimate.draws(count=2000).interval("accuracy")
+        naive += low <= 0.8 <= high
+        stated += new.interval[0] <= 0.8 <= new.interval[1]
+        assert new.interval[0] < new.at_least < new.accuracy < new.interval[1]
+        assert new.optimism == pytest.approx(solution.estimate.accuracy - new.accuracy)
+        optimism.append(new.optimism - (solution.estimate.accuracy - 0.8))
+    assert naive < 8
+    assert stated >= 12
+    assert abs(float(np.mean(optimism))) < 0.01
+
+
+def test_what_is_said_of_a_choice_is_in_the_answer() -> None:
+    model = a_model(3)
+    problem = Problem(minimize=latency, subject_to=(accuracy >= 0.75,), space=SPACE)
+    solution = solve(problem, model, baselines=False, new_samples=True)
+    new = solution.new_samples
+    assert new is not None
+    assert f"at least {100 * new.at_least:.2f} % right on new samples (95 %)" in solution.describe()
+    told = solution.to_dict()
+    assert told["new_samples"]["at_least"] == new.at_least
+    assert told["estimate"]["accuracy_interval"] == list(new.interval)
+    assert solve(problem, model, baselines=False, new_samples=False).new_samples is None
+    promised = search(replace(problem, subject_to=(accuracy >= 0.7,), robust=0.9), model)
+    assert promised.new_samples is not None
+    assert promised.new_samples.confidence == 0.9
+    assert promised.new_samples.at_least >= 0.7, "the test and the statement are of the same samples"

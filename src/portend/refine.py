@@ -28,6 +28,7 @@ from portend.perfmodel.model import CODEC_TOLERANCE, PerformanceModel
 from portend.planfile import PlanFile
 from portend.planner.limits import Limits
 from portend.planner.problem import Problem, Solution, accuracy, latency
+from portend.planner.search import search
 from portend.planner.solve import solve
 from portend.profile import Profile, SampleExits
 from portend.profiling.exits import profile_exits
@@ -217,8 +218,8 @@ def _against(first: Estimate, problem: Problem, model: PerformanceModel, limits:
     fastest = Problem(minimize=latency, subject_to=as_accurate, space=problem.space)
     closest = Problem(maximize=accuracy, subject_to=as_fast, space=problem.space)
     return (
-        solve(fastest, model, baselines=False, limits=limits.part(0.5)),
-        solve(closest, model, baselines=False, limits=limits),
+        search(fastest, model, limits=limits.part(0.5)),
+        search(closest, model, limits=limits),
     )
 
 

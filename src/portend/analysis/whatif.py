@@ -697,7 +697,7 @@ def _plan_at(
         return SweepPoint(values=values, solution=None, reason=reason, planned=False)
     there = scenario.changed(dict(zip(paths, values, strict=True)))
     try:
-        found = solve(there.problem, there.model(), baselines=baselines, limits=limits)
+        found = solve(there.problem, there.model(), baselines=baselines, limits=limits, new_samples=False)
     except SearchError as error:
         return SweepPoint(values=values, solution=None, reason=str(error))
     small = {name: replace(solution, front=()) for name, solution in found.baselines.items()}

@@ -344,6 +344,39 @@ class Why:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NewSamples:
+    """What accuracy a chosen plan has on new samples, judged by samples that did not choose it (``planner.promise``).
+
+    Attributes:
+        accuracy: 0–1, the estimate; interval: of the true accuracy, two-sided; at_least: its lower bound, one-sided.
+        confidence: of both; optimism: by how much the samples that chose the plan flatter it.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    at_least: float
+    optimism: float
+    confidence: float = 0.95
+
+    def __str__(self) -> str:
+        low, high = (100 * end for end in self.interval)
+        return (
+            f"at least {100 * self.at_least:.2f} % right on new samples ({100 * self.confidence:g} %): "
+            f"{100 * self.accuracy:.2f} % expected, {low:.2f} to {high:.2f} %"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "accuracy": self.accuracy,
+            "interval": list(self.interval),
+            "at_least": self.at_least,
+            "optimism": self.optimism,
+            "confidence": self.confidence,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Solution:
     """The answer to a problem.
 
@@ -361,6 +394,9 @@ class Solution:
             the bound, as a share of the plan's value; 0 if proven, None if not known.
         front_complete: whether the front, where there is one, is the whole one; a limit may have ended it.
         why: what the plan's cost is made of, what binds it, and what it was preferred to.
+        new_samples: what accuracy the plan has on new samples, the choice accounted for; None where it was not asked
+            for, or would have taken long (``solve``).
+        remedy: where no plan keeps a promise, why, and what to do.
     """
 
     problem: Problem
@@ -374,6 +410,8 @@ class Solution:
     front_complete: bool = True
     values: Mapping[str, float] = field(default_factory=dict)
     why: Why | None = None
+    new_samples: NewSamples | None = None
+    remedy: str = ""
 
     @property
     def plan(self) -> Plan:
@@ -404,11 +442,14 @@ class Solution:
             "status": self.status,
             "problem": str(self.problem),
             "plan": self.plan.to_dict(),
-            "estimate": self.estimate.to_dict(),
+            "estimate": self.estimate.to_dict()
+            | ({"accuracy_interval": list(self.new_samples.interval)} if self.new_samples else {}),
             "metrics": self.metrics,
             "bound": self.bound,
             "gap": self.gap,
             "front_complete": self.front_complete,
+            "new_samples": self.new_samples.to_dict() if self.new_samples else None,
+            "remedy": self.remedy,
             "why": self.why.to_dict() if self.why else None,
             "baselines": {
                 name: {
@@ -448,17 +489,19 @@ class Solution:
             lines[0] += "; the nearest plan is"
         if self.status == "unknown":
             lines[0] += " (none was found that meets the constraints; that there is one is not ruled out)"
+        promise = "constraint" if self.problem.robust is None else "promise"
         rows = {"plan": self, **self.baselines}
         width = max(map(len, rows))
         for name, solution in rows.items():
             estimate = solution.estimate
-            note = "" if solution.met else "  (misses the constraint)"
+            note = "" if solution.met else f"  (misses the {promise})"
             if solution.status == self.status == "optimal" and self._better(solution):
                 note = "  (better, but outside the hints: allow it, such as more exits per tier)"
             lines.append(
                 f"  {name:<{width}}  {1e3 * estimate.mean_s:8.2f} ms  {100 * estimate.accuracy:6.2f} %  "
                 f"{solution._others()}{solution.plan.describe(tier_names)}{note}"
             )
+        lines += [f"  {text}" for text in (self.new_samples and str(self.new_samples), self.remedy) if text]
         if self.why is not None:
             lines += self.why.describe(tier_names)
         proof = f", at most {100 * self.gap:.2g} % from the best" if self.gap else ""

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.baselines import solve_baselines
 from portend.planner.limits import Limits, Progress
-from portend.planner.problem import Problem, Solution
+from portend.planner.problem import NewSamples, Problem, Solution
+from portend.planner.promise import HALVINGS, on_new_samples
 from portend.planner.search import search
 from portend.planner.why import explain
 
@@ -18,6 +20,9 @@ __all__ = ["solve"]
 
 _FOR_THE_ANSWER: Final = 0.7
 """Share of the time for the answer; the rest is for what it is compared with."""
+
+NEW_SAMPLES_S: Final = 2.0
+"""Seconds that it may take to say how the plan does on new samples, if nothing else is asked."""
 
 
 def solve(
@@ -29,6 +34,7 @@ def solve(
     memory: float | None = None,
     progress: Callable[[Progress], None] | None = None,
     limits: Limits | None = None,
+    new_samples: bool | None = None,
 ) -> Solution:
     """Return the best plan of ``problem`` on ``model``, with the baselines it must beat and why it is the answer.
 
@@ -40,6 +46,8 @@ def solve(
         memory: bytes beyond what the process has now; default: half of what is free.
         progress: called about five times a second with the best value so far and its bound.
         limits: in place of the three.
+        new_samples: whether to say what accuracy the plan has on new samples (``Solution.new_samples``), for which the
+            choice is made again several times; None: where that takes about two seconds at most.
 
     Raises:
         SearchError: the space is empty, or too large to compute metrics of every plan, or a limit was met before
@@ -52,8 +60,18 @@ def solve(
         if any(point.plan.criterion != criterion for point in solution.front[:1]):
             front = tuple(replace(point, plan=replace(point.plan, criterion=criterion)) for point in solution.front)
             solution = replace(solution, front=front)
+        expected_s = HALVINGS * solution.stats.seconds
+        if problem.robust is None and (expected_s <= NEW_SAMPLES_S if new_samples is None else new_samples):
+            solution = replace(solution, new_samples=_on_new_samples(solution, model, limits.silent()))
         if not baselines or limits.over():
             return solution
         limits = limits.silent()
         why = explain(solution, model, limits=limits.part(0.5))
         return replace(solution, baselines=solve_baselines(problem, model, limits=limits), why=why)
+
+
+def _on_new_samples(solution: Solution, model: PerformanceModel, limits: Limits) -> NewSamples | None:
+    try:
+        return on_new_samples(solution, model, lambda on, at, most: search(on, at, limits=limits.within(most)))
+    except SearchError:  # a half was not searched in time
+        return None
