@@ -277,3 +277,26 @@ def _measured(planned: PlanFile, provenance: dict[str, str]) -> Measurement:
         span_end_s=np.full(10, 0.03),
         provenance=provenance,
     )
+
+
+def test_an_answer_says_its_outcome_first_and_names_tiers_in_python_too() -> None:
+    model = PerformanceModel(load_profile(PROFILE), TOPOLOGY)
+    bound = (accuracy >= 0.88,)
+    found = solve(Problem(minimize=latency, subject_to=bound, space=SearchSpace(tiers=(1,))), model, baselines=False)
+    first, *rest = str(found).splitlines()
+    assert first.startswith(f"The best of {found.stats.plans:,} plans: {1e3 * found.estimate.mean_s:.2f} ms a sample")
+    assert "base [1–" in rest[1]
+    assert "tier 1" not in str(found)
+    missed = solve(Problem(minimize=latency, subject_to=(accuracy >= 1.0,)), model, baselines=False)
+    assert str(missed).startswith("No plan meets the constraints; the one that comes nearest: ")
+
+
+def test_a_profile_is_shown_in_ten_lines() -> None:
+    profile = load_profile(PROFILE)
+    lines = str(profile).splitlines()
+    assert len(lines) <= 10
+    assert all(len(line) <= 200 for line in lines)
+    assert lines[0] == "Profile of resnet20: 10 blocks, 10 exits, 10 classes"
+    assert f"{100 * profile.full_accuracy:.2f} % without early exits" in lines[3]
+    assert repr(profile) == f"<{lines[0]}>"
+    assert profile._repr_html_().startswith("<pre>Profile of resnet20")

@@ -11,6 +11,7 @@ uses the compute times that all means together make likely (``compute_fit``).
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -368,6 +369,11 @@ class TabulatedExits:
 
 
 Exits = SampleExits | TabulatedExits
+
+
+def _listed(provenance: Mapping[str, str]) -> str:
+    """Which samples, of what data, as far as it is known."""
+    return f" of {provenance['data']}" if "data" in provenance else ""
 
 
 def channel_axis(shape: tuple[int, ...]) -> int:
@@ -824,7 +830,7 @@ def _fitted(compute: _Same, branch: _Same, network: BackboneSpec | None) -> Comp
     return fit
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class Profile:
     """All that planning needs to know of one network: its exits and its cost on each device.
 
@@ -875,6 +881,33 @@ class Profile:
                 f"the losses are of {', '.join(LOSSY)} for {blocks} branches, but got {name!r} for "
                 f"{loss.lost.shape[1]}",
             )
+
+    def __repr__(self) -> str:
+        return f"<{str(self).partition(chr(10))[0]}>"
+
+    def __str__(self) -> str:
+        """Return the profile in about ten lines."""
+        net, accuracies = self.backbone, self.exits.accuracies()
+        used = [cut for cut in net.exit_cuts if cut < net.num_blocks]
+        shape = " × ".join(map(str, net.cut_shapes[0]))
+        lines = [
+            f"Profile of {net.name}: {net.num_blocks} blocks, {len(net.exit_cuts)} exits, {net.num_classes} classes",
+            f"  one sample: {shape}; weights {net.weights_sha256[:12] or 'not known'}",
+            f"  exits: {self.exits.samples} samples{_listed(self.provenance)}, viewed by {self.exits.criterion}",
+            f"  accuracy: {100 * accuracies[-1]:.2f} % without early exits"
+            + (f", {100 * accuracies[used[0] - 1]:.2f} % at exit {used[0]}" if used else ""),
+        ]
+        for name, device in list(self.devices.items())[:4]:
+            disturbed = "; disturbed" if "disturbed" in device.environment else ""
+            whole = 1e3 * device.compute_s[0, net.num_blocks]
+            lines.append(f"  device {name}: {whole:.2f} ms for all blocks, by {device.execution}{disturbed}")
+        if len(self.devices) > 4:
+            lines.append(f"  and {len(self.devices) - 4} more devices: {', '.join(list(self.devices)[4:])}")
+        codecs = dict.fromkeys(codec for device in self.devices.values() for codec in device.codecs)
+        return "\n".join([*lines, f"  codecs: {', '.join(codecs)}"])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     @property
     def num_blocks(self) -> int:

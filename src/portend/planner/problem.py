@@ -397,6 +397,7 @@ class Solution:
         new_samples: what accuracy the plan has on new samples, the choice accounted for; None where it was not asked
             for, or would have taken long (``solve``).
         remedy: where no plan keeps a promise, why, and what to do.
+        tiers: names of the topology's tiers, for ``describe``.
     """
 
     problem: Problem
@@ -412,6 +413,7 @@ class Solution:
     why: Why | None = None
     new_samples: NewSamples | None = None
     remedy: str = ""
+    tiers: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -482,13 +484,26 @@ class Solution:
         named = ((m, self.metrics[m.name]) for m in self.problem.metrics if m not in (latency, accuracy))
         return "".join(f"{m.name} {m.format(value)}  " for m, value in named)
 
+    def _outcome(self) -> str:
+        """The answer in one sentence."""
+        is_so = (
+            f"{1e3 * self.estimate.mean_s:.2f} ms a sample on average, {100 * self.estimate.accuracy:.2f} % accurate"
+        )
+        if self.status == "optimal":
+            return f"The best of {self.stats.plans:,} plans: {is_so}."
+        if self.met:
+            return f"A plan that meets the constraints: {is_so}; a better one is not ruled out."
+        why = "No plan meets the constraints" if self.status == "infeasible" else "No plan was found in time"
+        return f"{why}; the one that comes nearest: {is_so}."
+
     def describe(self, tier_names: Sequence[str] | None = None) -> str:
         """Return the answer as a small table: the plan, what it is measured against, and how it was found."""
-        lines = [f"{self.problem}: {self.status}"]
+        tier_names = tier_names or self.tiers or None
+        lines = [self._outcome(), f"{self.problem}: {self.status}"]
         if not self.met:
-            lines[0] += "; the nearest plan is"
+            lines[1] += "; the nearest plan is"
         if self.status == "unknown":
-            lines[0] += " (none was found that meets the constraints; that there is one is not ruled out)"
+            lines[1] += " (none was found that meets the constraints; that there is one is not ruled out)"
         promise = "constraint" if self.problem.robust is None else "promise"
         rows = {"plan": self, **self.baselines}
         width = max(map(len, rows))

@@ -56,6 +56,7 @@ def solve(
     limits = limits or Limits(seconds=seconds, memory=memory, progress=progress)
     with limits.interruptible():
         solution = search(problem, model, limits=limits.part(_FOR_THE_ANSWER) if baselines else limits)
+        solution = replace(solution, tiers=tuple(tier.name for tier in model.topology.tiers))
         criterion = model.profile.exits.criterion
         if any(point.plan.criterion != criterion for point in solution.front[:1]):
             front = tuple(replace(point, plan=replace(point.plan, criterion=criterion)) for point in solution.front)
