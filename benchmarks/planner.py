@@ -445,8 +445,8 @@ def large_cases() -> dict[str, Callable[[], tuple[PerformanceModel, SearchSpace,
         "55 blocks, 3 tiers, 2 exits per tier, promised": lambda: (
             PerformanceModel(deep(), three), SearchSpace(exits_per_tier=2), 0.02
         ),
-        "30 blocks, 8 tiers, cheap links": lambda: (with_samples(30, 8), SearchSpace(), 0.02),
-        "55 blocks, 8 tiers, cheap links": lambda: (with_samples(55, 8), SearchSpace(), 0.02),
+        "30 blocks, 8 tiers, cheap links": lambda: (with_samples(30, 8), SearchSpace(exits_per_tier=1), 0.02),
+        "55 blocks, 8 tiers, cheap links": lambda: (with_samples(55, 8), SearchSpace(exits_per_tier=1), 0.02),
         "10 blocks, 3 tiers, 2 exits per tier, 100 own thresholds": lambda: (
             PerformanceModel(resnet_like(10), three_tiers()), replace(own, thresholds=hundred), 0.01
         ),

@@ -223,8 +223,8 @@ def test_short_memory_is_a_limit_and_no_error(estimator: Estimator, monkeypatch:
     module = dynamic if estimator == "marginal" else replay
     looked = module._Search.look
 
-    def look_then_refuse(self: Any, goal: Any) -> None:
-        looked(self, goal)
+    def look_then_refuse(self: Any, goal: Any, *some: Any) -> None:
+        looked(self, goal, *some)
         patch.setattr(module._Search, "_grown", refused)
 
     with monkeypatch.context() as patch:

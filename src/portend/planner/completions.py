@@ -123,6 +123,7 @@ class Completions:
             some = range(begin, min(begin + together, rows))
             arcs = self._arcs([self.counts[row] for row in some], some, price[some.start : some.stop])
             for k in range(1, self.levels):
+                self.limits.check()
                 rest[k, some] = self._before(arcs, some, rest[k - 1, some])
         return Priced(price, rest, self._whole(price, rest[self.levels - 1]))
 

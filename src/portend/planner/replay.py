@@ -199,20 +199,27 @@ class _Search:
             most=start + _count(self.cover[:1]),
         )
 
-    def look(self, goal: BestGoal[_Ends]) -> None:
-        """Look for some plan along few nodes, whatever the limits."""
-        limits, self.limits = self.limits, Limits()
-        self.run(goal, beam=_BEAM)
-        self.limits, self.open = limits, [(self._root(), 1)]
+    def look(self, goal: BestGoal[_Ends], limits: Limits) -> None:
+        """Look for some plan along few nodes, which leaves all of them to go through."""
+        own, self.limits = self.limits, limits
+        try:
+            self.run(goal, beam=max(1, min(_BEAM, _WORDS // (len(self.tiers) * self.size))))
+        finally:
+            self.limits, self.open = own, [(self._root(), 1)]
 
     def proven(self, goal: BestGoal[_Ends]) -> float:
         """What is known of the plans that are left and meet the goal: their least latency, or most right answers."""
         left = [nodes.take(goal.wants(nodes.least, nodes.most)) for nodes, _ in self.open]
+        left = [nodes for nodes in left if len(nodes)]
+        if not left:
+            return math.inf if goal.fastest else -math.inf
+        whole = -math.inf  # of plans of two and more partitions; those of one are known after the first look
+        if self.priced is not None:
+            whole = float(self.priced.proven(goal).min())
+            whole -= abs(whole) * 1e-12 + 8  # a price is no whole number
         if goal.fastest:
-            bound = min((float(nodes.least.min()) for nodes in left if len(nodes)), default=math.inf)
-            return max(bound, self.space.least_cost()) if any(map(len, left)) else math.inf
-        bound = max((float(nodes.most.max()) for nodes in left if len(nodes)), default=-math.inf)
-        return min(bound, self.space.most_right()) if any(map(len, left)) else -math.inf
+            return max(min(float(nodes.least.min()) for nodes in left), self.space.least_cost(), whole)
+        return min(max(float(nodes.most.max()) for nodes in left), self.space.most_right(), -whole)
 
     def check(self, goal: Goal[_Ends]) -> None:
         """Report, and raise ``Over`` if a limit is met."""
@@ -506,11 +513,11 @@ def best(
     """Return the best plan of ``need`` right answers within a latency ``budget``, and a bound, as ``dynamic.best``."""
     search = _Search(space, limits)
     goal = BestGoal(search.none(), _canonical, need=need, budget=min(budget, space.limit), fastest=fastest)
-    search.look(goal)
+    search.look(goal, Limits())  # whatever the limits, so that there is an answer
     with search.limits.until_met():
         if math.isfinite(need if fastest else goal.budget):
             search.priced = Completions(space, search.limits).best(goal)
-            search.look(goal)
+            search.look(goal, search.limits)
         search.run(goal)
     bound = search.proven(goal)  # where no nodes are left: that there is no other plan
     found = search.answer(goal.best, 0) if len(goal.best) else None
