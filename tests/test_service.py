@@ -763,7 +763,7 @@ def test_a_user_is_told_what_is_wrong_in_one_line(hosts: Hosts, work: Workload, 
         (("keys", tmp_path / "k", "../x"), 1, "letters, digits"),
         ((*deploying, "--batch", "moon=2"), 2, "a tier of edge, but got 'moon=2'"),
         ((*deploying, "--batch", "edge=0"), 2, "TIER=COUNT"),
-        ((*deploying, "--largest-sample", "8"), 1, "no unit"),
+        ((*deploying, "--largest-sample", "8"), 2, "no unit"),
         ((*deploying, "--profile", tmp_path / "none.zip"), 1, "there is no file"),
     ):
         done = portend(*arguments)
