@@ -155,6 +155,8 @@ OURS = {
     "planner/problem.py:Solution.status": "the planner's answer",
     "planner/mix.py:Pick.origin": "the planner's answer",
     "planner/answers.py:solution.status": "from one solver to the other",
+    "planner/answers.py:by_front.ended": "from one solver to the other",
+    "planner/problem.py:SearchStats.ended": "the planner's answer",
     "emulation/relay.py:Delivery.mark": "of the relay's own thread",
     "emulation/relay.py:Network.mark.mark": "of the relay's own thread",
     "runtime/messages.py:Header.kind": "checked where a message is read",
