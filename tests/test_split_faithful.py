@@ -545,3 +545,31 @@ def test_inference_only_cuts_where_training_forbids_it(tmp_path: Path) -> None:
     config = TrainingConfig(epochs=1, batch_size=256, learning_rate=0.05)
     with pytest.raises(MismatchError, match="cut for inference alone and cannot be trained; train the exits"):
         train(backbone, dataset, make_splits(dataset, seed=0), config, tmp_path)
+
+
+# --- networks of the libraries ----------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("vit_tiny_patch16_224", {"global_pool": "map"}, 224),  # SigLIP's attention pooling with a learned query
+        ("levit_128s", {}, 224),  # keeps attention biases in a mapping while it evaluates
+        ("mobilenetv3_small_050", {}, 64),
+        ("efficientformerv2_s0", {}, 224),
+    ],
+)
+def test_networks_of_timm_stay_as_they_were(name: str, options: dict[str, Any], size: int) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network, x = timm.create_model(name, **options).eval(), images(2, size)
+    with torch.no_grad():
+        expected = network(x)
+    before = state(network)
+    chain = pt.split(network, x[:1])
+    assert len(chain) >= 4
+    assert state(network) == before
+    with torch.no_grad():
+        assert torch.equal(network(x), expected)
+        assert torch.equal(chain.sequential()(x), expected)

@@ -21,12 +21,13 @@ def leave_input_alone(module: nn.Module, shape: tuple[int, ...], dtype: torch.dt
         module.register_forward_pre_hook(_copy_input)
 
 
-def writes_into_input(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+def writes_into_input(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, *, small: bool = False) -> bool:
     """Return whether a module writes into its input [B, *shape], in evaluation or in training.
 
-    It is tried on a copy without weights, or with them where that fails; True where both fail.
+    It is tried on a copy without weights, or with them where that fails (the other way round for a ``small`` one, which
+    computes faster than PyTorch infers its shapes); True where both fail.
     """
-    for device in ("meta", "cpu"):
+    for device in ("cpu", "meta") if small else ("meta", "cpu"):
         try:
             return _writes(module, torch.zeros(2, *shape, dtype=dtype, device=device))
         except Exception:  # whatever a module raises that needs values, or other ones

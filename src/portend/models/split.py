@@ -26,6 +26,7 @@ __all__ = ["Chain", "Cost", "Refusal", "are_probabilities", "split", "takes"]
 
 
 _MOST_TOLD: Final = 3
+_SMALL: Final = 1 << 23  # numbers that a block makes of a sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,7 +267,8 @@ def are_probabilities(output: Tensor) -> bool:
 def _block(flow: Flow, start: int, end: int) -> nn.Module:
     """A block that leaves its input alone, for whatever else lies at the cut reads the same tensor."""
     block, entry = flow.block(start, end), flow.values[flow.crosses(start)]
-    writes = writes_into_input(block, entry.shape[1:], entry.dtype or torch.float32)
+    small = sum(flow.values[n].numbers for n in flow.steps[start + 1 : end + 1]) < _SMALL
+    writes = writes_into_input(block, entry.shape[1:], entry.dtype or torch.float32, small=small)
     return flow.block(start, end, copying=True) if writes else block
 
 
