@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -191,6 +192,24 @@ def test_an_agent_that_is_killed_while_it_works_is_missed_soon(plain: tuple[Host
         hosts.start("edge")
         with pytest.raises(DeploymentError, match="was started again"):
             loading.result(60)
+
+
+def test_an_order_given_after_a_restart_is_waited_for_by_who_met_the_agent_before(
+    plain: tuple[Hosts, Agents], work: Workload
+) -> None:
+    hosts, agents = plain
+    agents.hello()
+    hosts.kill("edge")
+    hosts.start("edge")
+    agents.ask(0, "status")  # by a new connection
+    hosts.send("edge", signal.SIGSTOP)
+    thaw = threading.Timer(3.0, hosts.send, ("edge", signal.SIGCONT))
+    thaw.start()
+    try:
+        for _ in range(2):  # the second one hears what was asked while the first one waited
+            assert agents.ask(0, "status")["active"] == 1
+    finally:
+        thaw.join()
 
 
 def test_a_full_disk_changes_nothing_and_is_told(plain: tuple[Hosts, Agents], work: Workload) -> None:

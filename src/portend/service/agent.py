@@ -140,7 +140,7 @@ class ServiceAgent:
         self._loader = ThreadPoolExecutor(1, "load")
         self._jobs: Counter[str] = Counter()  # partitions that wait or run here, by who sent them
         self._large: set[str] = set()  # samples in the book that take long to decode
-        self._orders: set[asyncio.Task[None]] = set()
+        self._orders: dict[asyncio.Task[None], tuple[bytes, int]] = {}  # who gave them, and their numbers
         self._loading = asyncio.Lock()
         self._told = self._ticked = self._looked = time.monotonic()
         self._complaints = 0
@@ -834,8 +834,8 @@ class ServiceAgent:
                 raise DeploymentError("too many orders at once; wait for the answers")
             else:
                 task = asyncio.create_task(self._finish_order(routing, values, told))
-                self._orders.add(task)
-                task.add_done_callback(self._orders.discard)
+                self._orders[task] = routing, number
+                task.add_done_callback(self._orders.pop)
 
     async def _finish_order(
         self, routing: bytes, values: dict[str, Any], coming: Coroutine[Any, Any, dict[str, Any]]
@@ -864,10 +864,10 @@ class ServiceAgent:
             _LOG.exception("an order failed")
             self._reply(routing, "error", number=number, message=f"{type(error).__name__}: {error}")
 
-    def _on_hello(self, _: bytes, __: dict[str, Any], ___: Any) -> dict[str, Any]:
+    def _on_hello(self, routing: bytes, _: dict[str, Any], __: Any) -> dict[str, Any]:
         return {
             "name": self.name,
-            "incarnation": self.incarnation,
+            "orders": [number for sender, number in self._orders.values() if sender == routing],
             "package": _PACKAGE,
             "protocol": PROTOCOL_VERSION,
             "python": platform.python_version(),

@@ -41,7 +41,7 @@ _CHUNK_S: Final = 0.5  # what a chunk of a network may take
 _JOIN_S: Final = 10.0  # how long the agents may take to reach each other
 _ASK_S: Final = 0.5  # how often a submitter asks whether its samples are known
 _POLL_MS: Final = 20
-_PING_S: Final = 2.0  # of silence, after which an agent is asked whether it is still the same
+_PING_S: Final = 2.0  # of silence, after which an agent is asked whether it still works on the order
 
 Progress = Callable[[str, int, int], None]
 
@@ -79,7 +79,6 @@ class Agents:
         if keys is None and far:
             raise ConfigError(f"plain text stays on this machine, but tiers are on {', '.join(far)}; give --keys")
         self._number = 0
-        self._lives: dict[int, int] = {}  # which life each agent was in when it was asked last, by tier
         self._rates: dict[int, float] = {}
         with contextlib.ExitStack() as made:
             self._context = zmq.Context()
@@ -104,11 +103,12 @@ class Agents:
         """Give one agent an order and return what it answers.
 
         It waits ``patience_s``, and twice as long as the order takes at the rate that was measured, without a word. An
-        agent that works on an order says so once a second. While it is silent it is asked who it is: one that was
-        started again does not know the order any more.
+        agent that works on an order says so once a second. While it is silent it is asked for the orders of this
+        connection that it works on. The question comes after the order and the answer after the order's, so an order
+        that is not among them got lost: the agent was started again, or the connection broke.
 
         Raises:
-            DeploymentError: it cannot be reached, does not answer in time, was started again, or reports an error.
+            DeploymentError: it cannot be reached, does not answer in time, lost the order, or reports an error.
         """
         self._number += 1
         socket, name = self.sockets[tier], self._name(tier)
@@ -120,17 +120,14 @@ class Agents:
         while (left := deadline - time.monotonic()) > 0:
             if not socket.poll(max(1, int(1e3 * min(left, _PING_S)))):
                 with contextlib.suppress(zmq.Again):  # it is not connected just now
-                    socket.send_multipart([pack_control("hello", number=0)], zmq.NOBLOCK)
+                    socket.send_multipart([pack_control("hello", number=-self._number)], zmq.NOBLOCK)
                 continue
             told = unpack_control(socket.recv_multipart()[0])
-            if told["command"] == "hello":
-                known = self._lives.setdefault(tier, told["incarnation"])
-                if told["incarnation"] != known and told["number"] == 0:
-                    raise DeploymentError(
-                        f"the agent of {name} was started again, so it does not do what it was asked for ({command}); "
-                        "see its log (did it run out of memory?), and run this again"
-                    )
-                self._lives[tier] = told["incarnation"]
+            if told.get("number") == -self._number and self._number not in told["orders"]:
+                raise DeploymentError(
+                    f"the agent of {name} was started again, or the connection to it broke, so it does not do what it "
+                    f"was asked for ({command}); see its log (did it run out of memory?), and run this again"
+                )
             if told.get("number", self._number) != self._number:
                 continue
             if told["command"] == "error":
