@@ -527,7 +527,7 @@ def test_constraints_as_text(text: str, shown: str) -> None:
         ("link_bytes(x)", "link_bytes"),
         ("test_metrics:nothing", "test_metrics has no 'nothing'"),
         ("test_metrics:number", "neither a Metric nor a function, but int"),
-        ("no_such_module:f", "cannot be imported: No module named"),
+        ("no_such_module:f", "there is no module .no_such_module."),
         (":f", "cannot be imported"),
     ],
 )

@@ -1008,8 +1008,6 @@ def _asked(
     from portend.planner.problem import Problem, accuracy, latency
     from portend.planner.stated import read_problem
 
-    if stated or any(":" in text for text in (*minimize, *maximize, *subject_to)):
-        sys.path.insert(0, str(Path.cwd()))  # where the user's own modules are
     told = read_problem(
         stated, topology, minimize=minimize, maximize=maximize, subject_to=subject_to, arrival_rate=arrival_rate,
         codec_tolerance=codec_tolerance, criterion=criterion,

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import DataError, InvalidValue
+from portend.importing import raised
 from portend.models.decoding import InputDecoder
 from portend.models.encodings import Chosen, Encodings
-from portend.models.own import told
 
 __all__ = ["Dataset", "Splits", "draw", "limited", "load_dataset", "make_splits"]
 
@@ -304,7 +304,7 @@ def _read(encoded: Sequence[bytes], index: int) -> bytes:
     except DataError:
         raise
     except Exception as error:  # a sequence of the user's own
-        raise DataError(f"it cannot be read: {told(error)}") from error
+        raise DataError(f"it cannot be read: {raised(error)}") from error
 
 
 def _frozen(values: Any) -> Indices:

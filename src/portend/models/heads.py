@@ -5,7 +5,6 @@ Axes: B batch, K classes; a sample's features lie on one *channel axis*, its oth
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from portend.errors import InvalidValue, MismatchError
+from portend.importing import import_object
 from portend.models.backbone import Backbone
 from portend.models.inplace import leave_input_alone
 from portend.models.split import Chain
@@ -64,11 +64,7 @@ def load_head(text: str) -> Head:
         return TokenLinear
     if text == "pooled":
         return PooledLinear
-    module, colon, name = text.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name) if colon else None
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidValue(f"cannot load the head {text!r} ({error}); check the module's name and path") from error
+    found = import_object(text, "the head") if ":" in text else None
     if not callable(found):
         raise InvalidValue(f"a head is 'pooled', 'token' or a callable 'module:object', but got {text!r}")
     head: Head = found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from portend.errors import InvalidValue, SplitError, StorageError, law
+from portend.importing import import_object
 from portend.models.adopting import adopt, has_exits
 from portend.models.backbone import Backbone
 from portend.models.heads import multi_exit
@@ -263,13 +263,7 @@ def _torchvision(name: str, request: _Request) -> tuple[nn.Module, Shape]:
 
 
 def _own(name: str, request: _Request) -> tuple[nn.Module, Shape]:
-    module, _, attribute = name.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidValue(f"cannot load the network {name!r} ({error}); write package.module:object") from error
+    found = import_object(name, "the network")
     if isinstance(found, nn.Module):
         network: Any = copy.deepcopy(found)
     else:

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import operator
 import struct
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import DataError
+from portend.importing import raised
 from portend.models.decoding import NumberType, TensorDecoder
 from portend.models.encodings import Encodings, png
 
 __all__ = [
     *("LABELS", "SAMPLES", "FileForm", "Form", "Items", "Objects", "PictureForm", "SoundForm", "TensorForm", "form_of"),
-    *("named", "numbered", "read_through", "shown", "told"),
+    *("named", "numbered", "read_through", "shown"),
 ]
 
 SAMPLES: Final = (
@@ -40,14 +39,6 @@ _TAKEN: Final = (
     "an item is a pair (sample, label), or a mapping, data class or named tuple with one of "
     f"{', '.join(SAMPLES)} and one of {', '.join(LABELS)} (other names: input=NAME, label=NAME)"
 )
-
-
-def told(error: BaseException) -> str:
-    """Return what the user's code raised, and the line of it that did, as part of a message."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if len(frames) > 1 else ""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}{text and ': '}{text}{at}"
 
 
 def named(there: Iterable[str], usual: Sequence[str], asked: str) -> str | None:
@@ -72,7 +63,7 @@ class Items(Sequence[tuple[Any, Any]]):
         try:
             self._count = len(part)
         except Exception as error:
-            raise DataError(f"the number of samples is not known: {told(error)}") from error
+            raise DataError(f"the number of samples is not known: {raised(error)}") from error
 
     def __len__(self) -> int:
         return self._count
@@ -88,7 +79,7 @@ class Items(Sequence[tuple[Any, Any]]):
         except DataError:
             raise
         except Exception as error:  # the user's code
-            raise DataError(f"item {index} cannot be read: {told(error)}") from error
+            raise DataError(f"item {index} cannot be read: {raised(error)}") from error
         return _pair(item, index, self._sample, self._label)
 
 
@@ -249,7 +240,7 @@ def array_of(sample: Any) -> NDArray[Any]:
             sample = sample.float() if "bfloat16" in str(sample.dtype) else sample
         values = np.asarray(sample)
     except Exception as error:
-        raise DataError(f"a sample's numbers cannot be read: {told(error)}") from error
+        raise DataError(f"a sample's numbers cannot be read: {raised(error)}") from error
     if values.dtype.kind in "OUSV":
         raise DataError(f"a sample is made of numbers, but got {shown(sample)}")
     return values
@@ -283,7 +274,7 @@ def read_through(
             if size > _MOST_KEPT or len(kept) > _MOST_ITEMS:
                 break
     except Exception as error:
-        why = error if isinstance(error, DataError) else told(error)
+        why = error if isinstance(error, DataError) else raised(error)
         raise DataError(f"item {len(kept)} cannot be read: {why}") from error
     if size > _MOST_KEPT or len(kept) > _MOST_ITEMS:
         raise DataError(

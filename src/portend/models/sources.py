@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import itertools
 import json
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import DataError, InvalidValue, PortendError, choice, nearest
+from portend.importing import import_object, raised
 from portend.models.data import Dataset, limited
 from portend.models.decoding import AudioDecoder, ImageDecoder, InputDecoder, is_gray, is_sound
 from portend.models.encodings import Encodings, Files, Joined, ParquetColumn, png
@@ -33,7 +33,6 @@ from portend.models.own import (
     numbered,
     read_through,
     shown,
-    told,
 )
 
 if TYPE_CHECKING:
@@ -467,25 +466,15 @@ def _load_torchvision(where: str, options: _Options) -> Dataset:
 
 def _load_object(text: str, options: _Options) -> Dataset:
     """Import ``package.module:object`` and take it, or what it returns, as a data set."""
-    module, _, name = text.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-    except ImportError as error:
-        raise DataError(
-            f"the dataset {text!r} cannot be imported: {error}; write package.module:object, "
-            f"or one of the kinds {', '.join(_LOADERS)}{_meant(module, _LOADERS)}"
-        ) from error
-    except Exception as error:  # the user's code
-        raise DataError(f"the dataset {text!r} cannot be imported: {told(error)}") from error
-    for part in name.split("."):
-        _require(hasattr(found, part), f"the dataset {text!r} does not exist: {module} has no {name!r}")
-        found = getattr(found, part)
+    module = text.partition(":")[0]
+    kinds = f"; or write one of the kinds {', '.join(_LOADERS)}{_meant(module, _LOADERS)}"
+    found = import_object(text, "the dataset", error=DataError, hint=kinds)
     try:
         made = found() if callable(found) and not isinstance(found, Dataset) else found
     except PortendError:
         raise
     except Exception as error:
-        raise DataError(f"{text}() failed: {told(error)}") from error
+        raise DataError(f"{text}() failed: {raised(error)}") from error
     return made if isinstance(made, Dataset) else _joined(_parts(made, text), options)
 
 

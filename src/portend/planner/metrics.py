@@ -7,7 +7,6 @@ Axes: C plans of one batch, L partitions, M tiers, N+1 cuts, K codecs, P latency
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import ConfigError, InvalidValue, MismatchError, choice, law, nearest
+from portend.importing import import_object
 from portend.perfmodel.estimate import PARTS, Estimate
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.batch import Batch, Block, OnBlocks, weighted
@@ -470,20 +470,12 @@ def load_metric(text: str) -> Metric:
 
 
 def _imported(text: str) -> Metric:
-    module, _, name = text.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"the metric {text!r} cannot be imported: {error}; write package.module:function") from None
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ConfigError(f"the metric {text!r} does not exist: {module} has no {name!r}")
-        found = getattr(found, part)
+    found = import_object(text, "the metric", error=ConfigError)
     if isinstance(found, Metric):
         return found
     if not callable(found):
         raise ConfigError(f"the metric {text!r} is neither a Metric nor a function, but {type(found).__name__}")
-    return Metric(name, "", _Each(found))
+    return Metric(text.rpartition(":")[2], "", _Each(found))
 
 
 _CONSTRAINT: Final = re.compile(r"(.+?)\s*(<=|>=)\s*(.+)")
