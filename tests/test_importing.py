@@ -31,7 +31,7 @@ def test_modules_of_the_current_folder_are_found_last(folder: Path) -> None:
     ("text", "message"),
     [
         ("no_such_thing:f", "the network 'no_such_thing:f' cannot be imported: there is no module 'no_such_thing', "
-         "neither installed nor in the current folder .*; run this where the module is, or add its folder to PYTHONPATH"),
+         "neither installed nor in the current folder .*; run this where the module is, or add its folder"),
         ("no_such_thing.inner:f", "there is no module 'no_such_thing'"),
         ("needy:f", r"cannot be imported: ModuleNotFoundError: No module named 'not_there' \(needy.py, line 1\)"),
         ("broken:f", r"cannot be imported: ZeroDivisionError: division by zero \(broken.py, line 2\)"),

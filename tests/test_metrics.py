@@ -527,7 +527,7 @@ def test_constraints_as_text(text: str, shown: str) -> None:
         ("link_bytes(x)", "link_bytes"),
         ("test_metrics:nothing", "test_metrics has no 'nothing'"),
         ("test_metrics:number", "neither a Metric nor a function, but int"),
-        ("no_such_module:f", "there is no module .no_such_module."),
+        ("no_such_module:f", "there is no module 'no_such_module'"),
         (":f", "cannot be imported"),
     ],
 )
@@ -543,7 +543,7 @@ def test_wrong_metrics_are_explained(text: str, message: str) -> None:
         ("p95<=80", "no unit"),
         ("energy<=0.5", "needs its unit; write it like '0.5 J'"),
         ("energy<=x J", "a bound is a number and J"),
-        ("accuracy>=90 %", "a bound is a number, but got '90 %'"),
+        ("accuracy>=ninety", "a bound is a number, but got 'ninety'"),
     ],
 )
 def test_wrong_constraints_are_explained(text: str, message: str) -> None:

@@ -258,7 +258,7 @@ def test_an_own_network_that_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(InvalidValue, match=message):
         zoo.build(f"{own[0]}:{attribute}", **options)
-    with pytest.raises(InvalidValue, match="there is no module .no."):
+    with pytest.raises(InvalidValue, match="there is no module 'no'"):
         zoo.build("no.such.module:network", input_shape=[1, 8, 8])
 
 

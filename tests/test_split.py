@@ -521,7 +521,7 @@ def test_heads_can_be_the_users_own() -> None:
     chain = pt.split(Classifier(Residual(4)), images())
     for heads in (own_head, "test_split:own_head"):
         assert len(pt.multi_exit(chain, heads=heads)(images())) == 2
-    with pytest.raises(InvalidValue, match="test_split has no .nothing."):
+    with pytest.raises(InvalidValue, match="test_split has no 'nothing'"):
         pt.multi_exit(chain, heads="test_split:nothing")
     with pytest.raises(InvalidValue, match="'pooled', 'token'"):
         pt.multi_exit(chain, heads="polled")
