@@ -580,8 +580,8 @@ def test_a_problem_from_a_file_with_an_own_metric(tmp_path: Path) -> None:
     problem.write_text("minimize: [p95, 'own:hops']\nsubject_to: [accuracy>=0.97]\narrival_rate: 20\n")
     done = plan("--problem", str(problem), "--exits-per-tier", "1", "--thresholds", "0,0.3", "--front", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    first, *_ = done.stdout.splitlines()
-    assert first == "minimize p95 and minimize hops subject to accuracy ≥ 0.97, utilization(20) ≤ 1: optimal"
+    stated = "minimize p95 and minimize hops subject to accuracy ≥ 0.97, utilization(20) ≤ 1: optimal"
+    assert stated in done.stdout.splitlines()
     assert "hops 1  " in done.stdout.partition("Pareto front")[2]
 
 
