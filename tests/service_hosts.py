@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -140,6 +141,12 @@ class Hosts:
     def send(self, name: str, number: int) -> None:
         self.processes[name].send_signal(number)
 
+    def metric(self, name: str, sample: str) -> float:
+        """What an agent's metrics say now, by the whole name of a sample; 0 where they lack it."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http[name]}/metrics", timeout=60) as page:
+            lines = page.read().decode().splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.startswith(f"{sample} ")), 0.0)
+
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
 
@@ -189,15 +196,18 @@ class Workload:
         raise AssertionError("the last exit takes every sample")
 
 
-CLASSES, CHANNELS, SIDE, BLOCKS = 10, 8, 16, 4
+CLASSES, CHANNELS, SIDE, BLOCKS, WIDE = 10, 8, 16, 4, 128
 
 
-def make_workload(folder: Path, samples: int = 40) -> Workload:
-    """Write the network's file to a folder; return it with what it needs."""
+def make_workload(folder: Path, samples: int = 40, *, heavy: int = 0) -> Workload:
+    """Write the network's file to a folder; return it with what it needs.
+
+    ``heavy``: convolutions of 128 channels in the last block, each of about 80 million multiplications and additions.
+    """
     decoder = ImageDecoder(channels=1, size=SIDE, mean=(0.5,), std=(0.5,))
     path = folder / "net.onnx"
     rng = np.random.default_rng(7)
-    _network(rng, {"decoder": json.dumps(decoder.to_dict())}).save(path)
+    _network(rng, {"decoder": json.dumps(decoder.to_dict())}, heavy).save(path)
     pictures = tuple(_picture(rng) for _ in range(samples))
     executor = make_executor(path, Execution(executor="onnxruntime"))
 
@@ -225,16 +235,22 @@ def _picture(rng: np.random.Generator) -> bytes:
     return png(np.uint8(127 + 120 * waves))
 
 
-def _network(rng: np.random.Generator, provenance: dict[str, str]) -> OnnxNetwork:
+def _network(rng: np.random.Generator, provenance: dict[str, str], heavy: int) -> OnnxNetwork:
     """Convolutions with an exit branch after each, with random weights: made in milliseconds, without PyTorch."""
     nodes, outputs, weights = [], [], {}
     for cut in range(1, BLOCKS + 1):
-        inputs = 1 if cut == 1 else CHANNELS
+        inputs, before = 1 if cut == 1 else CHANNELS, f"cut_{cut - 1}"
+        if cut == BLOCKS and heavy:
+            for name, shape in (("in", (WIDE, CHANNELS)), ("on", (WIDE, WIDE)), ("out", (CHANNELS, WIDE))):
+                weights[f"w_{name}"] = rng.normal(0, 1 / np.sqrt(9 * shape[1]), (*shape, 3, 3))
+            for number, name in enumerate(["in", *["on"] * heavy, "out"]):
+                nodes.append(f"x{number} = Conv<pads = [1, 1, 1, 1]>({before}, w_{name}) t{number} = Tanh(x{number})")
+                before = f"t{number}"
         weights[f"w{cut}"] = rng.normal(0, 1 / np.sqrt(9 * inputs), (CHANNELS, inputs, 3, 3))
         weights[f"b{cut}"] = rng.normal(0, 0.2, CHANNELS)
         weights[f"h{cut}"] = rng.normal(0, 6, (CHANNELS, CLASSES))
         nodes.append(f"""
-            c{cut} = Conv<pads = [1, 1, 1, 1]>(cut_{cut - 1}, w{cut}, b{cut})
+            c{cut} = Conv<pads = [1, 1, 1, 1]>({before}, w{cut}, b{cut})
             cut_{cut} = Tanh(c{cut})
             g{cut} = GlobalAveragePool(cut_{cut})
             f{cut} = Flatten(g{cut})

@@ -96,7 +96,7 @@ def test_pictures_that_take_long_to_decode_keep_no_other_waiting(
     bomb = picture(kind, side)
     with ThreadPoolExecutor(64) as pool, Honest(edge, work):
         told = list(pool.map(lambda _: post(edge, bomb)[0], range(64)))
-    assert set(told) <= {200, 503}
+    assert set(told) <= {200, 408, 503}  # 408: others came in while it did, and took its place
     assert told.count(200) >= 1
     assert 503 in told  # not all of them take a place
 

@@ -50,7 +50,9 @@ class Metrics:
         self.jobs = Gauge("portend_compute_queue", "Partitions that wait for the processor.", registry=registry)
         self.version = Gauge("portend_release_version", "Release that new samples take.", registry=registry)
         self.peer_up = Gauge("portend_peer_up", "Whether a peer is heard.", ["peer"], registry=registry)
-        self.round_trip = Gauge("portend_peer_round_trip_seconds", "Least of late.", ["peer"], registry=registry)
+        self.round_trip = Gauge(
+            "portend_peer_round_trip_seconds", "Least round trip of some 10 s.", ["peer"], registry=registry
+        )
 
     def page(self) -> bytes:
         """Return all of them in Prometheus' text format."""
