@@ -241,8 +241,8 @@ def _network(rng: np.random.Generator, provenance: dict[str, str], heavy: int) -
     for cut in range(1, BLOCKS + 1):
         inputs, before = 1 if cut == 1 else CHANNELS, f"cut_{cut - 1}"
         if cut == BLOCKS and heavy:
-            for name, shape in (("in", (WIDE, CHANNELS)), ("on", (WIDE, WIDE)), ("out", (CHANNELS, WIDE))):
-                weights[f"w_{name}"] = rng.normal(0, 1 / np.sqrt(9 * shape[1]), (*shape, 3, 3))
+            for name, ends in (("in", (WIDE, CHANNELS)), ("on", (WIDE, WIDE)), ("out", (CHANNELS, WIDE))):
+                weights[f"w_{name}"] = rng.normal(0, 1 / np.sqrt(9 * ends[1]), (*ends, 3, 3))
             for number, name in enumerate(["in", *["on"] * heavy, "out"]):
                 nodes.append(f"x{number} = Conv<pads = [1, 1, 1, 1]>({before}, w_{name}) t{number} = Tanh(x{number})")
                 before = f"t{number}"
