@@ -584,10 +584,10 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     [
         (lambda d: d.update(version=storage.FORMAT_VERSION + 1), "format version 3.*upgrade"),
         (lambda d: d.update(version="1"), "format version"),
-        (lambda d: d.update(kind="Measurement"), "holds a Measurement, but a Profile"),
-        (lambda d: d.update(kind="Path"), "holds a Path"),
-        (lambda d: d.update(format="other"), "not a Portend file"),
-        (lambda d: d.pop("format"), "not a Portend file"),
+        (lambda d: d.update(kind="Measurement"), "is what a run measured, but a profile is needed here"),
+        (lambda d: d.update(kind="Path"), "is no file of Portend, or damaged, but a profile"),
+        (lambda d: d.update(format="other"), "is a zip file of another program, but a profile"),
+        (lambda d: d.pop("format"), "is a zip file of another program, but a profile"),
         (lambda d: d.pop("version"), "damaged"),
         (lambda d: d.pop("value"), "damaged"),
         (lambda d: d.update(value=3), "damaged"),
@@ -666,13 +666,13 @@ def test_what_is_no_file_of_ours(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="folder"):
         storage.load_profile(tmp_path)
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(StorageError, match="not a Portend file"):
+    with pytest.raises(StorageError, match="is no file of Portend"):
         storage.load_profile(tmp_path / "text")
     rewrite(tmp_path / "zip", {"other.txt": b"hello"})
-    with pytest.raises(StorageError, match="damaged"):
+    with pytest.raises(StorageError, match="is a zip file of another program"):
         storage.load_profile(tmp_path / "zip")
     storage.save(a_measurement(), tmp_path / "m")
-    with pytest.raises(StorageError, match="holds a Measurement, but a Profile is needed"):
+    with pytest.raises(StorageError, match="is what a run measured, but a profile is needed here: portend profile"):
         storage.load_profile(tmp_path / "m")
     assert issubclass(StorageError, PortendError)
 

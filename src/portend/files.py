@@ -162,6 +162,8 @@ def _of_zip(file: Any) -> str | None:
             return "a zip file of another program"
         with archive.open("value.json") as member:
             begin = member.read(4096).decode("utf-8", "replace")
+        if '"format": "portend"' not in begin:
+            return "a zip file of another program"
     return next((kind for name, kind in _SAVED.items() if f'"kind": "{name}"' in begin), None)
 
 
