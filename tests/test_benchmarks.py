@@ -54,7 +54,7 @@ def test_rows_of_the_planner_benchmark(planner: ModuleType) -> None:
 
 
 def test_the_brute_force_of_the_benchmark_covers_its_space(planner: ModuleType) -> None:
-    space = SearchSpace(thresholds=(0.0, 0.3))
+    space = SearchSpace(thresholds=(0.0, 0.3), exits_per_tier=1)
     profile = planner.resnet_like(5)
     model = planner.PerformanceModel(planner.tabulated(profile, space.thresholds), planner.three_tiers())
     plans = planner.PlanSpace(space, model).count()
@@ -237,7 +237,7 @@ def digits() -> tuple[PerformanceModel, SearchSpace]:
     root = Path(__file__).resolve().parents[1]
     topology = load_topology(root / "configs/topologies/commute.yaml")
     return PerformanceModel(load_profile(root / "profiles/resnet20-digits.zip"), topology), SearchSpace(
-        block_tiers={1: (0,)}
+        block_tiers={1: (0,)}, exits_per_tier=1
     )
 
 

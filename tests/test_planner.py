@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from portend.errors import InvalidValue, MismatchError, SearchError
+from portend.errors import InvalidValue, SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.plan import Plan
 from portend.planner import exhaustive
@@ -215,7 +215,7 @@ def test_hints_about_what_does_not_exist_are_refused(space: SearchSpace, name: s
 
 
 def test_an_unknown_codec_is_refused() -> None:
-    with pytest.raises(MismatchError, match="zip"):
+    with pytest.raises(InvalidValue, match=r"a codec is one of .*, but got 'zip'"):
         solve_exhaustive(replace(FAST, space=SearchSpace(codecs=("zip",))), random_case(1, blocks=4, tiers=2).model())
 
 
@@ -385,7 +385,7 @@ def test_a_baseline_that_misses_the_constraint_says_so() -> None:
     assert solution.baselines["edge-only"].status == "infeasible"
     text = str(solution)
     assert "(misses the constraint)" in text
-    assert text.startswith("maximize accuracy subject to latency ≤ 6 s: optimal")
+    assert "maximize accuracy subject to latency ≤ 6 s: optimal" in text.splitlines()
     values = solution.to_dict()
     assert values["status"] == "optimal"
     assert values["baselines"]["edge-only"]["status"] == "infeasible"
