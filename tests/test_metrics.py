@@ -521,7 +521,7 @@ def test_constraints_as_text(text: str, shown: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("speed", "'speed' is not a metric; there are latency, accuracy, energy"),
+        ("speed", "'speed' is not a metric; the metrics are latency, accuracy, energy"),
         ("p0", "a quantile lies within"),
         ("deadline_misses(80)", "no unit"),
         ("link_bytes(x)", "link_bytes"),

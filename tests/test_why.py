@@ -83,7 +83,7 @@ def test_the_waterfall_adds_up_and_alternatives_are_what_they_say(seed: int) -> 
     faster = front[0].latency_s < solution.estimate.mean_s * (1 - 1e-9)
     assert solution.why.binding == (problem.subject_to if faster else ())
     assert solution.to_dict()["why"]["steps"]
-    assert "where the time goes" in solution.describe()
+    assert "Where the time goes" in solution.describe()
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from portend import cli_observe
-from portend.cli_options import Command, FileOf, Quantity, Share, allow_code, as_json
+from portend.cli_options import Command, FileOf, Quantity, Share, allow_code, as_json, folded, terminal
 from portend.cli_service import COMMANDS
 from portend.emulation import EMULATIONS
 from portend.errors import ConfigError, DeploymentError, ExportError, InvalidValue, MismatchError, PortendError
@@ -278,14 +278,10 @@ def demo(out: str, as_json: bool) -> None:
 
 
 def _show_comparisons(cases: Any) -> Any:
-    """Print the tables; where the output is no terminal, wide enough for one line a row."""
-    from rich.console import Console
-
+    """Print the tables."""
     from portend.analysis.tables import comparison_table, terms_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)
+    console = terminal()
     console.print(comparison_table(cases), terms_table(cases))
     for told, name in {case.disturbed: case.name for case in cases if case.disturbed}.items():
         click.echo(f"warning: when {name} ran, {told}", err=True)
@@ -691,7 +687,6 @@ def calibrate(
     if as_json:
         click.echo(json.dumps({"checkpoint": out, "samples": int(splits.calibration.size), "exits": exits}))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"Calibrated on {splits.calibration.size} samples, judged on {splits.profiling.size} others")
@@ -701,7 +696,7 @@ def calibrate(
         if one is not None:
             errors = (f"{one.nll[0]:.4f}", f"{one.nll[1]:.4f}", f"{100 * one.ece[0]:.2f}", f"{100 * one.ece[1]:.2f}")
             table.add_row(str(number), f"{one.temperature:.3f}", *errors)
-    Console().print(table)
+    terminal().print(table)
     click.echo(out)
 
 
@@ -773,11 +768,7 @@ def exits(
     elif markdown:
         click.echo(exits_markdown(rows, found.criterion))
     else:
-        from rich.console import Console
-
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=130)
+        console = terminal()
         console.print(exits_table(rows, f"{spec.name}, {source}, by {found.criterion}", found.criterion))
 
 
@@ -809,11 +800,7 @@ def codecs(
     if markdown:
         click.echo(codecs_markdown(rows))
         return
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)
+    console = terminal()
     samples = next((loss.samples for loss in known.losses.values()), 0)
     counted = f"; losses on {samples} samples, of which one is {100 / samples:.2g} points" if samples else ""
     title = f"{known.backbone.name} on {device or next(iter(known.devices))}"
@@ -967,6 +954,8 @@ def plan(
     from portend.planner.solve import solve
     from portend.storage import load_profile
 
+    if out:
+        _check_writable(out)
     places = load_topology(topology)
     model, problem = _asked(load_profile(profile), places, estimator, criterion, **asked)
     with _limited(seconds, memory, None if as_json else problem.objectives[0][0].format) as limits:
@@ -977,11 +966,13 @@ def plan(
     usable = solution.met or allow_infeasible
     if out and usable:
         planned.save(out)
-    click.echo(json.dumps(planned.to_dict()) if as_json else solution.describe(names))
+    click.echo(json.dumps(planned.to_dict()) if as_json else folded(solution.describe(names)))
     if places.slow_start is not None and not as_json:
-        click.echo(f"  every message is charged slow start (initial window: {places.slow_start.initial_window})")
+        click.echo(
+            folded(f"  every message is charged slow start (initial window: {places.slow_start.initial_window})")
+        )
     for other in () if as_json else others:
-        click.echo(f"  {other.describe(names)}")
+        click.echo(folded(f"  {other.describe(names)}"))
     if with_front and not as_json:
         click.echo("  Pareto front:" if solution.front_complete else "  Pareto front, as far as it was searched:")
         for point in solution.front:
@@ -989,7 +980,7 @@ def plan(
             values = "".join(
                 f"{m.name} {m.format(point.values[m.name])}  " for m in problem.metrics if m.name in point.values
             )
-            click.echo(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {values}{name}")
+            click.echo(folded(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {values}{name}"))
     if not usable:
         _missed(solution, out)
 
@@ -1121,13 +1112,10 @@ def refine(
 
 
 def _show_rounds(found: Any, places: Topology, rounds: int) -> None:
-    from rich.console import Console
 
     from portend.refine import refinement_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)
+    console = terminal()
     console.print(refinement_table(found, [tier.name for tier in places.tiers]))
     best = found.rounds[found.best]
     still = "the plan stands still" if found.stands_still else f"the plan still moves after {rounds} rounds"
@@ -1519,13 +1507,10 @@ def validate(
     if as_json:
         click.echo(json.dumps(json.loads((Path(out) / "summary.json").read_text(encoding="utf-8"))))
         return
-    from rich.console import Console
 
     from portend.analysis.validation_page import targets_table, worst_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)
+    console = terminal()
     console.print(targets_table(found), worst_table(found, [tier.name for tier in places.tiers]))
     console.print(f"Everything is in {out}; open {Path(out) / 'report.html'}", soft_wrap=True)
 
@@ -1707,13 +1692,10 @@ def whatif(
 
 
 def _show_sweep(found: Any, flips: Any) -> None:
-    from rich.console import Console
 
     from portend.analysis.whatif_page import crossover_table, sweep_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)
+    console = terminal()
     console.print(sweep_table(found, flips or ()), *([] if flips is None else [crossover_table(found, flips)]))
     for told in found.scenario.disturbed:
         click.echo(f"warning: {told}", err=True)

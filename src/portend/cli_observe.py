@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portend.cli_options import Command, FileOf, Quantity, as_json
+from portend.cli_options import Command, FileOf, Quantity, as_json, terminal
 from portend.emulation import EMULATIONS
 from portend.errors import ConfigError, DeploymentError
 from portend.units import format_bandwidth, format_bytes, format_time
@@ -151,7 +151,6 @@ def top(agents: tuple[str, ...], interval: float, once: bool) -> None:
     """
     import time
 
-    from rich.console import Console
     from rich.live import Live
 
     from portend.top import address, tables
@@ -162,7 +161,7 @@ def top(agents: tuple[str, ...], interval: float, once: bool) -> None:
     if once:
         time.sleep(interval)
         after = _look(named)
-        Console().print(tables(before, after, names))
+        terminal().print(tables(before, after, names))
         if all(isinstance(each, str) for each in after):
             raise DeploymentError(f"no agent answers: {after[0]}; check the addresses")
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import shutil
+import textwrap
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,7 +12,36 @@ from portend.errors import ConfigError, InvalidValue
 from portend.files import KINDS, kind_of, what_is, wrong_file
 from portend.units import Dimension, parse, parse_share
 
-__all__ = ["Command", "FileOf", "Quantity", "Share", "allow_code", "as_json"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Command", "FileOf", "Quantity", "Share", "allow_code", "as_json", "columns", "folded", "terminal"]
+
+
+def columns() -> int:
+    """Return how wide output may be: ``COLUMNS``, else as the terminal, else 80."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def terminal() -> Console:
+    """Return where tables are printed, ``columns()`` wide."""
+    from rich.console import Console
+
+    return Console(width=columns())
+
+
+def folded(text: str) -> str:
+    """Return text whose lines are at most ``columns()`` long; what goes on in the next line is set in further."""
+    return "\n".join(
+        textwrap.fill(
+            line,
+            columns(),
+            subsequent_indent=" " * (len(line) - len(line.lstrip()) + 4),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.split("\n")
+    )
 
 
 class FileOf(click.ParamType[Any]):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from portend.cli_options import Command, FileOf, Quantity, allow_code, as_json
+from portend.cli_options import Command, FileOf, Quantity, allow_code, as_json, folded
 from portend.errors import ConfigError, MismatchError, PortendError
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def deploy(
     names = [tier.name for tier in places.tiers]
     click.echo(f"release {release.version} runs on {', '.join(names)}")
     for index, each in enumerate(plans):
-        click.echo(f"  {'wanted' if index == 0 else 'else':<7}{each.describe(names)}")
+        click.echo(folded(f"  {'wanted' if index == 0 else 'else':<7}{each.describe(names)}"))
     for agent in found:
         click.echo(
             f"  clock of {agent.name}: {1e3 * agent.offset_s:+.2f} ms, give or take {1e3 * agent.within_s:.2f} ms"
@@ -349,9 +349,9 @@ def status(topology: str, keys: str | None, plain: bool, as_json: bool) -> int:
         click.echo(json.dumps(found))
     else:
         for name, told in found.items():
-            click.echo(f"{name:<12} {_state(told)}")
+            click.echo(folded(f"{name:<12} {_state(told)}"))
             for line in told.get("drift", ()):
-                click.echo(f"{'':<12} {line}")
+                click.echo(folded(f"{'':<12} {line}"))
     return int(any("error" in told for told in found.values()))
 
 

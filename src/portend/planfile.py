@@ -113,7 +113,7 @@ class PlanFile:
         highest = max(tier for plan in self.plans for tier in plan.placement)
         law(
             not self.tiers or highest < len(self.tiers),
-            f"a plan places on the tiers 0–{len(self.tiers) - 1} ({', '.join(self.tiers)}), but got {highest}",
+            f"a plan places on the tiers {', '.join(self.tiers)} by their index from 0, but got the index {highest}",
         )
         unknown = sorted(set(self.executions) - set(self.tiers))
         law(not unknown, f"executions are of the tiers {', '.join(self.tiers)}, but got {', '.join(unknown)}")

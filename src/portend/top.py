@@ -194,10 +194,12 @@ def tables(before: Sequence[Reading | str], after: Sequence[Reading | str], name
 
 
 def _tiers(before: Sequence[Reading | str], after: Sequence[Reading | str], names: Sequence[str]) -> Table:
-    table = Table(title="Tiers (times: mean / p95 since the last look)", title_justify="left")
+    table = Table(
+        title="Tiers (times in ms: mean / p95 since the last look)", title_justify="left", padding=(0, 0, 0, 1)
+    )
     table.add_column("tier", overflow="fold")
     table.add_column("state", overflow="fold")
-    for column in ("queue", "credits", "dropped", *(f"{term}, ms" for term in _TERMS)):
+    for column in ("queue", "credits", "dropped", *_TERMS):
         table.add_column(column, justify="right")
     for name, then, now in zip(names, before, after, strict=True):
         if isinstance(now, str):

@@ -195,7 +195,10 @@ class Topology:
         names = [tier.name for tier in self.tiers]
         law(len(set(names)) == count, f"tier names are unique, but got {names}")
         for role, index in (("source", self.source), ("destination", self.destination)):
-            law(0 <= index < count, f"the {role} is one of the tiers 0–{count - 1}, but got {index}")
+            law(
+                0 <= index < count,
+                f"the {role} is one of the tiers {', '.join(names)} by index from 0, but got {index}",
+            )
         choice("ingest", self.ingest, get_args(Ingest))
 
     def tier_index(self, name: str) -> int:
@@ -206,8 +209,8 @@ class Topology:
         if name.isdecimal() and int(name) < len(names):
             return int(name)
         near = nearest(name, names)
-        hint = f"did you mean {near!r}? " if near else ""
-        raise InvalidValue(f"no tier is called {name!r}; {hint}the tiers are {', '.join(names)}, or 0–{len(names) - 1}")
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise InvalidValue(f"no tier is called {name!r}; the tiers are {', '.join(names)}{hint}")
 
     def with_link(self, index: int, **changes: Any) -> Topology:
         """Return a copy in which link ``index`` has ``changes`` (for what-if).

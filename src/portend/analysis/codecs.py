@@ -96,13 +96,17 @@ def codecs_table(rows: Sequence[Row], title: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for heading in _HEADINGS:
         left = heading in ("after", "codec", "offered")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "after")
+        table.add_column(heading.replace(", ", "\n"), justify="left" if left else "right", overflow="fold")
     for number, row in enumerate(rows):
         last = number + 1 == len(rows) or rows[number + 1]["cut"] != row["cut"]
-        table.add_row(*map(Text, _cells(row)), end_section=last)
+        cut, after, codec, message, encode, decode, loss, offered = _cells(row)
+        loss, _, changed = loss.partition(" (")
+        codec += f"\n{changed[:-1]}" if changed else ""
+        cells = (cut, after, codec, message.replace(" ±", "\n±"), encode, decode, loss, offered)
+        table.add_row(*map(Text, cells), end_section=last)
     return table
 
 

@@ -111,14 +111,16 @@ def exits_table(rows: Sequence[Row], title: str, criterion: str = "entropy") -> 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{title}; leave / right in %", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=f"{title}; leave / right in %", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for name in _first(rows):
         left = name == "block"
-        table.add_column(name, justify="left" if left else "right", min_width=10 if left else None, no_wrap=not left)
+        table.add_column(
+            name.replace(", ", ",\n"), justify="left" if left else "right", overflow="fold", no_wrap=not left
+        )
     for threshold in rows[0]["leaves"]:
-        table.add_column(f"{CRITERIA[criterion]}<{threshold}", justify="right", no_wrap=True)
+        table.add_column(f"{CRITERIA[criterion]}<{threshold}", justify="right")
     for row in rows:
-        table.add_row(*map(Text, _first(rows, row)), *_cells(row))
+        table.add_row(*(Text(cell.replace(" ± ", "±")) for cell in (*_first(rows, row), *_cells(row))))
     return table
 
 

@@ -37,17 +37,22 @@ def signed(value: float, digits: int) -> str:
 
 def format_rates(rates: Sequence[float]) -> str:
     """Return the shares of all exits as whole percent, such as ``62 / 38 %``."""
-    return " / ".join(f"{100 * float(rate):.0f}" for rate in rates) + " %"
+    return f"{_rates(rates)} %"
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return " / ".join(f"{100 * float(rate):.0f}" for rate in rates)
 
 
 def comparison_table(comparisons: Sequence[Comparison], tier_names: Sequence[str] | None = None) -> Table:
-    """Return one row per plan: latencies in ms, accuracy and exit rates, ✓ where a measured value lies inside its
+    """Return three lines per plan: latencies in ms, accuracy and exit rates, ✓ where a measured value lies inside its
     interval and ✗ where it does not. Without ``tier_names`` those of each measurement's topology are used."""
     table = _table("Predicted and measured")
     table.add_column("plan", overflow="fold", min_width=20)
-    for column in ("mean ms\npred / meas", "error", "p95 ms\npred / meas", "accuracy\npred / meas"):
-        table.add_column(column, justify="right")
-    table.add_column("exit rates\npred | meas")
+    table.add_column("", no_wrap=True)
+    for column in ("mean ms", "p95 ms", "accuracy"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("exits, %", overflow="fold")
     for case in comparisons:
         table.add_row(*_row(case, tier_names))
     return table
@@ -59,31 +64,32 @@ def _row(case: Comparison, tier_names: Sequence[str] | None) -> list[str | Text]
     rates_mark = f" {_mark(bool(case.exit_rates_inside().all()))}" if case.undecided().any() else ""
     return [
         _name(case.name, case.plan.describe(names)),
-        f"{format_ms(estimate.mean_s)} / {format_ms(measurement.mean_s)}",
-        format_error(case.error),
-        f"{format_ms(estimate.quantile_s(0.95))} / {format_ms(measurement.quantile_s(0.95))}",
-        f"{format_share(estimate.accuracy)} / {format_share(measurement.accuracy)} {_mark(case.accuracy_inside())}",
-        f"{format_rates(list(estimate.share))} | {format_rates(list(measurement.exit_rates()))}{rates_mark}",
+        "predicted\nmeasured\nerror",
+        f"{format_ms(estimate.mean_s)}\n{format_ms(measurement.mean_s)}\n{format_error(case.error)}",
+        f"{format_ms(estimate.quantile_s(0.95))}\n{format_ms(measurement.quantile_s(0.95))}",
+        f"{format_share(estimate.accuracy)}  \n{format_share(measurement.accuracy)} {_mark(case.accuracy_inside())}",
+        f"{_rates(list(estimate.share))}\n{_rates(list(measurement.exit_rates()))}{rates_mark}",
     ]
 
 
 def terms_table(comparisons: Sequence[Comparison]) -> Table:
-    """Return one row per plan and one column per latency term, in ms: predicted / measured.
+    """Return two lines per plan, predicted and measured, and one column per latency term, in ms.
 
     The term with the largest absolute error of each plan is marked with *.
     """
-    table = _table("Latency terms in ms, predicted / measured (* largest error)")
-    table.add_column("plan", overflow="fold", min_width=20)
+    table = _table("Latency terms in ms (* largest error)")
+    table.add_column("plan", overflow="fold")
+    table.add_column("", no_wrap=True)
     for name in (*TERMS, "sum"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for case in comparisons:
         largest = case.largest_error.name
         cells = [
-            f"{format_ms(term.predicted_s)} / {format_ms(term.measured_s)}{'*' if term.name == largest else ''}"
+            f"{format_ms(term.predicted_s)} \n{format_ms(term.measured_s)}{'*' if term.name == largest else ' '}"
             for term in case.terms
         ]
-        total = f"{format_ms(case.estimate.mean_s)} / {format_ms(case.measurement.mean_s)}"
-        table.add_row(_name(case.name), *cells, total)
+        total = f"{format_ms(case.estimate.mean_s)}\n{format_ms(case.measurement.mean_s)}"
+        table.add_row(_name(case.name), "predicted\nmeasured", *cells, total)
     return table
 
 

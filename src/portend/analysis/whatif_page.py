@@ -158,12 +158,12 @@ def sweep_table(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Table:
     names = _Names(found, crossovers)
     table = Table(title=found.asked, title_justify="left", box=box.SIMPLE_HEAD)
     for axis in found.axes:
-        table.add_column(Text(axis.path), justify="right", overflow="fold")
+        table.add_column(Text(axis.path.replace(".", ".\n")), justify="right", overflow="fold")
     table.add_column("", no_wrap=True)
-    table.add_column("plan", overflow="fold", min_width=24)
+    table.add_column("plan", overflow="fold", min_width=20)
     for column in ("mean\nms", "p95\nms", "accuracy", *(m.name for m in _others(found))):
         table.add_column(column, justify="right")
-    table.add_column("best baseline")
+    table.add_column("best\nbaseline", overflow="fold")
     for point in found.points:
         values = [found.field(i).format(v) for i, v in enumerate(point.values)]
         note = "  (misses the constraint)" if point.missed else ""

@@ -105,7 +105,11 @@ class PerformanceModel:
                 f"plan asks one at {missing}; end with one of them, and set the threshold at other cuts to 0"
             )
         if max(plan.placement) >= tiers:
-            raise MismatchError(f"the topology has the tiers 0–{tiers - 1}, but the plan places on {plan.placement}")
+            names = ", ".join(tier.name for tier in self.topology.tiers)
+            raise MismatchError(
+                f"the plan places on {max(plan.placement) + 1} tiers, but the topology has {tiers}: {names}; "
+                "plan for this topology"
+            )
         unknown = {codec for codec in plan.codecs if codec is not None} - set(self.tables.codecs)
         if unknown:
             raise MismatchError(

@@ -114,7 +114,7 @@ def solve_evolutionary(
         offspring = list(dict.fromkeys(offspring))
         population.add(offspring, *judge.values(offspring))
         generation, idle = generation + 1, idle + 1 if judge.best() == before else 0
-    return judge.solution(asked, begin, limits.reason)
+    return judge.solution(asked, begin, limits.reason if limits.over() else "")  # its first searches have own limits
 
 
 def _known(problem: Problem, space: PlanSpace, limits: Limits) -> list[Plan]:

@@ -347,9 +347,9 @@ class _Memory:
     def _index(self, model: PerformanceModel) -> int:
         if isinstance(self.tier, str):
             return model.topology.tier_index(self.tier)
-        count = len(model.topology.tiers)
-        if self.tier is None or self.tier >= count:
-            raise MismatchError(f"the topology has the tiers 0–{count - 1}, but tier {self.tier} is asked for")
+        names = [tier.name for tier in model.topology.tiers]
+        if self.tier is None or self.tier >= len(names):
+            raise MismatchError(f"memory({self.tier}) names no tier; the tiers are {', '.join(names)}")
         return self.tier
 
 
@@ -466,7 +466,7 @@ def load_metric(text: str) -> Metric:
         raise ConfigError(f"{text!r} is not a metric: {error}") from None
     near = nearest(text, [*_PLAIN, *_MAKERS])
     hint = f"; did you mean {near!r}?" if near else ""
-    raise ConfigError(f"{text!r} is not a metric{hint}; there are {_NAMES}")
+    raise ConfigError(f"{text!r} is not a metric; the metrics are {_NAMES}{hint}")
 
 
 def _imported(text: str) -> Metric:

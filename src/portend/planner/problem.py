@@ -291,17 +291,17 @@ class Why:
     def describe(self, tier_names: Sequence[str] | None = None) -> list[str]:
         """Return lines for a reader: the waterfall, codecs, what binds, the alternatives, the advice, the caution."""
         plain = self.metric == latency
-        lines = [f"  where the {'time' if plain else self.metric.name} goes, per sample:"]
+        lines = [f"  Where the {'time' if plain else self.metric.name} goes, per sample:"]
         for name, parts in self.steps:
             detail = ", ".join(f"{part} {1e3 * s:.2f}" for part, s in parts.items()) if len(parts) > 1 else ""
             total = math.fsum(parts.values())
             shown = f"{1e3 * total:8.2f} ms" if plain else f"{self.metric.format(total):>12}"
             lines.append(f"    {shown}  {name}{f' ({detail})' if detail else ''}")
-        lines += ["  codecs:"] * bool(self.codecs) + [f"    {line}" for line in self.codecs]
+        lines += ["  Codecs:"] * bool(self.codecs) + [f"    {line}" for line in self.codecs]
         if self.binding:
-            lines.append(f"  binding: {', '.join(map(str, self.binding))}")
+            lines.append(f"  What limits it: {', '.join(map(str, self.binding))}")
         if self.alternatives:
-            lines.append("  instead:")
+            lines.append("  Other plans, compared with this one:")
         for other in self.alternatives:
             points = 0.0 - round(100 * other.less_accurate, 2)
             sign = "+" if other.dearer >= 0 else "−"
@@ -507,6 +507,7 @@ class Solution:
         promise = "constraint" if self.problem.robust is None else "promise"
         rows = {"plan": self, **self.baselines}
         width = max(map(len, rows))
+        lines.append(f"  {'':<{width}}   latency  accuracy   tier [its blocks] → next tier")
         for name, solution in rows.items():
             estimate = solution.estimate
             note = "" if solution.met else f"  (misses the {promise})"

@@ -25,6 +25,10 @@ NEW_SAMPLES_S: Final = 2.0
 """Seconds that it may take to say how the plan does on new samples, if nothing else is asked."""
 
 
+UNPROVEN_S: Final = 10.0
+"""Seconds for what a plan without proof is compared with; where its own search took longer, as long as that."""
+
+
 def solve(
     problem: Problem,
     model: PerformanceModel,
@@ -67,6 +71,8 @@ def solve(
         if not baselines or limits.over():
             return solution
         limits = limits.silent()
+        if solution.status in ("feasible", "unknown"):
+            limits = limits.within(max(solution.stats.seconds, UNPROVEN_S))
         why = explain(solution, model, limits=limits.part(0.5))
         return replace(solution, baselines=solve_baselines(problem, model, limits=limits), why=why)
 

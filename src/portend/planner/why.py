@@ -214,10 +214,13 @@ def _advice(solution: Solution, alternatives: list[Alternative], model: Performa
     """A warning where a simpler plan is nearly as good, or where nobody can tell, for compute times are not so sure."""
     if not solution.met:
         return ""
-    return " ".join(filter(None, (_hardly_pays(solution, alternatives), _within_doubt(solution, alternatives, model))))
+    names = [tier.name for tier in model.topology.tiers]
+    return " ".join(
+        filter(None, (_hardly_pays(solution, alternatives, names), _within_doubt(solution, alternatives, model)))
+    )
 
 
-def _hardly_pays(solution: Solution, alternatives: list[Alternative]) -> str:
+def _hardly_pays(solution: Solution, alternatives: list[Alternative], names: list[str]) -> str:
     """A warning where one tier alone is nearly as good as a plan on several."""
     if len(set(solution.plan.placement)) == 1:
         return ""
@@ -232,7 +235,7 @@ def _hardly_pays(solution: Solution, alternatives: list[Alternative]) -> str:
     if not near:
         return ""
     nearest = min(near, key=lambda o: (o.dearer, o.less_accurate))
-    return f"Distributing hardly pays: {nearest.name} loses at most {lost} ({nearest.plan.describe()})."
+    return f"Distributing hardly pays: {nearest.name} loses at most {lost} ({nearest.plan.describe(names)})."
 
 
 def _within_doubt(solution: Solution, alternatives: list[Alternative], model: PerformanceModel) -> str:

@@ -188,7 +188,9 @@ class Loaded:
         plan = self.plans[index]
         codec = plan.codecs[step] if step in plan.partitions else None
         if codec is None:
-            raise MessageError(f"tier {self.tier} takes no message for partition {step} of plan {index}")
+            raise MessageError(
+                f"tier {self.release.tiers[self.tier]!r} takes no message for partition {step + 1} of plan {index + 1}"
+            )
         shape = self.spec.cut_shapes[plan.cuts[step]]
         return self._walk(plan, step, [_tried(_received, codec, payload, shape, step) for payload in payloads])
 

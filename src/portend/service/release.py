@@ -134,7 +134,7 @@ class Release:
         for endpoint in self.endpoints:
             read_address(endpoint, least_port=1)
         for role, index in (("source", self.source), ("destination", self.destination)):
-            law(0 <= index < count, f"the {role} is one of the tiers 0–{count - 1}, but got {index}")
+            law(0 <= index < count, f"the {role} is one of the {count} tiers by index from 0, but got {index}")
         law(self.ingest in ("in_process", "message"), f"ingest is in_process or message, not {self.ingest!r}")
         choice("a criterion", self.criterion, CRITERIA)
         law(
