@@ -319,7 +319,7 @@ def test_a_checkpoint_is_trained_further_for_a_plan(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"network: resnet8\noptions: {{num_classes: 5}}\ndata: digits:size=8\n{training}")
     done = portend("train", "c.yaml", "--out", "run", cwd=tmp_path)
     assert done.returncode == 1
-    assert "leave them out, or begin with a checkpoint of that network" in done.stderr
+    assert "(options.num_classes: 10, now 5); leave them out, or begin with a checkpoint of that network" in done.stderr
 
 
 def test_a_checkpoint_is_trained_further_at_another_size_on_some_of_the_samples(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from portend.analysis.validation import Validation
 from portend.analysis.whatif import Scenario
 from portend.emulation.base import make_emulation
 from portend.emulation.namespaces import Namespaces
-from portend.errors import ConfigError, DataError, InvalidValue, PortendError
+from portend.errors import ConfigError, DataError, InvalidValue, PortendError, first_difference
 from portend.execution import Execution
 from portend.perfmodel.estimate import OutcomeDraws
 from portend.plan import codec_parts
@@ -239,3 +239,16 @@ def one_of(annotation: ast.expr, words: set[str]) -> bool:
         return False
     names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
     return "Literal['" in text or bool(names & words)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "told"),
+    [
+        ({"a": 1, "b": [1, 2]}, {"b": (1, 2), "a": 1}, ""),
+        ({"a": 1, "o": {"x": 3, "y": "u"}}, {"a": 1, "o": {"x": 3, "y": "v"}}, 'o.y: "u", now "v"'),
+        ({"a": 1}, {"a": 2, "b": 3}, "a: 1, now 2"),
+        ({}, {"b": [1]}, "b: null, now [1]"),
+    ],
+)
+def test_the_first_difference_is_named_by_its_key(there: object, here: object, told: str) -> None:
+    assert first_difference(there, here) == told

@@ -21,7 +21,15 @@ from portend import cli_observe
 from portend.cli_options import Command, FileOf, Quantity, Share, allow_code, as_json, folded, terminal
 from portend.cli_service import COMMANDS
 from portend.emulation import EMULATIONS
-from portend.errors import ConfigError, DeploymentError, ExportError, InvalidValue, MismatchError, PortendError
+from portend.errors import (
+    ConfigError,
+    DeploymentError,
+    ExportError,
+    InvalidValue,
+    MismatchError,
+    PortendError,
+    first_difference,
+)
 from portend.execution import EXECUTORS, PRECISIONS, Execution
 from portend.files import kind_of
 from portend.plan import CODECS, CRITERIA, codec_parts
@@ -357,9 +365,11 @@ def _first_weights(config: str, network: str, options: dict[str, Any], init: str
         with suppress(RuntimeError):  # PyTorch's word for names or shapes that differ
             other.load_state_dict(backbone.state_dict())
             return other
+    named = {"network": network or backbone.name, "options": asked}
+    told = first_difference({"network": backbone.name, "options": backbone.architecture}, named)
     raise ConfigError(
-        f"{config}: {init} holds {backbone.name} {backbone.architecture}, whose weights do not fit what network and "
-        f"options say: {network or 'nothing'} {options}; leave them out, or begin with a checkpoint of that network"
+        f"{config}: the weights in {init} do not fit what network and options say ({told}); leave them out, or "
+        "begin with a checkpoint of that network"
     )
 
 
@@ -1207,7 +1217,8 @@ def run(
         idle_s = gap if gap is not None else 0.05 if window == 1 else 0.0
         measured = deployment.run(window=window, gap_s=idle_s, on_progress=lambda *at: tell("run", *at))
     if planned.search is not None:  # for `portend report`
-        measured = replace(measured, provenance={**measured.provenance, "search": planned.search.to_text()})
+        found = {"search": planned.search.to_text(), "new samples": planned.on_new_samples}
+        measured = replace(measured, provenance={**measured.provenance, **found})
     save(measured, out)
     answer = {
         "samples": len(measured),
@@ -1596,7 +1607,8 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
         model, space = PerformanceModel(loaded.viewed_for(first.plan), first.topology), SearchSpace()
     else:
         model, space = asked.model(loaded, first.topology), asked.space
-    told, plans = {}, count_plans(space, model)
+    kept = dict(first.provenance)
+    told, plans = {"new samples": said} if (said := kept.pop("new samples", "")) else {}, count_plans(space, model)
     if plans > FRONT_LIMIT:
         space = replace(space, exits_per_tier=1)
         told["plans"] = f"the plan was searched among {plans:,}; drawn are those with one exit for each tier"
@@ -1614,7 +1626,7 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
         comparisons=cases,
         cloud=cloud,
         summary=told,
-        provenance={key: text for key, text in {**loaded.provenance, **first.provenance}.items() if key != "search"},
+        provenance={key: text for key, text in {**loaded.provenance, **kept}.items() if key != "search"},
     )
     click.echo(str(write_report(out, data)))
 

@@ -194,6 +194,7 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
             cloud=cloud,
             summary={
                 "plans evaluated": f"{solution.stats.plans:,} in {1e3 * solution.stats.seconds:.0f} ms",
+                "new samples": str(solution.new_samples or "not judged"),
                 "verdict": summary["verdict"],
                 "speed drift": describe_speed_drift(summary["speed_drift"]),
                 "duration": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in clock.laps.items()),

@@ -18,7 +18,8 @@ A message states the law that was broken, the values that broke it, and the reme
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "ConfigError",
@@ -34,6 +35,7 @@ __all__ = [
     "StorageError",
     "TrainingError",
     "choice",
+    "first_difference",
     "law",
     "nearest",
 ]
@@ -70,6 +72,21 @@ def choice(what: str, value: object, words: Iterable[str], *, error: type[Porten
         near = nearest(value, known)
         hint = f"; did you mean {near!r}?" if near else ""
         raise (error or InvalidValue)(f"{what} is one of {', '.join(known)}, but got {value!r}{hint}")
+
+
+def first_difference(there: object, here: object, at: str = "") -> str:
+    """Return where two JSON values first differ, as ``options.depth: 3, now 5``; empty where nowhere.
+
+    ``at`` is where they stand themselves.
+    """
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        pairs = [(f"{at}.{key}" if at else str(key), there.get(key), here.get(key)) for key in {**there, **here}]
+        return next(filter(None, (first_difference(old, new, where) for where, old, new in pairs)), "")
+    if there == here or (isinstance(there, list | tuple) and isinstance(here, list | tuple) and [*there] == [*here]):
+        return ""
+    texts = (json.dumps(value, ensure_ascii=False, default=str) for value in (there, here))
+    old, new = (text if len(text) <= 120 else f"{text[:117]}..." for text in texts)
+    return f"{at}: {old}, now {new}"
 
 
 class ConfigError(PortendError):

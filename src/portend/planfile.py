@@ -20,7 +20,7 @@ from portend.files import kind_of, wrong_file
 from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.plan import Plan
 from portend.planner.fallbacks import Fallback
-from portend.planner.problem import SearchSpace, Solution
+from portend.planner.problem import NewSamples, SearchSpace, Solution
 from portend.profile import BackboneSpec, Profile, ValueRange
 from portend.storage import from_plain, to_plain, write_json
 from portend.topology import Link, Tier, Topology
@@ -163,6 +163,14 @@ class PlanFile:
             samples=dict(profile.provenance),
             answer=answer,
         )
+
+    @property
+    def on_new_samples(self) -> str:
+        """What is said of the plan's accuracy on new samples (``NewSamples``); empty where nothing is."""
+        try:
+            return str(from_plain(NewSamples, self.answer["new_samples"]))
+        except (PortendError, ValueError, TypeError, LookupError, AttributeError):
+            return ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document: what was found, then what it was made for."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from portend.errors import StorageError, TrainingError
+from portend.errors import StorageError, TrainingError, first_difference
 from portend.models.tensorfile import read_tensors, write_tensors
 
 __all__ = ["read_state", "write_state"]
@@ -42,11 +42,9 @@ def read_state(path: str | Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     tensors, document = read_tensors(path)
     if document is None or (document.get("kind"), document.get("version")) != (_KIND, _VERSION):
         raise StorageError(f"{path} is not a training state of this version; remove it, or {_OVER}")
-    there = document["identity"]
-    differing = [key for key, value in identity.items() if there.get(key) != value]
-    if differing:
-        pairs = "; ".join(f"{key}: {there.get(key)} there, {identity[key]} here" for key in differing)
-        raise TrainingError(f"{path} belongs to another training run ({pairs}); choose another folder, or {_OVER}")
+    told = first_difference({key: document["identity"].get(key) for key in identity}, identity)
+    if told:
+        raise TrainingError(f"{path} belongs to another training run ({told}); choose another folder, or {_OVER}")
     return dict(_unpacked(document["values"], tensors))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from portend.errors import StorageError
+from portend.errors import StorageError, first_difference
 
 __all__ = ["Journal", "begun_with"]
 
@@ -67,10 +67,8 @@ class Journal:
     def _check(self, head: Any) -> None:
         if head["format"] != _FORMAT.format(self._what) or head["version"] != 1:
             raise ValueError
-        found = head["identity"]
-        other = [key for key in {**found, **self._identity} if found.get(key) != self._identity.get(key)]
-        if other:
-            told = "; ".join(f"{key}: {_short(found.get(key))}, now {_short(self._identity.get(key))}" for key in other)
+        told = first_difference({**head["identity"]}, self._identity)
+        if told:
             raise StorageError(
                 f"{self.path} holds a {self._what} that was begun otherwise ({told}); finish that one, or begin anew "
                 "with --restart"
@@ -118,8 +116,3 @@ def begun_with(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return identity if isinstance(identity, dict) else {}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:117]}..."
