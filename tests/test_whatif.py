@@ -454,7 +454,7 @@ def test_the_command_prints_json_only_and_writes_the_page(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     answer = json.loads(done.stdout)
-    assert set(answer) == {"problem", "zipped", "axes", "points", "crossovers"}
+    assert set(answer) == {"problem", "zipped", "axes", "points", "crossovers", "disturbed"}
     assert answer["axes"] == [
         {"path": "links[0].bandwidth", "kind": "bandwidth", "values": [1e6, 1e7], "text": ["1 Mbit/s", "10 Mbit/s"]}
     ]
