@@ -300,3 +300,15 @@ def test_a_profile_is_shown_in_ten_lines() -> None:
     assert f"{100 * profile.full_accuracy:.2f} % without early exits" in lines[3]
     assert repr(profile) == f"<{lines[0]}>"
     assert profile._repr_html_().startswith("<pre>Profile of resnet20")
+
+
+def test_what_is_said_of_new_samples_is_read_back_from_the_file(tmp_path: Path) -> None:
+    model = PerformanceModel(load_profile(PROFILE), TOPOLOGY)
+    problem = Problem(minimize=latency, subject_to=(accuracy >= 0.88,), space=SearchSpace(tiers=(1,)))
+    found = solve(problem, model, baselines=False, new_samples=True)
+    PlanFile.of(found, model).save(tmp_path / "plan.json")
+    planned = load_plan(tmp_path / "plan.json")
+    assert planned.on_new_samples == str(found.new_samples)
+    assert "right on new samples" in planned.on_new_samples
+    for other in ({}, {"new_samples": None}, {"new_samples": {"accuracy": "x"}}):
+        assert replace(planned, answer=other).on_new_samples == ""
