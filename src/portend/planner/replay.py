@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from portend.plan import Plan
 from portend.planner.completions import Completions, Priced
+from portend.planner.descent import Chain, Descent
 from portend.planner.goals import BestGoal, Found, Front, FrontGoal, Goal, repeats
 from portend.planner.limits import Limits
 from portend.planner.space import NEVER, PlanSpace
@@ -42,6 +43,12 @@ _BYTES: Final = 1 << 25
 """Of the nodes that one step of the search makes."""
 _BEAM: Final = 64
 _WORDS: Final = 1 << 18
+_FOR_DESCENTS: Final = 0.3
+"""Of the time that is left, at most, before the nodes are gone through."""
+_FEW: Final = 1_000_000
+"""Plans that are gone through before descents would end."""
+_STARTS: Final = 10
+"""Thresholds from which descents begin at most, where each exit has its own."""
 _CLOSED: Final = -1
 """In place of the number of partitions on a tier: no other may follow there."""
 
@@ -206,6 +213,55 @@ class _Search:
             self.run(goal, beam=max(1, min(_BEAM, _WORDS // (len(self.tiers) * self.size))))
         finally:
             self.limits, self.open = own, [(self._root(), 1)]
+
+    def descend(self, goal: BestGoal[_Ends], limits: Limits) -> None:
+        """Look for good plans by descents, from each threshold that may be the best one's, the most promising first.
+
+        Raises:
+            Over: a limit is met; the goal has what was found so far.
+        """
+        assert self.priced is not None
+        descent, priced = Descent(self.space, self._placed, goal), self.priced
+        if self.per_exit:
+            common = replace(self.space.space, per_exit_thresholds=False)
+            priced = Completions(self.space.part(common), limits).best(goal)
+        proven = priced.proven(goal)
+        rows = np.argsort(proven, kind="stable").tolist()
+        for row in rows[:_STARTS] if self.per_exit else rows:
+            if not self.per_exit and proven[row] > (goal.budget if goal.fastest else -goal.need):
+                break
+            for chain, latency, right in descent.from_row(row, float(priced.price[row]), limits):
+                if goal.wants(np.array([latency]), np.array([right])).all():
+                    goal.add(self._ends(chain, latency, right))
+
+    def _ends(self, chain: Chain, latency: float, right: float) -> _Ends:
+        """One plan but for the placement."""
+        columns = np.full((2, 1, self.lengths.stop - 1), -1, dtype=np.intp)
+        for column, values in zip(columns, chain, strict=True):
+            column[0, : len(values)] = values
+        return _Ends(np.array([latency]), np.array([right]), np.array([len(chain[0])]), *columns)
+
+    def _placed(self, cuts: Ints, used: Flags, reach: Floats) -> Floats:
+        """The least latency [n] of sequences of partitions ``cuts`` [n, L], of which so many reach each."""
+        space, ends = self.space, np.column_stack([np.zeros(len(cuts), dtype=np.intp), cuts])
+        latency = np.zeros((len(cuts), len(self.tiers)))
+        for k in range(cuts.shape[1]):
+            start, cut, onward = ends[:, k], ends[:, k + 1], np.full(latency.shape, np.inf)
+            for step in self.steps if k else self.first_steps:
+                move = space.step[start, step.sender, step.tier] if k else space.first[step.tier]
+                run = (table[step.woken, step.tier, start, cut] for table in (space.full, space.bare))
+                cost = move + np.where(used[:, k], *run)
+                if step.on_tier and k >= step.on_tier:
+                    assert space.held is not None
+                    on = ends[:, k - step.on_tier : k + 2]
+                    cost[space.held[step.tier, on[:, :-1], on[:, 1:]].sum(axis=1) > space.room[step.tier]] = np.inf
+                paid = np.where(np.isfinite(cost), reach[:, k] * np.where(np.isfinite(cost), cost, 0.0), np.inf)
+                taken = latency[:, step.before] + paid[:, None]
+                for some, after in ((used[:, k], step.after), (~used[:, k], step.closed)):
+                    at = np.ix_(some, after)
+                    onward[at] = np.minimum(onward[at], taken[some])
+            latency = onward
+        return np.asarray(latency.min(axis=1))
 
     def proven(self, goal: BestGoal[_Ends]) -> float:
         """What is known of the plans that are left and meet the goal: their least latency, or most right answers."""
@@ -517,7 +573,12 @@ def best(
     with search.limits.until_met():
         if math.isfinite(need if fastest else goal.budget):
             search.priced = Completions(space, search.limits).best(goal)
-            search.look(goal, search.limits)
+            if space.count() <= _FEW:
+                search.look(goal, search.limits)
+            else:
+                some = search.limits.part(_FOR_DESCENTS)
+                with some.until_met():
+                    search.descend(goal, some)
         search.run(goal)
     bound = search.proven(goal)  # where no nodes are left: that there is no other plan
     found = search.answer(goal.best, 0) if len(goal.best) else None
