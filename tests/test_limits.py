@@ -84,6 +84,7 @@ def test_what_a_search_that_is_cut_short_says_is_true(
     monkeypatch.setattr(dynamic, "_CELLS", 64)
     monkeypatch.setattr(replay, "_BYTES", 1)
     monkeypatch.setattr(replay, "_BEAM", 1)
+    monkeypatch.setattr(replay, "_FEW", 0)
     statuses, refused = set(), set()
     for seed in range(16 * block, 16 * block + 16):
         drawn = a_problem(seed, estimator)

@@ -35,6 +35,9 @@ _STEPS: Final = 10
 _RANGE: Final = 5.0
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2
 _CELLS: Final = 1 << 19
+_AFTER: Final = 1 << 22
+_NEAR: Final = (0.8, 0.9, 1.0, 1.15, 1.3)
+"""Prices that are tried for sharper bounds, to those of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,18 @@ class Priced:
 
     ``rest`` [k, T, N+1, M]: the least that latency - price x right grows by from an exit on, where at least one and at
     most k partitions follow, and right begins with all who stay answered at the exit. ``whole`` [T]: its least value
-    over plans of two or more partitions with threshold t, from the start.
+    over plans of two or more partitions with threshold t, from the start. ``after`` [k, T, N+1, N+1, M], where it is
+    known: as ``rest``, by the cut of the exit before (0: none) and of this one.
     """
 
     price: Floats
     rest: Floats
     whole: Floats
+    after: Floats | None = None
+
+    def onward(self, most: int, row: Ints, before: Ints, cut: Ints) -> Floats:
+        """``rest`` [n, M] of at most so many partitions after exits, by the best that is known."""
+        return np.asarray(self.rest[most, row, cut] if self.after is None else self.after[most, row, before, cut])
 
     def proven(self, goal: BestGoal[Any]) -> Floats:
         """What whole plans prove, the more the better: their least latency, or minus their most right answers, [T]."""
@@ -208,6 +217,81 @@ class Completions:
             at_left, at_right = np.where(rising, at_right, at_probe), np.where(rising, at_probe, at_left)
         return best
 
+    def sharper(self, priced: Priced, goal: BestGoal[Any]) -> Priced:
+        """Return bounds by the last two exits, where all have one threshold: whoever leaves at either is gone."""
+        shape = (self.levels, priced.price.size, self.size, self.size, self.tiers)
+        if self.per_exit or math.prod(shape) > _AFTER:
+            return priced
+        after, price, whole = np.full(shape, NEVER), priced.price.copy(), priced.whole.copy()
+        hopeful = priced.proven(goal) <= (goal.budget if goal.fastest else -goal.need)
+        for row in np.flatnonzero(hopeful).tolist():
+            counts, most = self._counted_after(row), -math.inf
+            for factor in _NEAR:
+                at = float(priced.price[row]) * factor
+                rest, least = self._after(counts, row, at)
+                bound = least + at * goal.need if goal.fastest else (least - goal.budget) / at
+                if bound > most:
+                    most, price[row], whole[row], after[:, row] = bound, at, least, rest
+        return Priced(price, priced.rest, whole, after)
+
+    def _counted_after(self, row: int) -> dict[int, _Counts]:
+        """``_Counts`` of each exit, with threshold ``row``, [cut] by the cut of the exit before; 0: there is none."""
+        leaves, right, everyone = self.bits.leaves[row], self.bits.right, self.bits.everyone
+        left, known = np.zeros_like(everyone), {}
+        for cut in range(1, self.size - 1):
+            if self.space.inner[cut]:
+                self.limits.check()
+                left = left | leaves[cut]
+                stay = np.repeat((everyone & ~left)[None], cut, axis=0)
+                stay[0] = everyone & ~leaves[cut]
+                between = everyone & left & ~leaves[cut] & ~leaves[:cut]
+                between[0] = 0
+                sure, maybe = (np.bitwise_count(words).sum(axis=-1, dtype=np.int64) for words in (stay, between))
+                up, down = _gains(stay[:, None], right[cut + 1 :], right[cut])
+                better, worse = _gains(between[:, None], right[cut + 1 :], right[cut])
+                known[cut] = _Counts(sure.astype(float), up - down, maybe.astype(float), better, worse)
+        return known
+
+    def _after(self, counts: dict[int, _Counts], row: int, price: float) -> tuple[Floats, float]:
+        """``Priced.after`` of a row [k, N+1, N+1, M], and ``Priced.whole`` of it."""
+        rest = np.full((self.levels, self.size, self.size, self.tiers), NEVER)
+        for cut in reversed(counts):
+            self.limits.check()
+            later = np.arange(cut + 1, self.size)
+            full = self._arcs_after(counts[cut], row, price, cut, self.space.full)
+            used, inner = self.space.used[row, later], self.space.inner[later, None]
+            exited = full
+            if not used[inner[:, 0]].all():
+                bare = self._arcs_after(counts[cut], row, price, cut, self.space.bare)
+                exited = np.where(used[:, None], full, bare)
+            ended = np.minimum(full + self.ends[later], NEVER).min(axis=(2, 3))
+            for k in range(1, self.levels):
+                then = np.where(inner, rest[k - 1, cut, later], NEVER)
+                rest[k, :cut, cut] = np.minimum(ended, (exited + then).min(axis=(2, 3)))
+        whole = NEVER
+        for cut in counts:
+            run = self.space.full if self.space.used[row, cut] else self.space.bare
+            first = np.minimum(self.space.first, NEVER) + np.minimum(run[1][:, 0, cut], NEVER)
+            begun = self.space.samples * first - price * self.space.right[cut]
+            whole = min(whole, float((begun + rest[self.levels - 1, 0, cut]).min()))
+        return rest, whole
+
+    def _arcs_after(self, counts: _Counts, row: int, price: float, cut: int, run: Floats) -> Floats:
+        """The least value of a partition after an exit, [cut, M, later cuts, M]: by exit before, tier, and then."""
+        space = self.space
+        cost = self.moves[:, :, cut] + np.minimum(run[1], NEVER)[None, :, cut, cut + 1 :]  # [M, M, later cuts]
+        if space.space.exits_per_tier > 1:
+            stays = np.minimum(run[0], NEVER)[:, cut, cut + 1 :] if space.used[row, cut] else NEVER
+            cost[range(self.tiers), range(self.tiers)] = stays
+        cost = cost.transpose(0, 2, 1)[None]  # [1, M, later cuts, M]
+        sure, maybe = counts.sure[:, None, None, None], counts.maybe[:, None, None, None]
+        gain, better, worse = (
+            of[:, None, :, None] for of in (counts.sure_gain, counts.maybe_right, counts.maybe_wrong)
+        )
+        value = sure * cost - price * gain + better * np.minimum(cost - price, 0.0)
+        value += worse * np.minimum(cost + price, 0.0) + (maybe - better - worse) * np.minimum(cost, 0.0)
+        return np.where(cost >= NEVER, NEVER, value)
+
     def _usual(self) -> float:
         """What a right answer costs about, among plans of a single partition."""
         space = self.space
@@ -225,5 +309,5 @@ def _gains(samples: Words, there: Words, here: Words) -> tuple[Floats, Floats]:
     mine = samples & there
     both = np.bitwise_count(mine & here).sum(axis=-1, dtype=np.int64)
     up = np.bitwise_count(mine).sum(axis=-1, dtype=np.int64) - both
-    down = int(np.bitwise_count(samples & here).sum(dtype=np.int64)) - both
+    down = np.bitwise_count(samples & here).sum(axis=-1, dtype=np.int64) - both
     return up.astype(np.float64), down.astype(np.float64)

@@ -395,7 +395,8 @@ class _Search:
         least = (latency + count[:, None] * self.least[cut]).min(axis=1)
         if self.priced is not None and isinstance(goal, BestGoal):
             base = nodes.right[i] + _count(nodes.stay[i] & self.bits.right[cut])
-            rest = self.priced.rest[self.lengths.stop - 1 - length, row, cut][:, self.tiers]
+            before = nodes.cuts[i, -1] if length > 1 else np.zeros_like(cut)
+            rest = self.priced.onward(self.lengths.stop - 1 - length, row, before, cut)[:, self.tiers]
             value = (latency + rest).min(axis=1) - self.priced.price[row] * base
             least, most = self._bounded(goal, self.priced.price[row], value, least, most)
         wanted = goal.wants(least, most) & (least < NEVER)
@@ -572,13 +573,15 @@ def best(
     search.look(goal, Limits())  # whatever the limits, so that there is an answer
     with search.limits.until_met():
         if math.isfinite(need if fastest else goal.budget):
-            search.priced = Completions(space, search.limits).best(goal)
+            completions = Completions(space, search.limits)
+            search.priced = completions.best(goal)
             if space.count() <= _FEW:
                 search.look(goal, search.limits)
             else:
                 some = search.limits.part(_FOR_DESCENTS)
                 with some.until_met():
                     search.descend(goal, some)
+                search.priced = completions.sharper(search.priced, goal)
         search.run(goal)
     bound = search.proven(goal)  # where no nodes are left: that there is no other plan
     found = search.answer(goal.best, 0) if len(goal.best) else None
