@@ -77,6 +77,8 @@ class Hosts:
             links=(Link(bandwidth_bps=1e9, propagation_delay_s=0.0),) * (len(names) - 1),
         )
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.within: list[str] = []
+        self.environment: dict[str, str] = {}
 
     def __enter__(self) -> Hosts:
         for name in self.names:
@@ -107,10 +109,11 @@ class Hosts:
         ]  # fmt: skip
 
     def start(self, name: str, *more: str) -> None:
+        """Start the agent; ``within`` and ``environment`` say by which command, and with which variables."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                self.command(name, *more), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                [*self.within, *self.command(name, *more)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment},
             )  # fmt: skip
 
     @contextlib.contextmanager

@@ -5,6 +5,8 @@ Real agents. No sample is lost, doubled or failed, and each label is the one of 
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -174,3 +176,84 @@ def test_all_agents_killed_and_started_in_any_order_lose_nothing(
         whole(agents)
         stream.flows()
     stream.check()
+
+
+# -- names and clocks that change ------------------------------------------------------------------
+
+
+def apart(hosts: Hosts) -> contextlib.ExitStack:
+    """Start the hosts' agents by hand within the context."""
+    ends = contextlib.ExitStack()
+    ends.push(hosts)
+    return ends
+
+
+@pytest.mark.slow
+def test_a_host_that_moves_to_another_address_is_found_by_its_name(tmp_path: Path, keys: Path, pair: Workload) -> None:
+    """What the cloud's name means is in a file of names that only the agents see."""
+    if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("mounts of its own take root (unshare --mount)")
+    hosts, names = Hosts(tmp_path, NAMES, keys=keys), tmp_path / "names"
+    hosts.within = ["unshare", "--mount", "sh", "-c", f'mount --bind {names} /etc/hosts && exec "$@"', "sh"]
+
+    def cloud_at(address: str) -> None:
+        names.write_text(f"127.0.0.1 localhost\n{address} cloud.portend.test\n")
+        hosts.start("cloud", "--listen", f"tcp://{address}:{hosts.listen['cloud']}")
+
+    with apart(hosts):
+        cloud_at("127.0.0.2")
+        hosts.start("edge")
+        with (
+            Agents(hosts.topology, load_keys(keys, OPERATOR), patience_s=60) as known,
+            elsewhere(known, host="127.0.0.2") as there,
+            elsewhere(known, host="cloud.portend.test") as agents,
+        ):
+            agents.sockets[1], there.sockets[1] = there.sockets[1], agents.sockets[1]  # this process lacks the name
+            pair.release(agents, **LIMITS)
+            whole(agents)
+            with Stream(agents, pair, "name") as stream:
+                for address in ("127.0.0.3", "127.0.0.2"):
+                    hosts.kill("cloud")
+                    until(lambda: agents.ask(0, "status")["plan"] == 1)
+                    cloud_at(address)
+                    whole(agents)
+                    stream.flows()
+            stream.check()
+
+
+STEPPED = """
+import pathlib, time
+real, real_ns, hours = time.time, time.time_ns, pathlib.Path(__file__).parent / "hours"
+time.time = lambda: real() + 3600 * int(hours.read_text())
+time.time_ns = lambda: real_ns() + 3600 * 10**9 * int(hours.read_text())
+"""
+
+
+@pytest.mark.slow
+def test_wall_clocks_that_are_stepped_by_an_hour_change_nothing(tmp_path: Path, keys: Path, pair: Workload) -> None:
+    """Python's wall clock of each agent: the libraries below it are not stepped."""
+    hosts = Hosts(tmp_path, NAMES, keys=keys)
+
+    def step(name: str, hours: int) -> None:
+        (tmp_path / f"clock-{name}/new").write_text(str(hours))
+        (tmp_path / f"clock-{name}/new").replace(tmp_path / f"clock-{name}/hours")
+
+    with apart(hosts):
+        for name in NAMES:
+            (tmp_path / f"clock-{name}").mkdir()
+            (tmp_path / f"clock-{name}/sitecustomize.py").write_text(STEPPED)
+            step(name, 0)
+            hosts.environment = {"PYTHONPATH": str(tmp_path / f"clock-{name}")}
+            hosts.start(name)
+        with Agents(hosts.topology, load_keys(keys, OPERATOR), patience_s=60) as agents:
+            pair.release(agents, **LIMITS | {"retry_s": 10.0, "silence_s": 3.0})
+            whole(agents)
+            with Stream(agents, pair, "stepped", pace_s=0.02) as stream:
+                for edge, cloud in ((1, 0), (1, -1), (-1, 1), (0, 0)):
+                    step("edge", edge)
+                    step("cloud", cloud)
+                    stream.flows(40)
+                    assert [round(agent.offset_s / 3600) for agent in agents.hello()] == [edge, cloud]
+            stream.check()
+        assert {(answer.attempts, answer.plan % 256) for answer in stream.got} == {(1, 0)}
+        assert all(0 <= answer.latency_s < 60 for answer in stream.got)
