@@ -310,6 +310,6 @@ def test_an_answer_explains_itself_in_the_units_of_its_cost(asked: Metric, estim
             if baseline.status == "optimal" and problem.minimize is not None and len(problem.objectives) == 1:
                 assert baseline.cost >= solution.cost * (1 - 1e-9) or baseline.plan.placement.count(0) > 1
         answer = solution.to_dict()
-        assert f"where the {asked.name} goes" in str(solution)
+        assert f"Where the {asked.name} goes" in str(solution)
         assert answer["why"]["metric"] == asked.name
         assert answer["metrics"][asked.name] == solution.cost

@@ -460,7 +460,9 @@ def test_the_command_prints_json_only_and_writes_the_page(tmp_path: Path) -> Non
     ]
     first = answer["points"][0]
     assert first["values"] == {"links[0].bandwidth": 1e6}
-    assert set(first) == {"values", "status", "plan", "latency_ms", "accuracy", "metrics", "baselines"}
+    assert set(first) == {
+        "values", "status", "bound", "gap", "plan", "latency_ms", "accuracy", "metrics", "baselines",
+    }  # fmt: skip
     assert set(first["baselines"]["edge-only"]) == {"status", "plan", "latency_ms", "accuracy", "metrics"}
     for flip in answer["crossovers"]:
         assert 1e6 < flip["below"]["value"] < flip["above"]["value"] < 1e7
@@ -476,7 +478,7 @@ def test_the_command_prints_json_only_and_writes_the_page(tmp_path: Path) -> Non
 def test_the_command_prints_tables() -> None:
     done = whatif("--sweep", "problem.min_accuracy=0.9,0.999", "--crossovers", "--tiers", "0", "--no-baselines")
     assert done.returncode == 0, done.stderr
-    assert "misses the constraint" in done.stdout
+    assert "(misses" in done.stdout  # the cell may fold
     assert "Crossovers" in done.stdout
     assert "jump" in done.stdout
 
