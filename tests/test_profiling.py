@@ -130,7 +130,7 @@ def test_a_killed_profile_goes_on_where_it_was(folder: Path, tmp_path: Path, kil
 
     other = portend(*words, "--threads", "2")
     assert isinstance(other.exception, StorageError)
-    assert '"threads": 2' in str(other.exception)
+    assert "execution.threads: 1, now 2" in str(other.exception)
     assert numbers(begun).keys() == kept.keys(), "refusing changes nothing"
 
     done = portend(*words)
