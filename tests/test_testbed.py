@@ -110,7 +110,7 @@ def test_traces_are_read_from_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "two lines"),
+        ("", r"bad\.txt is empty, but a trace of bandwidth is needed"),
         ("0 1\n1 fast\n", r"bad\.txt:2: .*seconds.*fast"),
         ("0 1 2\n", r"bad\.txt:1"),
         ("0 1\n", "two lines"),

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import yaml
 
-__all__ = ["KINDS", "check_yaml", "encoding_of", "kind_of", "what_is", "wrong_file"]
+__all__ = ["BINARY", "KINDS", "check_yaml", "encoding_of", "kind_of", "what_is", "wrong_file"]
 
 KINDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
@@ -53,7 +53,7 @@ _MARKS: Final = {  # that begin a text; the longer ones first
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_BINARY: Final = "binary data of no kind that Portend knows"
+BINARY: Final = "binary data of no kind that Portend knows"
 _OTHERS: Final = {
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
@@ -143,9 +143,9 @@ def _kind(file: Any, size: int) -> str | None:
         text = begin.decode(encoding_of(begin))
     except UnicodeDecodeError as error:
         if size <= _MOST or error.start < len(begin) - 4:
-            return _BINARY
+            return BINARY
         text = begin[: error.start].decode(encoding_of(begin))
-    return _BINARY if "\x00" in text else _of_text(text)
+    return BINARY if "\x00" in text else _of_text(text)
 
 
 def encoding_of(data: bytes) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from portend.errors import ConfigError, InvalidValue, choice, law
-from portend.files import kind_of, wrong_file
+from portend.files import BINARY, kind_of, wrong_file
 from portend.tables import RATES, TIMES, Lines, Table, rate_unit, table_of, text_lines, time_unit
 
 __all__ = ["BandwidthTrace", "load_trace", "trace_from"]
@@ -108,7 +108,7 @@ def load_trace(path: str | Path, *, time: str = "", bandwidth: str = "") -> Band
     Raises:
         ConfigError: the file, the line, and what is wrong there.
     """
-    if kind_of(path) not in (None, "trace"):
+    if kind_of(path) not in (None, "trace", BINARY):  # of what is nearly a text, the line is told
         raise ConfigError(wrong_file(path, "trace"))
     lines = text_lines(path)
     first = lines[0][1] if lines else ""
