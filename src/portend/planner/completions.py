@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.planner.goals import BestGoal
+from portend.planner.goals import BestGoal, climb
 from portend.planner.limits import Limits
 from portend.planner.space import NEVER, PlanSpace
 
@@ -33,7 +33,6 @@ Words = NDArray[np.uint64]
 
 _STEPS: Final = 10
 _RANGE: Final = 5.0
-_GOLDEN: Final = (math.sqrt(5) - 1) / 2
 _CELLS: Final = 1 << 19
 _AFTER: Final = 1 << 22
 _NEAR: Final = (0.8, 0.9, 1.0, 1.15, 1.3)
@@ -196,25 +195,19 @@ class Completions:
         rows = self.space.theta.size
         low = np.full(rows, math.log(self._usual()) - _RANGE)
         high = low + 1.5 * _RANGE
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        best = self.at(np.exp(left))
-        most = at_left = best.proven(goal)
+        best: Priced | None = None
+        most = np.full(rows, -np.inf)
 
         def prove(at: Floats) -> Floats:
             nonlocal best, most
             one = self.at(np.exp(at))
             bound = one.proven(goal)
-            best, most = best.or_where(bound > most, one), np.maximum(most, bound)
+            best = one if best is None else best.or_where(bound > most, one)
+            most = np.maximum(most, bound)
             return bound
 
-        at_right = prove(right)
-        for _ in range(_STEPS - 2):
-            rising = at_left < at_right
-            low, high = np.where(rising, left, low), np.where(rising, high, right)
-            probe = np.where(rising, low + _GOLDEN * (high - low), high - _GOLDEN * (high - low))
-            at_probe = prove(probe)
-            left, right = np.where(rising, right, probe), np.where(rising, probe, left)
-            at_left, at_right = np.where(rising, at_right, at_probe), np.where(rising, at_probe, at_left)
+        climb(prove, low, high, _STEPS)
+        assert best is not None
         return best
 
     def sharper(self, priced: Priced, goal: BestGoal[Any]) -> Priced:

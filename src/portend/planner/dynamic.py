@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.plan import Plan
-from portend.planner.goals import BestGoal, Found, Front, FrontGoal, Goal, repeats
+from portend.planner.goals import BestGoal, Found, Front, FrontGoal, Goal, climb, repeats
 from portend.planner.limits import Limits
 from portend.planner.space import NEVER, PlanSpace
 
@@ -50,7 +50,6 @@ _LABELS: Final = 20_000
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing
 _DUAL_STEPS: Final = 6
 _PRICE_RANGE: Final = 4.0
-_GOLDEN: Final = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -629,15 +628,7 @@ class _Prices:
             best_value[better], best_at[better] = bound[better], at[better]
             return bound
 
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        at_left, at_right = prove(left), prove(right)
-        for _ in range(_DUAL_STEPS - 2):
-            rising = at_left < at_right
-            low, high = np.where(rising, left, low), np.where(rising, high, right)
-            probe = np.where(rising, low + _GOLDEN * (high - low), high - _GOLDEN * (high - low))
-            at_probe = prove(probe)
-            left, right = np.where(rising, right, probe), np.where(rising, probe, left)
-            at_left, at_right = np.where(rising, at_right, at_probe), np.where(rising, at_probe, at_left)
+        climb(prove, low, high, _DUAL_STEPS)
         price = np.exp(np.interp(rows, some, best_at))
         search.bound = _Relaxed(price, *search.relaxed(price, rows))
         self.stride = 0.4

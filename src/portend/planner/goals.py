@@ -5,6 +5,7 @@ Values are the counts of ``PlanSpace``: samples times quanta, and right answers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, Self, TypeVar, overload
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 
 from portend.plan import Plan
 
-__all__ = ["BestGoal", "Found", "Front", "FrontGoal", "Goal", "Plans", "repeats"]
+__all__ = ["BestGoal", "Found", "Front", "FrontGoal", "Goal", "Plans", "climb", "repeats"]
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 _BINS: Final = 4096
+_GOLDEN: Final = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +150,19 @@ def repeats(*columns: NDArray[np.float64] | NDArray[np.int64]) -> Flags:
     if same.size > 1:
         same[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
     return same
+
+
+def climb(proven: Callable[[Floats], Floats], low: Floats, high: Floats, steps: int) -> None:
+    """Ask concave functions, each between ``low`` and ``high``, for their values ``steps`` times, nearing their tops.
+
+    Golden section search, for all functions [n] at once; ``proven`` remembers the best that it was asked for.
+    """
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = proven(left), proven(right)
+    for _ in range(steps - 2):
+        rising = at_left < at_right
+        low, high = np.where(rising, left, low), np.where(rising, high, right)
+        probe = np.where(rising, low + _GOLDEN * (high - low), high - _GOLDEN * (high - low))
+        at_probe = proven(probe)
+        left, right = np.where(rising, right, probe), np.where(rising, probe, left)
+        at_left, at_right = np.where(rising, at_right, at_probe), np.where(rising, at_probe, at_left)
