@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from portend import cli_observe
-from portend.cli_options import Command, FileOf, Quantity, Share, allow_code, as_json, folded, terminal
+from portend.cli_options import Command, FileOf, Quantity, Share, allow_code, as_json, folded, say, terminal
 from portend.cli_service import COMMANDS
 from portend.emulation import EMULATIONS
 from portend.errors import (
@@ -276,24 +276,21 @@ def demo(out: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.summary))
         sys.exit(0 if result.solution.met else _INFEASIBLE)
-    console = _show_comparisons(result.comparisons)
-    console.print(f"{result.solution.problem}: {result.solution.plan.describe(['edge', 'base', 'cloud'])}")
-    console.print(result.summary["verdict"])
-    console.print(describe_speed_drift(result.summary["speed_drift"]))
-    console.print(f"Everything is in {out}; open {Path(out) / 'report.html'}", soft_wrap=True)
+    _show_comparisons(result.comparisons)
+    say(f"{result.solution.problem}: {result.solution.plan.describe(['edge', 'base', 'cloud'])}")
+    say(result.summary["verdict"])
+    say(describe_speed_drift(result.summary["speed_drift"]))
+    say(f"Everything is in {out}; open {Path(out) / 'report.html'}")
     if not result.solution.met:
         _missed(result.solution, str(Path(out) / "plan.json"))
 
 
-def _show_comparisons(cases: Any) -> Any:
-    """Print the tables."""
+def _show_comparisons(cases: Any) -> None:
     from portend.analysis.tables import comparison_table, terms_table
 
-    console = terminal()
-    console.print(comparison_table(cases), terms_table(cases))
+    terminal().print(comparison_table(cases), terms_table(cases))
     for told, name in {case.disturbed: case.name for case in cases if case.disturbed}.items():
         click.echo(f"warning: when {name} ran, {told}", err=True)
-    return console
 
 
 @cli.command()
@@ -346,7 +343,7 @@ def train(config: str, out: str, restart: bool) -> None:
     if helper:
         return
     shown = " ".join(f"{100 * a:.1f}" for a in result.accuracies)
-    click.echo(f"{result.checkpoint}\naccuracy of each branch on the profiling split, %: {shown}")
+    say(f"{result.checkpoint}\naccuracy of each branch on the profiling split, %: {shown}")
 
 
 def _first_weights(config: str, network: str, options: dict[str, Any], init: str) -> Backbone:
@@ -417,7 +414,7 @@ def export(
         if int8:
             network = quantized(network, inputs, on_progress=lambda *at: tell("quantize", *at))
     network.save(out)
-    click.echo(
+    say(
         f"{out}: {backbone.name}{' in int8' if int8 else ''}, {len(backbone.blocks)} blocks, "
         f"{Path(out).stat().st_size / 1e6:.2f} MB; {'before that ' if int8 else ''}off PyTorch by at most {off:.1g} "
         f"on {len(some)} samples"
@@ -532,9 +529,9 @@ def profile(
         sys.exit(130)
     begun.unlink(missing_ok=True)
     samples = "" if device_only else f"{seen.samples} samples, "
-    click.echo(f"{out}: {spec.name}, {samples}device {device!r}, {execution}")
+    say(f"{out}: {spec.name}, {samples}device {device!r}, {execution}")
     if measured.predicted:
-        click.echo(f"{device}: {measured.predicted}")
+        say(f"{device}: {measured.predicted}")
     if measured.disturbed:
         click.echo(f"warning: {measured.disturbed}", err=True)
 
@@ -551,8 +548,8 @@ def _profile_from_csv(blocks: str, exits: str | None, name: str, device: str, de
         found = profile_from_csv(blocks, exits, name=name, device=device)
         measured = found.devices[device]
         save(found, out)
-    click.echo(f"{out}: {name or Path(blocks).stem}, {measured.num_blocks} blocks, device {device!r}")
-    click.echo(f"assumed: {measured.environment['assumed']}")
+    say(f"{out}: {name or Path(blocks).stem}, {measured.num_blocks} blocks, device {device!r}")
+    say(f"assumed: {measured.environment['assumed']}")
 
 
 def _value_ranges(network: str, dataset: Dataset, indices: Any, allow_code: tuple[str, ...], tell: Tell) -> Any:
@@ -636,7 +633,7 @@ def merge(files: tuple[str, ...], rename: tuple[str, ...], out: str) -> None:
         names[renamed] = new
     bundle = merge_profiles(loaded, names)
     save(bundle, out)
-    click.echo(f"{out}: {bundle.backbone.name}, {bundle.exits.samples} samples, devices {', '.join(bundle.devices)}")
+    say(f"{out}: {bundle.backbone.name}, {bundle.exits.samples} samples, devices {', '.join(bundle.devices)}")
 
 
 @cli.command()
@@ -697,11 +694,10 @@ def calibrate(
     if as_json:
         click.echo(json.dumps({"checkpoint": out, "samples": int(splits.calibration.size), "exits": exits}))
         return
-    from rich.table import Table
+    from portend.analysis.fitted import FittedTable
 
-    table = Table(title=f"Calibrated on {splits.calibration.size} samples, judged on {splits.profiling.size} others")
-    for column in ("exit", "temperature", "NLL before", "after", "ECE before, %", "after, %"):
-        table.add_column(column, justify="right")
+    table = FittedTable(f"Calibrated on {splits.calibration.size} samples, judged on {splits.profiling.size} others")
+    table.numbers("exit", "temperature", "NLL before", "after", "ECE before, %", "after, %")
     for number, one in enumerate(found, start=1):
         if one is not None:
             errors = (f"{one.nll[0]:.4f}", f"{one.nll[1]:.4f}", f"{100 * one.ece[0]:.2f}", f"{100 * one.ece[1]:.2f}")
@@ -778,8 +774,7 @@ def exits(
     elif markdown:
         click.echo(exits_markdown(rows, found.criterion))
     else:
-        console = terminal()
-        console.print(exits_table(rows, f"{spec.name}, {source}, by {found.criterion}", found.criterion))
+        terminal().print(exits_table(rows, f"{spec.name}, {source}, by {found.criterion}", found.criterion))
 
 
 @cli.command()
@@ -810,11 +805,10 @@ def codecs(
     if markdown:
         click.echo(codecs_markdown(rows))
         return
-    console = terminal()
     samples = next((loss.samples for loss in known.losses.values()), 0)
     counted = f"; losses on {samples} samples, of which one is {100 / samples:.2g} points" if samples else ""
     title = f"{known.backbone.name} on {device or next(iter(known.devices))}"
-    console.print(codecs_table(rows, f"{title}, tolerance {100 * tolerance:g} points{counted}"))
+    terminal().print(codecs_table(rows, f"{title}, tolerance {100 * tolerance:g} points{counted}"))
 
 
 def _check_writable(out: str) -> None:
@@ -978,21 +972,21 @@ def plan(
         planned.save(out)
     click.echo(json.dumps(planned.to_dict()) if as_json else folded(solution.describe(names)))
     if places.slow_start is not None and not as_json:
-        click.echo(
-            folded(f"  every message is charged slow start (initial window: {places.slow_start.initial_window})")
-        )
+        say(f"  every message is charged slow start (initial window: {places.slow_start.initial_window})")
     for other in () if as_json else others:
-        click.echo(folded(f"  {other.describe(names)}"))
+        say(f"  {other.describe(names)}")
     if with_front and not as_json:
-        click.echo("  Pareto front:" if solution.front_complete else "  Pareto front, as far as it was searched:")
+        say("  Pareto front:" if solution.front_complete else "  Pareto front, as far as it was searched:")
         for point in solution.front:
             name = point.plan.describe(names)
             values = "".join(
                 f"{m.name} {m.format(point.values[m.name])}  " for m in problem.metrics if m.name in point.values
             )
-            click.echo(folded(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {values}{name}"))
+            say(f"  {1e3 * point.latency_s:8.2f} ms  {100 * point.accuracy:6.2f} %  {values}{name}")
     if not usable:
         _missed(solution, out)
+    if out and usable and not as_json:
+        click.echo(out)
 
 
 def _asked(
@@ -1122,15 +1116,13 @@ def refine(
 
 
 def _show_rounds(found: Any, places: Topology, rounds: int) -> None:
-
     from portend.refine import refinement_table
 
-    console = terminal()
-    console.print(refinement_table(found, [tier.name for tier in places.tiers]))
+    terminal().print(refinement_table(found, [tier.name for tier in places.tiers]))
     best = found.rounds[found.best]
     still = "the plan stands still" if found.stands_still else f"the plan still moves after {rounds} rounds"
     files = "".join(f"\n  {path}" for path in (best.plan, best.checkpoint) if path)
-    console.print(f"{best.solution.problem}: {still}; the best is round {found.best}:{files}", soft_wrap=True)
+    say(f"{best.solution.problem}: {still}; the best is round {found.best}:{files}")
 
 
 def _told(warnings: list[str]) -> None:
@@ -1237,7 +1229,7 @@ def run(
     if as_json:
         click.echo(json.dumps(answer))
     else:
-        click.echo(
+        say(
             f"{chosen.describe([tier.name for tier in places.tiers])}\n{len(measured)} samples: "
             f"mean {1e3 * measured.mean_s:.2f} ms, p95 {1e3 * measured.quantile_s(0.95):.2f} ms, "
             f"accuracy {100 * measured.accuracy:.2f} %, "
@@ -1301,7 +1293,7 @@ def up(topology: str, traces: dict[str, str], as_json: bool) -> None:
                 click.echo(json.dumps(standing.record()))
             else:
                 _show_testbed(standing.record())
-                click.echo("ready; Ctrl-C takes it down")
+                say("ready; Ctrl-C takes it down")
             while True:
                 time.sleep(0.5)
                 standing.check()
@@ -1324,11 +1316,11 @@ def down(topology: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"removed": [each.testbed for each in gone], "in use": [each.testbed for each in left]}))
         return
     for each in gone:
-        click.echo(f"{each.testbed}: removed {', '.join(each.namespaces) or 'its record'}")
+        say(f"{each.testbed}: removed {', '.join(each.namespaces) or 'its record'}")
     for each in left:
-        click.echo(f"{each.testbed}: in use by process {each.pid}, left alone; stop that to remove it")
+        say(f"{each.testbed}: in use by process {each.pid}, left alone; stop that to remove it")
     if not (gone or left):
-        click.echo("nothing was there")
+        say("nothing was there")
 
 
 @testbed.command()
@@ -1347,11 +1339,11 @@ def show(topology: str | None, as_json: bool) -> None:
         return
     for each in found:
         state = f"process {each.pid}" if each.alive else "left by a killed process; `portend testbed down` removes it"
-        click.echo(f"{each.testbed}: {each.record.get('purpose', 'unfinished')}, {state}")
+        say(f"{each.testbed}: {each.record.get('purpose', 'unfinished')}, {state}")
         if "tiers" in each.record:
             _show_testbed(each.record)
     if not found:
-        click.echo("nothing stands")
+        say("nothing stands")
 
 
 def _of_topology(topology: str | None) -> Callable[[Any], bool]:
@@ -1365,10 +1357,10 @@ def _of_topology(topology: str | None) -> Callable[[Any], bool]:
 
 
 def _show_testbed(record: dict[str, Any]) -> None:
-    click.echo(f"{record['topology']} ({record['links']})")
+    say(f"{record['topology']} ({record['links']})")
     names = [tier["name"] for tier in record["tiers"]]
     for tier in record["tiers"]:
-        click.echo(f"  {tier['name']:<12} {tier['address']:<14} {tier['namespace']}")
+        say(f"  {tier['name']:<12} {tier['address']:<14} {tier['namespace']}")
     for check in record["checks"]:
         line = (
             f"  {names[check['start']]}–{names[check['end']]}: round trip {1e3 * check['round_trip_s']:.2f} ms "
@@ -1376,7 +1368,7 @@ def _show_testbed(record: dict[str, Any]) -> None:
         )
         for way, rate, due in zip(("there", "back"), check["rates_bps"], check["due_rates_bps"], strict=False):
             line += f", {way} {rate / 1e6:.4g} Mbit/s ({due / 1e6:.4g})"
-        click.echo(line)
+        say(line)
 
 
 def _executions(planned: PlanFile, network: str, places: Topology, **asked: Any) -> list[Execution]:
@@ -1436,10 +1428,10 @@ def compare(profile: str, measurements: tuple[str, ...], level: float, as_json: 
     if as_json:
         click.echo(json.dumps({"comparisons": [c.to_dict() for c in cases], "agreement": agreement(cases)}))
         return
-    console = _show_comparisons(cases)
+    _show_comparisons(cases)
     for name, check in exit_drifts(cases).items():
         if check.found:
-            console.print(f"exit drift in {name}: {'; '.join(check.describe())}", markup=False)
+            say(f"exit drift in {name}: {'; '.join(check.describe())}")
 
 
 @cli.command()
@@ -1521,9 +1513,8 @@ def validate(
 
     from portend.analysis.validation_page import targets_table, worst_table
 
-    console = terminal()
-    console.print(targets_table(found), worst_table(found, [tier.name for tier in places.tiers]))
-    console.print(f"Everything is in {out}; open {Path(out) / 'report.html'}", soft_wrap=True)
+    terminal().print(targets_table(found), worst_table(found, [tier.name for tier in places.tiers]))
+    say(f"Everything is in {out}; open {Path(out) / 'report.html'}")
 
 
 @cli.command()
@@ -1576,9 +1567,9 @@ def drift(
         click.echo(json.dumps(answer))
     else:
         for name, check in found.items():
-            click.echo(f"{name}: {check.plan.describe(names[name])}")
+            say(f"{name}: {check.plan.describe(names[name])}")
             for line in check.describe():
-                click.echo(f"  {line}")
+                say(f"  {line}")
     if drifted:
         sys.exit(_DRIFTED)
 
@@ -1707,8 +1698,7 @@ def _show_sweep(found: Any, flips: Any) -> None:
 
     from portend.analysis.whatif_page import crossover_table, sweep_table
 
-    console = terminal()
-    console.print(sweep_table(found, flips or ()), *([] if flips is None else [crossover_table(found, flips)]))
+    terminal().print(sweep_table(found, flips or ()), *([] if flips is None else [crossover_table(found, flips)]))
     for told in found.scenario.disturbed:
         click.echo(f"warning: {told}", err=True)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from portend.cli_options import Command, FileOf, Quantity, as_json, terminal
+from portend.cli_options import Command, FileOf, Quantity, as_json, say, terminal
 from portend.emulation import EMULATIONS
 from portend.errors import ConfigError, DeploymentError
 from portend.units import format_bandwidth, format_bytes, format_time
@@ -103,7 +103,7 @@ def links(
         click.echo(json.dumps([asdict(each) for each in found]))
     else:
         for index, each in enumerate(found):
-            click.echo(_described(measured, index, each))
+            say(_described(measured, index, each))
     if out:
         said = f"# Links as `portend links {topology} {how}` measured them.\n"
         write_text(said + topology_yaml(measured), out)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,7 +16,10 @@ from portend.units import Dimension, parse, parse_share
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Command", "FileOf", "Quantity", "Share", "allow_code", "as_json", "columns", "folded", "terminal"]
+__all__ = ["Command", "FileOf", "Quantity", "Share", "allow_code", "as_json", "columns", "folded", "say", "terminal"]
+
+
+_QUANTITY: Final = re.compile(r"(\d) (%|[num]?s\b|[kMG]?i?B\b|[kMG]?bit/s|points?\b)")
 
 
 def columns() -> int:
@@ -31,8 +35,11 @@ def terminal() -> Console:
 
 
 def folded(text: str) -> str:
-    """Return text whose lines are at most ``columns()`` long; what goes on in the next line is set in further."""
-    return "\n".join(
+    """Return text whose lines are at most ``columns()`` long; what goes on in the next line is set in further.
+
+    A number and its unit stay together.
+    """
+    lines = (
         textwrap.fill(
             line,
             columns(),
@@ -40,8 +47,14 @@ def folded(text: str) -> str:
             break_long_words=False,
             break_on_hyphens=False,
         )
-        for line in text.split("\n")
+        for line in _QUANTITY.sub("\\1\N{NO-BREAK SPACE}\\2", text).split("\n")
     )
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def say(text: str) -> None:
+    """Print an answer in words, folded; words of more than a line, such as paths, stay whole."""
+    click.echo(folded(text))
 
 
 class FileOf(click.ParamType[Any]):

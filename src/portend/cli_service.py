@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from portend.cli_options import Command, FileOf, Quantity, allow_code, as_json, folded
+from portend.cli_options import Command, FileOf, Quantity, allow_code, as_json, say
 from portend.errors import ConfigError, MismatchError, PortendError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def keys(folder: str, names: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(made))
         return
     for name, new in made.items():
-        click.echo(f"{folder}/{name}.key, {name}.key_secret: {'made' if new else 'was there'}")
+        say(f"{folder}/{name}.key, {name}.key_secret: {'made' if new else 'was there'}")
 
 
 @click.command(cls=Command)
@@ -208,13 +208,11 @@ def deploy(
         click.echo(json.dumps(answer))
         return
     names = [tier.name for tier in places.tiers]
-    click.echo(f"release {release.version} runs on {', '.join(names)}")
+    say(f"release {release.version} runs on {', '.join(names)}")
     for index, each in enumerate(plans):
-        click.echo(folded(f"  {'wanted' if index == 0 else 'else':<7}{each.describe(names)}"))
+        say(f"  {'wanted' if index == 0 else 'else':<7}{each.describe(names)}")
     for agent in found:
-        click.echo(
-            f"  clock of {agent.name}: {1e3 * agent.offset_s:+.2f} ms, give or take {1e3 * agent.within_s:.2f} ms"
-        )
+        say(f"  clock of {agent.name}: {1e3 * agent.offset_s:+.2f} ms, give or take {1e3 * agent.within_s:.2f} ms")
     if lacks:
         click.echo(f"  note: the wanted plan cannot be used now: {'; '.join(lacks)}", err=True)
     if not settled:
@@ -328,7 +326,7 @@ def feed(
         else:
             accuracy = f", {100 * right / now:.2f} % right" if labels and now else ""
             counts = f"{before} before; {answers.failed} reported failed"
-            click.echo(f"{now} answers in {seconds:.1f} s{accuracy}, {counts}; {journal}")
+            say(f"{now} answers in {seconds:.1f} s{accuracy}, {counts}; {journal}")
         return SOME_FAILED if answers.failed else 0
 
 
@@ -349,9 +347,9 @@ def status(topology: str, keys: str | None, plain: bool, as_json: bool) -> int:
         click.echo(json.dumps(found))
     else:
         for name, told in found.items():
-            click.echo(folded(f"{name:<12} {_state(told)}"))
+            say(f"{name:<12} {_state(told)}")
             for line in told.get("drift", ()):
-                click.echo(folded(f"{'':<12} {line}"))
+                say(f"{'':<12} {line}")
     return int(any("error" in told for told in found.values()))
 
 

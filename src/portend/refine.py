@@ -37,7 +37,7 @@ from portend.storage import save, write_json
 from portend.topology import Topology
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from portend.analysis.fitted import FittedTable
 
 __all__ = ["FINE_TUNING", "Refinement", "Round", "refine", "refinement_table"]
 
@@ -272,17 +272,14 @@ def _check_same(profile: Profile, backbone: Backbone, checkpoint: Path) -> None:
         )
 
 
-def refinement_table(refinement: Refinement, tier_names: Sequence[str]) -> Table:
+def refinement_table(refinement: Refinement, tier_names: Sequence[str]) -> FittedTable:
     """Return one row per round: its plan and what it gains over the plan of round 0."""
-    from rich.table import Table
+    from portend.analysis.fitted import FittedTable
 
-    table = Table(title="Plan, fine-tune, plan again", title_justify="left")
-    table.add_column("round", justify="right")
-    table.add_column("plan", overflow="fold", min_width=20)
-    for column in ("mean ms", "accuracy", "on test"):
-        table.add_column(column, justify="right")
-    table.add_column("ms at the\nfirst accuracy", justify="right")
-    table.add_column("accuracy at the\nfirst latency", justify="right")
+    table = FittedTable("Plan, fine-tune, plan again")
+    table.numbers("round")
+    table.words("plan")
+    table.numbers("mean\nms", "accuracy", "on\ntest", "ms at the\nfirst accuracy", "accuracy at the\nfirst latency")
     first = refinement.rounds[0]
     for number, each in enumerate(refinement.rounds):
         best, fastest = each.solution.estimate, each.same_accuracy_s

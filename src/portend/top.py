@@ -18,10 +18,10 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from portend.address import read_address
+from portend.analysis.fitted import FittedTable
 from portend.errors import DeploymentError
 from portend.units import format_bandwidth, format_bytes
 
@@ -193,14 +193,10 @@ def tables(before: Sequence[Reading | str], after: Sequence[Reading | str], name
     return Group(_tiers(before, after, names), _links(pairs), _exits(pairs))
 
 
-def _tiers(before: Sequence[Reading | str], after: Sequence[Reading | str], names: Sequence[str]) -> Table:
-    table = Table(
-        title="Tiers (times in ms: mean / p95 since the last look)", title_justify="left", padding=(0, 0, 0, 1)
-    )
-    table.add_column("tier", overflow="fold")
-    table.add_column("state", overflow="fold")
-    for column in ("queue", "credits", "dropped", *_TERMS):
-        table.add_column(column, justify="right")
+def _tiers(before: Sequence[Reading | str], after: Sequence[Reading | str], names: Sequence[str]) -> FittedTable:
+    table = FittedTable("Tiers (times in ms: mean / p95 since the last look)")
+    table.words("tier", "state")
+    table.numbers("queue", "credits", "dropped", *_TERMS)
     for name, then, now in zip(names, before, after, strict=True):
         if isinstance(now, str):
             table.add_row(_text(name), _text(now, style="red"))
@@ -219,12 +215,10 @@ def _tiers(before: Sequence[Reading | str], after: Sequence[Reading | str], name
     return table
 
 
-def _links(pairs: Sequence[tuple[Reading, Reading | None]]) -> Table:
-    table = Table(title="Links", title_justify="left")
-    for column in ("tier", "direction", "peer"):
-        table.add_column(column)
-    for column in ("now", "in all"):
-        table.add_column(column, justify="right")
+def _links(pairs: Sequence[tuple[Reading, Reading | None]]) -> FittedTable:
+    table = FittedTable("Links")
+    table.words("tier", "direction", "peer")
+    table.numbers("now", "in all")
     for now, then in pairs:
         for (direction, peer), count in sorted(now.bytes.items()):
             rate = _per_s(now, then, lambda reading, key=(direction, peer): reading.bytes.get(key, 0.0))  # type: ignore[misc]
@@ -233,11 +227,10 @@ def _links(pairs: Sequence[tuple[Reading, Reading | None]]) -> Table:
     return table
 
 
-def _exits(pairs: Sequence[tuple[Reading, Reading | None]]) -> Table:
-    table = Table(title="Exits", title_justify="left")
-    table.add_column("exit")
-    for column in ("answers", "share", "per second"):
-        table.add_column(column, justify="right")
+def _exits(pairs: Sequence[tuple[Reading, Reading | None]]) -> FittedTable:
+    table = FittedTable("Exits")
+    table.words("exit")
+    table.numbers("answers", "share", "per second")
     names = sorted({name for now, _ in pairs for name in now.exits}, key=lambda name: (len(name), name))
     counts = {name: sum(now.exits.get(name, 0.0) for now, _ in pairs) for name in names}
     whole = sum(counts.values())

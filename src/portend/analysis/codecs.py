@@ -15,7 +15,7 @@ from portend.profile import Profile
 from portend.units import format_bytes
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from portend.analysis.fitted import FittedTable
 
 __all__ = ["codec_rows", "codecs_markdown", "codecs_table"]
 
@@ -90,23 +90,21 @@ def _cells(row: Row) -> list[str]:
     return [str(row["cut"]), row["block"], row["codec"], size, *times, loss, "yes" if row["offered"] else "no"]
 
 
-def codecs_table(rows: Sequence[Row], title: str) -> Table:
+def codecs_table(rows: Sequence[Row], title: str) -> FittedTable:
     """Return the rows for a terminal, a section for each cut."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from portend.analysis.fitted import FittedTable
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table = FittedTable(title)
     for heading in _HEADINGS:
-        left = heading in ("after", "codec", "offered")
-        table.add_column(heading.replace(", ", "\n"), justify="left" if left else "right", overflow="fold")
+        add = table.words if heading in ("after", "codec", "offered") else table.numbers
+        add(heading.replace(", ", "\n"))
     for number, row in enumerate(rows):
         last = number + 1 == len(rows) or rows[number + 1]["cut"] != row["cut"]
         cut, after, codec, message, encode, decode, loss, offered = _cells(row)
         loss, _, changed = loss.partition(" (")
         codec += f"\n{changed[:-1]}" if changed else ""
         cells = (cut, after, codec, message.replace(" ±", "\n±"), encode, decode, loss, offered)
-        table.add_row(*map(Text, cells), end_section=last)
+        table.add_row(*cells, end_section=last)
     return table
 
 

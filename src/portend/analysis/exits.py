@@ -17,7 +17,7 @@ from portend.plan import CRITERIA, takes_exit
 from portend.profile import BackboneSpec, SampleExits, TabulatedExits
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from portend.analysis.fitted import FittedTable
 
 __all__ = ["accuracy_interval", "exit_rows", "exits_markdown", "exits_table"]
 
@@ -105,22 +105,17 @@ def _right(exits: SampleExits | TabulatedExits, branch: int, threshold: float) -
     return float(exits.correct[gone, branch].mean()) if gone.any() else None
 
 
-def exits_table(rows: Sequence[Row], title: str, criterion: str = "entropy") -> Table:
+def exits_table(rows: Sequence[Row], title: str, criterion: str = "entropy") -> FittedTable:
     """Return the rows for a terminal: per threshold the share that leaves, and how many of those are right."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from portend.analysis.fitted import FittedTable
 
-    table = Table(title=f"{title}; leave / right in %", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table = FittedTable(f"{title}; leave / right in %")
     for name in _first(rows):
-        left = name == "block"
-        table.add_column(
-            name.replace(", ", ",\n"), justify="left" if left else "right", overflow="fold", no_wrap=not left
-        )
-    for threshold in rows[0]["leaves"]:
-        table.add_column(f"{CRITERIA[criterion]}<{threshold}", justify="right")
+        add = table.words if name in ("block", "class") else table.numbers
+        add(name.replace(", ", ",\n"))
+    table.numbers(*(f"{CRITERIA[criterion]}<{threshold}" for threshold in rows[0]["leaves"]))
     for row in rows:
-        table.add_row(*(Text(cell.replace(" ± ", "±")) for cell in (*_first(rows, row), *_cells(row))))
+        table.add_row(*(cell.replace(" ± ", "±") for cell in (*_first(rows, row), *_cells(row))))
     return table
 
 

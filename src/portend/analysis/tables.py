@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from portend.analysis.compare import TERMS, Comparison
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from rich.text import Text
+
+    from portend.analysis.fitted import FittedTable
 
 __all__ = ["comparison_table", "format_error", "format_ms", "format_rates", "format_share", "signed", "terms_table"]
 
@@ -44,15 +45,16 @@ def _rates(rates: Sequence[float]) -> str:
     return " / ".join(f"{100 * float(rate):.0f}" for rate in rates)
 
 
-def comparison_table(comparisons: Sequence[Comparison], tier_names: Sequence[str] | None = None) -> Table:
+def comparison_table(comparisons: Sequence[Comparison], tier_names: Sequence[str] | None = None) -> FittedTable:
     """Return three lines per plan: latencies in ms, accuracy and exit rates, ✓ where a measured value lies inside its
     interval and ✗ where it does not. Without ``tier_names`` those of each measurement's topology are used."""
-    table = _table("Predicted and measured")
-    table.add_column("plan", overflow="fold", min_width=20)
-    table.add_column("", no_wrap=True)
-    for column in ("mean ms", "p95 ms", "accuracy"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("exits, %", overflow="fold")
+    from portend.analysis.fitted import FittedTable
+
+    table = FittedTable("Predicted and measured")
+    table.words("plan")
+    table.words("", fold=False)
+    table.numbers("mean ms", "p95 ms", "accuracy")
+    table.words("exits, %")
     for case in comparisons:
         table.add_row(*_row(case, tier_names))
     return table
@@ -72,16 +74,17 @@ def _row(case: Comparison, tier_names: Sequence[str] | None) -> list[str | Text]
     ]
 
 
-def terms_table(comparisons: Sequence[Comparison]) -> Table:
+def terms_table(comparisons: Sequence[Comparison]) -> FittedTable:
     """Return two lines per plan, predicted and measured, and one column per latency term, in ms.
 
     The term with the largest absolute error of each plan is marked with *.
     """
-    table = _table("Latency terms in ms (* largest error)")
-    table.add_column("plan", overflow="fold")
-    table.add_column("", no_wrap=True)
-    for name in (*TERMS, "sum"):
-        table.add_column(name, justify="right", no_wrap=True)
+    from portend.analysis.fitted import FittedTable
+
+    table = FittedTable("Latency terms in ms (* largest error)")
+    table.words("plan")
+    table.words("", fold=False)
+    table.numbers(*TERMS, "sum")
     for case in comparisons:
         largest = case.largest_error.name
         cells = [
@@ -91,13 +94,6 @@ def terms_table(comparisons: Sequence[Comparison]) -> Table:
         total = f"{format_ms(case.estimate.mean_s)}\n{format_ms(case.measurement.mean_s)}"
         table.add_row(_name(case.name), "predicted\nmeasured", *cells, total)
     return table
-
-
-def _table(title: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_lines=False)
 
 
 def _name(name: str, description: str = "") -> Text:

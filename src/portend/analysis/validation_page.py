@@ -21,7 +21,8 @@ from portend.topology import Topology
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-    from rich.table import Table
+
+    from portend.analysis.fitted import FittedTable
 
 __all__ = [
     "agreement_rows",
@@ -50,33 +51,31 @@ h3 { margin: 18px 0 4px; }
 # --- for a terminal ------------------------------------------------------------------------
 
 
-def targets_table(found: Validation) -> Table:
+def targets_table(found: Validation) -> FittedTable:
     """Return one row per target: what was reached, and what explains it where it was missed."""
-    from rich import box
-    from rich.table import Table
+    from portend.analysis.fitted import FittedTable
 
-    table = Table(title=f"{len(found.cases)} plans", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("", "found", "target", ""):
-        table.add_column(name, justify="left" if not name else "right")
-    table.add_column("mostly because of", overflow="fold")
+    table = FittedTable(f"{len(found.cases)} plans")
+    table.words("")
+    table.numbers("found", "target", "")
+    table.words("mostly because of")
     for verdict in found.verdicts():
         table.add_row(*_verdict(verdict))
     return table
 
 
-def worst_table(found: Validation, tier_names: Sequence[str]) -> Table:
+def worst_table(found: Validation, tier_names: Sequence[str]) -> FittedTable:
     """Return one row for each of the plans with the largest errors, and the part that explains it."""
-    from rich import box
-    from rich.table import Table
+    from portend.analysis.fitted import FittedTable
 
-    table = Table(title="Worst plans", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("plan", overflow="fold", min_width=20)
-    for name in ("mean ms\npred / meas", "error", "explained by"):
-        table.add_column(name, justify="right")
+    table = FittedTable("Worst plans")
+    table.words("plan")
+    table.numbers("mean ms\npred / meas", "error")
+    table.words("explained by")
     for case in found.worst(5):
         name, size = _explained(case)
         table.add_row(
-            f"{case.name}  {case.comparison.plan.describe(tier_names)}".replace("[", r"\["),
+            f"{case.name}  {case.comparison.plan.describe(tier_names)}",
             f"{format_ms(case.comparison.estimate.mean_s)} / {format_ms(case.measured_s)}",
             format_error(case.comparison.error),
             f"{name}, {signed(1e3 * size, 2)} ms",

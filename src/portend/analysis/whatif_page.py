@@ -6,6 +6,7 @@ Plans are lettered in the order in which they appear; one plan has one letter an
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -23,7 +24,8 @@ from portend.storage import write_text
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-    from rich.table import Table
+
+    from portend.analysis.fitted import FittedTable
 
 __all__ = ["crossover_table", "plot_grid", "plot_sweep", "render_page", "sweep_table", "write_page"]
 
@@ -149,25 +151,20 @@ def _others(found: Sweep) -> list[Metric]:
 # --- tables for a terminal -------------------------------------------------------------------
 
 
-def sweep_table(found: Sweep, crossovers: Sequence[Crossover] = ()) -> Table:
+def sweep_table(found: Sweep, crossovers: Sequence[Crossover] = ()) -> FittedTable:
     """Return one row per point: values, the plan, mean and 95th percentile in ms, accuracy, the best baseline."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from portend.analysis.fitted import FittedTable
 
     names = _Names(found, crossovers)
-    table = Table(title=found.asked, title_justify="left", box=box.SIMPLE_HEAD)
-    for axis in found.axes:
-        table.add_column(Text(axis.path.replace(".", ".\n")), justify="right", overflow="fold")
-    table.add_column("", no_wrap=True)
-    table.add_column("plan", overflow="fold", min_width=20)
-    for column in ("mean\nms", "p95\nms", "accuracy", *(m.name for m in _others(found))):
-        table.add_column(column, justify="right")
-    table.add_column("best\nbaseline", overflow="fold")
+    table = FittedTable(found.asked)
+    table.numbers(*(_broken(axis.path) for axis in found.axes))
+    table.words("", "plan")
+    table.numbers("mean\nms", "p95\nms", "accuracy", *(m.name for m in _others(found)))
+    table.words("best\nbaseline")
     for point in found.points:
         values = [found.field(i).format(v) for i, v in enumerate(point.values)]
         note = "  (misses the constraint)" if point.missed else ""
-        table.add_row(*values, names.letter(point), Text(names.text(point) + note), *_cells(found, point))
+        table.add_row(*values, names.letter(point), names.text(point) + note, *_cells(found, point))
     return table
 
 
@@ -187,26 +184,28 @@ def _cells(found: Sweep, point: SweepPoint) -> list[str]:
     return [*times, format_share(estimate.accuracy), *own, other]
 
 
-def crossover_table(found: Sweep, crossovers: Sequence[Crossover]) -> Table:
+def crossover_table(found: Sweep, crossovers: Sequence[Crossover]) -> FittedTable:
     """Return one row per crossover: along which field, where, the plans on both sides, and what each of them gives."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from portend.analysis.fitted import FittedTable
 
     names = _Names(found, crossovers)
-    table = Table(title="Crossovers: where the plan flips", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in _places_head(found, crossovers):
-        table.add_column(Text(column), justify="right", overflow="fold")
+    table = FittedTable("Crossovers: where the plan flips")
+    table.numbers(*map(_broken, _places_head(found, crossovers)))
     goal = _Goal.of(found)
-    for column in ("±", "", "kind", f"{goal.unit or goal.name} below | above", "accuracy below | above"):
-        table.add_column(Text(column))
+    table.words("±", "", "kind", fold=False)
+    table.numbers(f"{goal.unit or goal.name}\nbelow | above", "accuracy\nbelow | above")
     for crossover in crossovers:
-        places = map(Text, _places(found, crossovers, crossover))
+        places = map(_broken, _places(found, crossovers, crossover))
         sides = _sides(goal, crossover)
-        table.add_row(*places, _width(crossover), Text(_change(names, crossover)), crossover.kind, *sides)
+        table.add_row(*places, _width(crossover), _change(names, crossover), crossover.kind, *sides)
     if not crossovers:
         table.caption = "none: the plan is the same from end to end"
     return table
+
+
+def _broken(path: str) -> str:
+    """A field's path in lines, a part in each."""
+    return re.sub(r"([\]a-z]\.)", r"\1\n", path)
 
 
 def _change(names: _Names, crossover: Crossover) -> str:
