@@ -18,9 +18,9 @@ import numpy as np
 from figures import dress, write
 from matplotlib.figure import Figure
 
-from portend.analysis.plots import INK, PART_COLORS, QUIET
 from portend.analysis.validation import PAPER
-from portend.storage import atomic_path
+from portend.io.storage import atomic_path
+from portend.report.figures import INK, PART_COLORS, QUIET
 
 __all__ = ["agreement_table", "draw_agreement", "main", "regret_table", "terms_table"]
 

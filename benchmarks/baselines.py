@@ -17,17 +17,17 @@ from typing import Any, Final
 
 from plans import Network, Running, Tell, available, compared, open_network, print_table, scores_of, speedup
 
-from portend.config import load_topology
-from portend.emulation import EMULATIONS
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile, write_json
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.solve import solve
-from portend.profile import SampleExits
 from portend.profiling.environment import describe_machine
 from portend.progress import progress
-from portend.storage import load_profile, write_json
-from portend.topology import Topology
+from portend.testbed.emulation import EMULATIONS
 from portend.units import format_bandwidth, parse
+from portend.values.profile import SampleExits
+from portend.values.topology import Topology
 
 __all__ = ["PLANNERS", "main", "measure", "plans_table", "table"]
 

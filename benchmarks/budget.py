@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.compute_fit import fit_compute
-from portend.profile import BackboneSpec, Profile
+from portend.io.storage import load_profile_or_device, write_json
 from portend.profiling.prediction import checked, measuring_order
-from portend.storage import load_profile_or_device, write_json
+from portend.values.compute_fit import fit_compute
+from portend.values.profile import BackboneSpec, Profile
 
 __all__ = ["main", "rows"]
 

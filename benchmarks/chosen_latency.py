@@ -31,15 +31,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.compute_fit import mean_repeats
-from portend.config import load_topology
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile, write_json
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
-from portend.profile import DeviceProfile, Profile
-from portend.storage import load_profile, write_json
-from portend.topology import Topology
+from portend.values.compute_fit import mean_repeats
+from portend.values.plan import Plan
+from portend.values.profile import DeviceProfile, Profile
+from portend.values.topology import Topology
 
 __all__ = ["campaign_rows", "chosen_on", "drawn", "halves", "main", "raw", "rows_of", "truth_of"]
 

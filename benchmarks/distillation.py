@@ -12,11 +12,13 @@ import tempfile
 
 import numpy as np
 
-from portend.models import zoo
-from portend.models.data import load_dataset, make_splits
-from portend.models.evaluators import TorchEvaluator
-from portend.models.scoring import score_samples
-from portend.models.training import Distillation, TrainingConfig, train
+from portend.data.dataset import make_splits
+from portend.data.sources import load_dataset
+from portend.networks import zoo
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.scoring import score_samples
+from portend.training.config import Distillation, TrainingConfig
+from portend.training.training import train
 
 __all__ = ["main"]
 

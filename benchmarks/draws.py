@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from portend.analysis.compare import fit, undecided_exits
 from portend.errors import MismatchError, PortendError
+from portend.io.storage import load_profile
 from portend.perfmodel.exits import replay
-from portend.plan import Plan
-from portend.profile import Exits, SampleExits
-from portend.storage import load_profile
+from portend.values.plan import Plan
+from portend.values.profile import Exits, SampleExits
 
 Floats = NDArray[np.float64]
 

@@ -18,14 +18,15 @@ from typing import Any, Final
 
 import torch
 
-from portend.analysis.estimators import estimators_page
-from portend.models import zoo
-from portend.models.backbone import Backbone
-from portend.models.data import Dataset, load_dataset
+from portend.data.dataset import Dataset
+from portend.data.sources import load_dataset
+from portend.io.storage import write_json, write_text
+from portend.networks import zoo
+from portend.networks.backbone import Backbone
 from portend.profiling.environment import describe_machine
 from portend.profiling.estimators import compare_estimators
-from portend.runtime.watch import Counters, Disturbance, count
-from portend.storage import write_json, write_text
+from portend.report.estimators_page import estimators_page
+from portend.testbed.watch import Counters, Disturbance, count
 
 __all__ = ["main"]
 

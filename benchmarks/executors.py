@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.execution import Execution
-from portend.models.checkpoint import save_checkpoint
-from portend.models.exporting import deviation, export
-from portend.models.quantizing import quantized
-from portend.models.zoo import build
-from portend.runtime.executors import Partition, make_executor
+from portend.networks.checkpoint import save_checkpoint
+from portend.networks.exporting import deviation, export
+from portend.networks.quantizing import quantized
+from portend.networks.zoo import build
+from portend.runtime.executor import Partition
+from portend.runtime.executors import make_executor
+from portend.values.execution import Execution
 
 __all__ = ["Row", "main", "measure"]
 

@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from portend.plan import CRITERIA
-from portend.profile import BackboneSpec, CodecProfile, DeviceProfile, Profile, ResultProfile, SampleExits
-from portend.storage import save
+from portend.io.storage import save
+from portend.values.plan import CRITERIA
+from portend.values.profile import BackboneSpec, CodecProfile, DeviceProfile, Profile, ResultProfile, SampleExits
 
 STEPS = """
 import json, sys, time
 import numpy as np
-import portend.storage
+import portend.io.storage
 from portend.perfmodel.exits import BitTables
-from portend.perfmodel.strata import class_counts, rate_interval
+from portend.stats.strata import class_counts, rate_interval
 
 def own_mb():
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -39,7 +39,7 @@ def step(name, action):
     found[name] = {"seconds": time.perf_counter() - start, "own_mb": own_mb() - before}
     return result
 
-exits = step("load", lambda: portend.storage.load_profile(sys.argv[1]).exits)
+exits = step("load", lambda: portend.io.storage.load_profile(sys.argv[1]).exits)
 step("view by another criterion", lambda: exits.by("margin"))
 theta = np.linspace(0.1, 0.9, 9)
 step("exit rates, 9 thresholds", lambda: exits.rates(theta))

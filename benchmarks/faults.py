@@ -26,17 +26,17 @@ import psutil
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from portend.emulation.relay import Relay, Route  # noqa: E402
-from portend.execution import Execution  # noqa: E402
-from portend.models.decoding import decoder_from_dict  # noqa: E402
-from portend.models.encodings import png  # noqa: E402
-from portend.models.onnxfile import load_onnx  # noqa: E402
-from portend.plan import Plan  # noqa: E402
+from portend.data.decoding import decoder_from_dict  # noqa: E402
+from portend.data.encodings import png  # noqa: E402
+from portend.networks.onnxfile import load_onnx  # noqa: E402
 from portend.runtime.executors import make_executor  # noqa: E402
-from portend.runtime.messages import wire_bytes  # noqa: E402
-from portend.service.coordinator import Agents  # noqa: E402
+from portend.runtime.protocol import wire_bytes  # noqa: E402
 from portend.service.keys import OPERATOR, Keys, load_keys, make_keys  # noqa: E402
-from portend.topology import Link  # noqa: E402
+from portend.service.operator import Agents  # noqa: E402
+from portend.testbed.emulation.relay import Relay, Route  # noqa: E402
+from portend.values.execution import Execution  # noqa: E402
+from portend.values.plan import Plan  # noqa: E402
+from portend.values.topology import Link  # noqa: E402
 from service_hosts import NAMES, Hosts, Stream, Workload, make_workload, until, whole  # noqa: E402
 
 LIMITS: dict[str, Any] = {"retry_s": 3.0, "deadline_s": 120.0, "attempts": 50}

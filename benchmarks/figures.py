@@ -17,9 +17,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from portend.analysis.exits import exit_rows
-from portend.analysis.plots import GRID, INK, PART_COLORS, QUIET
-from portend.storage import atomic_path, load_profile
+from portend.analysis.exit_table import exit_rows
+from portend.io.storage import atomic_path, load_profile
+from portend.report.figures import GRID, INK, PART_COLORS, QUIET
 
 __all__ = ["draw_estimators", "draw_exits", "dress", "main", "write"]
 

@@ -21,16 +21,16 @@ from typing import Any, Final
 import numpy as np
 from plans import Tell, open_network, print_table, scores_of
 
-from portend.config import load_topology
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile, write_json
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
 from portend.planner.solve import solve
-from portend.profile import Profile
 from portend.progress import progress
-from portend.storage import load_profile, write_json
-from portend.topology import Topology
+from portend.values.plan import Plan
+from portend.values.profile import Profile
+from portend.values.topology import Topology
 
 __all__ = ["main", "measure", "table"]
 

@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from portend.config import load_topology
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile, write_json
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.solve import solve
-from portend.profile import Profile
-from portend.storage import load_profile, write_json
-from portend.topology import Topology
+from portend.values.profile import Profile
+from portend.values.topology import Topology
 
 __all__ = ["Row", "main", "rows_of"]
 

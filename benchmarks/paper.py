@@ -35,34 +35,36 @@ from figures import write
 from matplotlib.figure import Figure
 from plans import Network, Running, Tell, available, open_network, scores_of, speedup
 
-from portend.analysis import report
 from portend.analysis.compare import Fit
 from portend.analysis.validation import PAPER, Validation
 from portend.analysis.validation import Case as ValidatedPlan
-from portend.analysis.validation_page import agreement_rows
-from portend.config import load_topology
-from portend.emulation import EMULATIONS
+from portend.data.dataset import Dataset, Splits, draw, make_splits
+from portend.data.sources import load_dataset
 from portend.errors import PortendError
-from portend.execution import Execution
-from portend.models.checkpoint import load_checkpoint
-from portend.models.data import Dataset, Splits, draw, load_dataset, make_splits
-from portend.models.evaluators import TorchEvaluator
-from portend.models.networkfile import read_spec
-from portend.models.training import DIGITS_TRAINING, Progress, TrainingConfig, train
-from portend.models.zoo import build
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile, save, write_json, write_text
+from portend.networks.checkpoint import load_checkpoint
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.networkfile import read_spec
+from portend.networks.zoo import build
 from portend.perfmodel.estimate import Estimate
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
-from portend.profile import Profile, SampleExits
 from portend.profiling.device import DeviceProfiling, profile_device
 from portend.profiling.environment import describe_machine
-from portend.profiling.exits import profile_exits
 from portend.profiling.losses import profile_codecs
+from portend.profiling.network import profile_exits
 from portend.progress import progress
-from portend.refine import refine
-from portend.storage import load_profile, save, write_json, write_text
-from portend.topology import Topology
+from portend.report import page as report
+from portend.report.validation_page import agreement_rows
+from portend.testbed.emulation import EMULATIONS
+from portend.training.config import DIGITS_TRAINING, Progress, TrainingConfig
+from portend.training.training import train
 from portend.units import format_bandwidth, format_time
-from portend.validate import Campaign, read_campaign, validate
+from portend.values.execution import Execution
+from portend.values.profile import Profile, SampleExits
+from portend.values.topology import Topology
+from portend.workflows.refine import refine
+from portend.workflows.validate import Campaign, read_campaign, validate
 
 __all__ = ["PARTS", "Case", "Part", "go_on", "known", "main", "measure_part", "page"]
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from plans import speedup
 
-from portend.analysis.plots import CHOSEN, GRID, INK, PART_COLORS, QUIET
+from portend.report.figures import CHOSEN, GRID, INK, PART_COLORS, QUIET
 
 __all__ = [
     "FIGURES",

@@ -37,16 +37,17 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from portend.config import load_topology
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile, save
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner import dynamic, replay
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.limits import Limits
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
 from portend.planner.space import PlanSpace
-from portend.profile import (
+from portend.values.plan import Plan
+from portend.values.profile import (
     BackboneSpec,
     CodecProfile,
     DeviceProfile,
@@ -55,8 +56,7 @@ from portend.profile import (
     SampleExits,
     TabulatedExits,
 )
-from portend.storage import load_profile, save
-from portend.topology import Link, Tier, Topology
+from portend.values.topology import Link, Tier, Topology
 from reference import Reference, enumerate_plans  # type: ignore[import-not-found, unused-ignore]
 
 SAMPLES = 5000
@@ -487,7 +487,7 @@ def process_row() -> Row:
         path = Path(folder) / "profile.zip"
         save(replace(resnet_like(10), devices={"local": resnet_like(10).devices["edge"]}), path)
         topology = ROOT / "configs" / "topologies" / "three_tier.yaml"
-        command = [sys.executable, "-m", "portend.cli", "plan", str(path), "--topology", str(topology)]
+        command = [sys.executable, "-m", "portend.cli.app", "plan", str(path), "--topology", str(topology)]
         command += ["--min-accuracy", "0.8", "--json"]
         seconds = timed(lambda: subprocess.run(command, check=True, capture_output=True), 5)
     return Row(name="portend plan from the shell, whole process", plans=np.nan, seconds=seconds, target_s=0.5)

@@ -13,22 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.analysis.compare import Comparison
-from portend.emulation.namespaces import unavailable
+from portend.data.dataset import Dataset, draw, make_splits
+from portend.data.decoding import decoder_from_dict
+from portend.data.sources import code_in, load_dataset
 from portend.errors import ConfigError, MismatchError
-from portend.measurement import Measurement
-from portend.models.data import Dataset, draw, load_dataset, make_splits
-from portend.models.decoding import decoder_from_dict
-from portend.models.evaluators import load_evaluator
-from portend.models.networkfile import read_provenance, read_spec
-from portend.models.sources import code_in
+from portend.io.storage import load_profile, save
+from portend.networks.evaluators import load_evaluator
+from portend.networks.networkfile import read_provenance, read_spec
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan, takes_exit
-from portend.profile import Profile, SampleExits
-from portend.profiling.exits import profile_exits
+from portend.profiling.network import profile_exits
 from portend.profiling.turns import Turns, run_in_turns
-from portend.runtime.coordinator import Deployment
-from portend.storage import load_profile, save
-from portend.topology import Topology
+from portend.testbed.deployment import Deployment
+from portend.testbed.emulation.namespaces import unavailable
+from portend.values.measurement import Measurement
+from portend.values.plan import Plan, takes_exit
+from portend.values.profile import Profile, SampleExits
+from portend.values.topology import Topology
 
 __all__ = [
     "Network",

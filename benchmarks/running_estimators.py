@@ -24,19 +24,19 @@ from numpy.typing import NDArray
 from plans import Network, Running, Tell, available, open_network, print_table, run_plans
 
 from portend.analysis.compare import fit
-from portend.config import load_topology
-from portend.emulation import EMULATIONS
 from portend.errors import MismatchError
-from portend.models.checkpoint import load_checkpoint
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile, write_json
+from portend.networks.checkpoint import load_checkpoint
 from portend.perfmodel.estimate import PARTS
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.mix import mixed_plans
-from portend.profile import DeviceProfile, Profile
 from portend.profiling.environment import describe_machine
 from portend.profiling.estimators import compare_estimators
 from portend.progress import progress
-from portend.storage import load_profile, write_json
-from portend.topology import Topology
+from portend.testbed.emulation import EMULATIONS
+from portend.values.profile import DeviceProfile, Profile
+from portend.values.topology import Topology
 
 __all__ = ["ESTIMATORS", "main", "measure", "on_device", "table"]
 

@@ -52,17 +52,17 @@ from google.protobuf.wrappers_pb2 import BytesValue, Int64Value
 from numpy.typing import NDArray
 from torch import nn
 
-from portend.measurement import SPAN_KINDS
-from portend.models.backbone import Backbone
-from portend.models.checkpoint import save_checkpoint
-from portend.models.decoding import TensorDecoder
-from portend.plan import Plan
-from portend.runtime.coordinator import Deployment
-from portend.runtime.executors import Partition
-from portend.runtime.messages import Header, pack_header
+from portend.data.decoding import TensorDecoder
+from portend.io.storage import write_json
+from portend.networks.backbone import Backbone
+from portend.networks.checkpoint import save_checkpoint
+from portend.runtime.executor import Partition
+from portend.runtime.protocol import Header, pack_header
 from portend.runtime.torch_executor import TorchExecutor
-from portend.storage import write_json
-from portend.topology import Link, Tier, Topology
+from portend.testbed.deployment import Deployment
+from portend.values.measurement import SPAN_KINDS
+from portend.values.plan import Plan
+from portend.values.topology import Link, Tier, Topology
 
 SIZES: Final = (1_024, 65_536, 1_048_576)
 LOOPBACK: Final = "tcp://127.0.0.1"

@@ -20,17 +20,17 @@ import numpy as np
 from plans import Network, Running, Tell, available, compared, open_network, print_table, scores_of
 from scipy.optimize import brentq
 
-from portend.config import load_topology
-from portend.emulation import EMULATIONS
 from portend.errors import SearchError
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile, write_json
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.solve import solve
-from portend.profile import Profile, SampleExits
 from portend.profiling.environment import describe_machine
 from portend.progress import progress
-from portend.storage import load_profile, write_json
-from portend.topology import Topology
+from portend.testbed.emulation import EMULATIONS
+from portend.values.profile import Profile, SampleExits
+from portend.values.topology import Topology
 
 __all__ = ["BEST", "main", "measure", "ranges", "table"]
 

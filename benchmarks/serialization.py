@@ -33,11 +33,11 @@ import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 
-from portend.models.decoding import TensorDecoder
-from portend.plan import CODECS
-from portend.profile import ValueRange
+from portend.data.decoding import TensorDecoder
+from portend.io.storage import write_json
 from portend.runtime.codecs import Codec, make_codec
-from portend.storage import write_json
+from portend.values.plan import CODECS
+from portend.values.profile import ValueRange
 
 Tensor = NDArray[np.float32]
 

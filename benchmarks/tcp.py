@@ -32,12 +32,12 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from portend.analysis.compare import fit
-from portend.analysis.plots import CHOSEN, GRID, INK, PART_COLORS, QUIET
-from portend.config import load_topology
-from portend.emulation.arrivals import receive, stamp
-from portend.emulation.namespaces import Namespaces
-from portend.storage import atomic_path, write_json
-from portend.topology import SlowStart, Topology
+from portend.io.forms import load_topology
+from portend.io.storage import atomic_path, write_json
+from portend.report.figures import CHOSEN, GRID, INK, PART_COLORS, QUIET
+from portend.runtime.arrivals import receive, stamp
+from portend.testbed.emulation.namespaces import Namespaces
+from portend.values.topology import SlowStart, Topology
 
 __all__ = ["connection", "draw", "main", "message_s", "predicted_s", "summaries"]
 

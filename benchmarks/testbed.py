@@ -18,10 +18,11 @@ import threading
 import time
 from pathlib import Path
 
-from portend.config import load_topology
-from portend.emulation import EMULATIONS
-from portend.emulation.base import Emulation, make_emulation
-from portend.emulation.namespaces import Namespaces
+from portend.io.forms import load_topology
+from portend.testbed.emulation import EMULATIONS
+from portend.testbed.emulation.base import Emulation
+from portend.testbed.emulation.choose import make_emulation
+from portend.testbed.emulation.namespaces import Namespaces
 
 SIZES = (300, 12_000, 65_000, 602_000, 1_600_000)
 

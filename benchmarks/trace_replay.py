@@ -43,10 +43,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import portend as pt
-from portend.analysis.plots import CHOSEN, GRID, INK, PART_COLORS, QUIET
-from portend.emulation.traces import BandwidthTrace, load_trace
+from portend.io.storage import atomic_path, write_json
 from portend.perfmodel.estimate import quantile_s
-from portend.storage import atomic_path, write_json
+from portend.report.figures import CHOSEN, GRID, INK, PART_COLORS, QUIET
+from portend.testbed.emulation.traces import BandwidthTrace, load_trace
 
 __all__ = ["Replay", "Step", "draw", "main", "steps_of"]
 
@@ -290,12 +290,13 @@ def measure_steps(
     one: Replay, trace: BandwidthTrace, network: Path, data: str | None, *, count: int, samples: int, turns: int
 ) -> list[dict[str, Any]]:
     """Run the plan for the mean bandwidth and the best one, in turns, on links as they are at some steps."""
-    from portend.models.data import draw as drawn
-    from portend.models.data import load_dataset, make_splits
-    from portend.models.decoding import decoder_from_dict
-    from portend.models.networkfile import read_provenance
+    from portend.data.dataset import draw as drawn
+    from portend.data.dataset import make_splits
+    from portend.data.decoding import decoder_from_dict
+    from portend.data.sources import load_dataset
+    from portend.networks.networkfile import read_provenance
     from portend.profiling.turns import run_in_turns
-    from portend.runtime.coordinator import Deployment
+    from portend.testbed.deployment import Deployment
 
     made = read_provenance(network)
     dataset = load_dataset(data or made["dataset"])

@@ -19,11 +19,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from portend.models import zoo
-from portend.models.data import Dataset, Splits, load_dataset
-from portend.models.decoding import ImageDecoder
-from portend.models.training import Progress, TrainingConfig, train
-from portend.storage import write_json
+from portend.data.dataset import Dataset, Splits
+from portend.data.decoding import ImageDecoder
+from portend.data.sources import load_dataset
+from portend.io.storage import write_json
+from portend.networks import zoo
+from portend.training.config import Progress, TrainingConfig
+from portend.training.training import train
 
 __all__ = ["Row", "main", "measure"]
 

@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from portend.execution import Execution
-from portend.models.exporting import exported
-from portend.runtime.executors import Partition, make_executor
+from portend.networks.exporting import exported
+from portend.runtime.executor import Partition
+from portend.runtime.executors import make_executor
+from portend.values.execution import Execution
 
 PAUSES_S: Final = (0.0, 0.002, 0.01, 0.05, 0.2)
 

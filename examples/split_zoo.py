@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import portend as pt
 from portend.errors import SplitError
-from portend.models.tracing import only_tensor
-from portend.storage import write_json, write_text
+from portend.io.storage import write_json, write_text
+from portend.networks.tracing import only_tensor
 
 TIMM = (
     "resnet18", "resnet50d", "resnetv2_50", "resnext50_32x4d", "seresnet50", "skresnet18", "resnest14d",

@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 from rich.cells import cell_len
 
-from portend.cli import main
+from portend.cli.app import main
 
 ROOT = Path(__file__).parent.parent
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)

@@ -35,8 +35,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network for digits of 16 x 16 pixels, whose samples leave at several exits; nothing was trained."""
     import torch
 
-    from portend.models.checkpoint import save_checkpoint
-    from portend.models.zoo import build
+    from portend.networks.checkpoint import save_checkpoint
+    from portend.networks.zoo import build
 
     path = tmp_path_factory.mktemp("checkpoint") / "net.safetensors"
     backbone = build("resnet8", in_channels=1, num_classes=10, input_size=16)
@@ -51,8 +51,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def network(checkpoint: Path) -> Path:
     """The same network, for agents that start at once: onnxruntime needs no PyTorch."""
-    from portend.models.checkpoint import load_checkpoint
-    from portend.models.exporting import export
+    from portend.networks.checkpoint import load_checkpoint
+    from portend.networks.exporting import export
 
     path = checkpoint.with_suffix(".onnx")
     export(load_checkpoint(checkpoint)).save(path)

@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from portend.perfmodel.model import Estimator, PerformanceModel
-from portend.plan import Plan
 from portend.planner.problem import Metric, Problem, SearchSpace, accuracy
-from portend.profile import (
+from portend.values.plan import Plan
+from portend.values.profile import (
     BackboneSpec,
     CodecLoss,
     CodecProfile,
@@ -27,7 +27,7 @@ from portend.profile import (
     SampleExits,
     TabulatedExits,
 )
-from portend.topology import Link, SlowStart, Tier, Topology
+from portend.values.topology import Link, SlowStart, Tier, Topology
 
 Floats = NDArray[np.float64]
 THRESHOLDS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
-from portend.plan import Plan
-from portend.profile import DeviceProfile, Profile, SampleExits
-from portend.topology import Link, Topology
+from portend.values.plan import Plan
+from portend.values.profile import DeviceProfile, Profile, SampleExits
+from portend.values.topology import Link, Topology
 
 if TYPE_CHECKING:
     from portend.planner.problem import SearchSpace

@@ -24,17 +24,18 @@ from typing import Any
 import numpy as np
 import onnx
 
-from portend.execution import Execution
-from portend.models.decoding import ImageDecoder, InputDecoder
-from portend.models.encodings import png
-from portend.models.onnxfile import OnnxNetwork
-from portend.plan import CRITERIA, Plan, takes_exit
-from portend.profile import BackboneSpec
-from portend.runtime.executors import Outcome, make_executor
-from portend.service.coordinator import Agents, Submitter
+from portend.data.decoding import ImageDecoder, InputDecoder
+from portend.data.encodings import png
+from portend.networks.onnxfile import OnnxNetwork
+from portend.runtime.executor import Outcome
+from portend.runtime.executors import make_executor
 from portend.service.intake import Answer
+from portend.service.operator import Agents, Submitter
 from portend.service.release import MOST_PLANS, Limits, Release
-from portend.topology import Link, Tier, Topology
+from portend.values.execution import Execution
+from portend.values.plan import CRITERIA, Plan, takes_exit
+from portend.values.profile import BackboneSpec
+from portend.values.topology import Link, Tier, Topology
 
 NAMES = ("edge", "base", "cloud")
 
@@ -103,7 +104,7 @@ class Hosts:
     def command(self, name: str, *more: str) -> list[str]:
         secured = ["--plain"] if self.keys is None else ["--keys", str(self.keys_of(name))]
         return [
-            sys.executable, "-m", "portend.cli", "agent", "--name", name, "--listen",
+            sys.executable, "-m", "portend.cli.app", "agent", "--name", name, "--listen",
             f"tcp://127.0.0.1:{self.listen[name]}", "--state", str(self.folder / name), "--http",
             f"127.0.0.1:{self.http[name]}", *secured, *more,
         ]  # fmt: skip

@@ -11,7 +11,6 @@ import pytest
 
 from portend.errors import InvalidValue, MismatchError, SearchError
 from portend.perfmodel.model import Estimator, PerformanceModel
-from portend.plan import Plan
 from portend.planner import search as search_module
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.metrics import Batch, Metric, accuracy, additive, energy, latency, link_bytes, load_metric, price
@@ -20,6 +19,7 @@ from portend.planner.search import search
 from portend.planner.solve import solve
 from portend.planner.space import PlanSpace
 from portend.planner.terms import Additive, Runs
+from portend.values.plan import Plan
 from problems import Case, Floats, draws, random_case, random_plan, random_space
 from test_metrics import hand_model, powered, value
 from test_search import the_best, the_front

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from portend import top
 from portend.address import Address, is_loopback, read_address, read_host
-from portend.config import load_topology
-from portend.emulation.relay import _resolve
+from portend.cli import top
 from portend.errors import InvalidValue, PortendError
+from portend.io.forms import load_topology
 from portend.service.agent import ServiceAgent
 from portend.service.probes import Probes
-from portend.topology import Tier
+from portend.testbed.emulation.relay import _resolve
+from portend.values.topology import Tier
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import portend as pt
+from portend.data.dataset import make_splits
+from portend.data.sources import load_dataset
 from portend.errors import SplitError
-from portend.models.checkpoint import load_checkpoint
-from portend.models.data import load_dataset, make_splits
-from portend.models.training import TrainingConfig, train
-from portend.models.zoo import build
+from portend.networks.checkpoint import load_checkpoint
+from portend.networks.zoo import build
+from portend.training.config import TrainingConfig
+from portend.training.training import train
 
 
 def images(batch: int = 2) -> Tensor:
@@ -175,6 +177,6 @@ def test_a_network_with_exits_by_name_is_trained_and_kept(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [BranchyNet, MSDNet])
 def test_adopted_networks_are_exported(make: Any) -> None:
-    from portend.models.exporting import export
+    from portend.networks.exporting import export
 
     assert export(pt.adopt(make().eval(), images())).spec.num_blocks == 3

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from portend.analysis import plots
 from portend.analysis.compare import Comparison, agreement, compare
-from portend.analysis.exits import exit_rows, exits_markdown
-from portend.analysis.report import ReportData, render_report, write_report
-from portend.analysis.tables import comparison_table, format_error, format_ms, terms_table
+from portend.analysis.console import comparison_table, format_error, format_ms, terms_table
+from portend.analysis.exit_table import exit_rows, exits_markdown
 from portend.errors import InvalidValue, MismatchError, StorageError
-from portend.measurement import SPAN_KINDS, Measurement
 from portend.perfmodel.estimate import PARTS, Estimate
-from portend.plan import Plan
-from portend.profile import (
+from portend.report import figures as plots
+from portend.report.page import ReportData, render_report, write_report
+from portend.values.measurement import SPAN_KINDS, Measurement
+from portend.values.plan import Plan
+from portend.values.profile import (
     BackboneSpec,
     CodecProfile,
     DeviceProfile,
@@ -35,7 +35,7 @@ from portend.profile import (
     SampleExits,
     TabulatedExits,
 )
-from portend.topology import Link, Tier, Topology
+from portend.values.topology import Link, Tier, Topology
 
 TOPOLOGY = Topology(
     name="pair",

@@ -17,13 +17,14 @@ import pytest
 import soundfile
 import torch
 
+from portend.data.dataset import make_splits
+from portend.data.decoding import AudioDecoder, decoder_from_dict
+from portend.data.sources import load_dataset
 from portend.errors import DataError, InvalidValue
-from portend.models.checkpoint import save_checkpoint
-from portend.models.data import load_dataset, make_splits
-from portend.models.decoding import AudioDecoder, decoder_from_dict
-from portend.models.zoo import build
-from portend.plan import Plan
-from portend.runtime.coordinator import Deployment
+from portend.networks.checkpoint import save_checkpoint
+from portend.networks.zoo import build
+from portend.testbed.deployment import Deployment
+from portend.values.plan import Plan
 from test_models import shared_data
 from test_runtime import chain
 

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from portend.analysis.validation import Validation
-from portend.config import load_topology
-from portend.emulation.base import make_emulation
-from portend.emulation.namespaces import unavailable
-from portend.emulation.traces import BandwidthTrace
-from portend.measurement import SPAN_KINDS
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.problem import SearchSpace
-from portend.storage import load_profile
-from portend.topology import Link, Tier, Topology
+from portend.testbed.emulation.choose import make_emulation
+from portend.testbed.emulation.namespaces import unavailable
+from portend.testbed.emulation.traces import BandwidthTrace
+from portend.values.measurement import SPAN_KINDS
+from portend.values.plan import Plan
+from portend.values.topology import Link, Tier, Topology
 from test_validate import FOUR
 
 ROOT = Path(__file__).resolve().parents[1]

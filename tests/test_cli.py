@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from commands import ROOT, portend
-from portend.cli import cli
+from portend.cli.app import cli
 from portend.errors import ConfigError
-from portend.planfile import load_plan
-from portend.storage import load_profile
+from portend.io.storage import load_profile
+from portend.planner.planfile import load_plan
 
 PROFILE = str(ROOT / "profiles/resnet20-digits.zip")
 TOPOLOGY = str(ROOT / "configs/topologies/three_tier.yaml")
@@ -71,7 +71,7 @@ def test_exits_are_shown_as_the_profile_has_them() -> None:
 
 def test_planning_loads_no_torch_and_no_sockets() -> None:
     code = (
-        "import sys; from portend.cli import cli; "
+        "import sys; from portend.cli.app import cli; "
         f"cli.main(['plan', {PROFILE!r}, '--topology', {TOPOLOGY!r}, '--min-accuracy', '0.9'], standalone_mode=False); "
         "assert not {'torch', 'lightning', 'zmq', 'msgpack', 'plotly', 'sklearn'} & set(sys.modules), 'too much'"
     )
@@ -287,7 +287,7 @@ def test_ctrl_c_ends_training_with_a_state_to_go_on_from(tmp_path: Path) -> None
     config.write_text(
         f"network: resnet8\n{DIGITS}training: {{epochs: 500, batch_size: 32, learning_rate: 0.1, threads: 1}}\n"
     )
-    command = [sys.executable, "-m", "portend.cli", "train", str(config), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "portend.cli.app", "train", str(config), "--out", str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         for _ in range(600):
             if (tmp_path / "run" / "state.safetensors").exists():
@@ -303,8 +303,8 @@ def test_ctrl_c_ends_training_with_a_state_to_go_on_from(tmp_path: Path) -> None
 
 
 def test_a_checkpoint_is_trained_further_for_a_plan(tmp_path: Path) -> None:
-    from portend.models import zoo
-    from portend.models.checkpoint import load_checkpoint, save_checkpoint
+    from portend.networks import zoo
+    from portend.networks.checkpoint import load_checkpoint, save_checkpoint
 
     start = zoo.build("resnet8", in_channels=1, num_classes=10, input_size=8)
     save_checkpoint(start, tmp_path / "first.safetensors")
@@ -323,8 +323,8 @@ def test_a_checkpoint_is_trained_further_for_a_plan(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_trained_further_at_another_size_on_some_of_the_samples(tmp_path: Path) -> None:
-    from portend.models import zoo
-    from portend.models.checkpoint import load_checkpoint, save_checkpoint
+    from portend.networks import zoo
+    from portend.networks.checkpoint import load_checkpoint, save_checkpoint
 
     save_checkpoint(zoo.build("resnet8", in_channels=1, num_classes=10, input_size=8), tmp_path / "first.safetensors")
     body = f"options: {{input_size: 12}}\ndata: digits:size=12\ntraining: {{{RUN}, init: first.safetensors}}\n"

@@ -12,15 +12,15 @@ from click.testing import CliRunner
 
 from portend.analysis.codecs import codec_rows, codecs_markdown
 from portend.analysis.whatif import Scenario
-from portend.cli import cli
+from portend.cli.app import cli
 from portend.errors import InvalidValue, MismatchError, StorageError
+from portend.io.storage import load_profile, save
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.solve import solve
-from portend.profile import CodecProfile, Profile, SampleExits, ValueRange
-from portend.storage import load_profile, save
-from portend.topology import Link, Tier, Topology
+from portend.values.plan import Plan
+from portend.values.profile import CodecProfile, Profile, SampleExits, ValueRange
+from portend.values.topology import Link, Tier, Topology
 from problems import backbone, codec, codec_loss, device
 
 NAN = float("nan")

@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from portend.data.dataset import Dataset
+from portend.data.decoding import TensorDecoder
+from portend.data.sources import load_dataset
 from portend.errors import InvalidValue, MessageError, MismatchError
-from portend.models.backbone import Backbone
-from portend.models.data import Dataset, load_dataset
-from portend.models.decoding import TensorDecoder
-from portend.models.evaluators import TorchEvaluator
-from portend.models.zoo import build
-from portend.plan import CODECS, LOSSY, NUMBERS, codec_parts
-from portend.profile import CodecLoss, ValueRange, channel_axis
+from portend.networks.backbone import Backbone
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.zoo import build
 from portend.profiling.losses import profile_losses, profile_ranges
 from portend.runtime.codecs import Codec, Sample, make_codec, make_numbers
+from portend.values.plan import CODECS, LOSSY, NUMBERS, codec_parts
+from portend.values.profile import CodecLoss, ValueRange, channel_axis
 
 Tensor = NDArray[np.float32]
 SHAPE = (3, 4, 5)

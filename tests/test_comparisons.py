@@ -11,21 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from portend.config import load_topology
+from portend.data.dataset import make_splits
+from portend.data.sources import load_dataset
 from portend.errors import DeploymentError, MismatchError
-from portend.execution import Execution
-from portend.models.checkpoint import load_checkpoint
-from portend.models.data import load_dataset, make_splits
-from portend.models.evaluators import TorchEvaluator
-from portend.models.training import TrainingConfig, train
-from portend.models.zoo import build
-from portend.plan import Plan
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile, save
+from portend.networks.checkpoint import load_checkpoint
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.zoo import build
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
-from portend.profile import Profile, SampleExits
 from portend.profiling.device import DeviceProfiling, profile_device
-from portend.profiling.exits import profile_exits
-from portend.refine import refine
-from portend.storage import load_profile, save
+from portend.profiling.network import profile_exits
+from portend.training.config import TrainingConfig
+from portend.training.training import train
+from portend.values.execution import Execution
+from portend.values.plan import Plan
+from portend.values.profile import Profile, SampleExits
+from portend.workflows.refine import refine
 from test_analysis import measurement
 
 ROOT = Path(__file__).resolve().parents[1]

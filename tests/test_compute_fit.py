@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from portend.compute_fit import fit_compute, fit_starts
-from portend.config import load_topology
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
-from portend.profile import BackboneSpec, DeviceProfile
-from portend.storage import load_profile
+from portend.values.compute_fit import fit_compute, fit_starts
+from portend.values.plan import Plan
+from portend.values.profile import BackboneSpec, DeviceProfile
 from problems import codec, device
 
 Floats = NDArray[np.float64]

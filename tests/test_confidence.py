@@ -17,23 +17,24 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from torch import nn
 
-from portend.cli import cli
+from portend.cli.app import cli
+from portend.data.dataset import Dataset, make_splits
+from portend.data.sources import load_dataset
 from portend.errors import ConfigError, InvalidValue, MismatchError
-from portend.execution import Execution
-from portend.models.calibration import calibrate, calibration_error, fit_temperature
-from portend.models.checkpoint import load_checkpoint, read_provenance, save_checkpoint
-from portend.models.data import Dataset, load_dataset, make_splits
-from portend.models.evaluators import TorchEvaluator
-from portend.models.exits import score, scores
-from portend.models.scoring import score_samples
+from portend.networks.checkpoint import load_checkpoint, read_provenance, save_checkpoint
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.scores import score, scores
+from portend.networks.scoring import score_samples
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import CRITERIA, Plan, takes_exit
 from portend.planner.metrics import accuracy, latency
 from portend.planner.problem import Problem
 from portend.planner.solve import solve
-from portend.profile import SampleExits
-from portend.profiling.exits import profile_exits
-from portend.runtime.coordinator import Deployment
+from portend.profiling.network import profile_exits
+from portend.testbed.deployment import Deployment
+from portend.training.calibration import calibrate, calibration_error, fit_temperature
+from portend.values.execution import Execution
+from portend.values.plan import CRITERIA, Plan, takes_exit
+from portend.values.profile import SampleExits
 from problems import Case, random_case
 from test_runtime import chain
 

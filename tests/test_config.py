@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from portend.config import load_topology, read_yaml
-from portend.demo import three_tier
 from portend.errors import ConfigError
-from portend.plan import Plan
-from portend.planfile import load_plan
-from portend.topology import SlowStart
+from portend.io.forms import load_topology, read_yaml
+from portend.planner.planfile import load_plan
+from portend.values.plan import Plan
+from portend.values.topology import SlowStart
+from portend.workflows.demo import three_tier
 
 ROOT = Path(__file__).parent.parent
 GOOD = """

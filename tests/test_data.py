@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from portend.data.dataset import Dataset, Splits, limited, make_splits
+from portend.data.decoding import ImageDecoder, TensorDecoder, decoder_from_dict
+from portend.data.encodings import png
+from portend.data.sources import load_dataset
 from portend.errors import DataError, InvalidValue
-from portend.models.data import Dataset, Splits, limited, load_dataset, make_splits
-from portend.models.decoding import ImageDecoder, TensorDecoder, decoder_from_dict
-from portend.models.encodings import png
 
 PLAIN_RGB = ImageDecoder(channels=3, size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from portend.demo import run_demo
+from portend.workflows.demo import run_demo
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from portend.cli import cli
+from portend.cli.app import cli
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNIT = DEPLOY / "portend-agent@.service"

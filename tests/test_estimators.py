@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from portend.errors import InvalidValue
-from portend.models.backbone import Backbone
-from portend.models.zoo import build
+from portend.networks.backbone import Backbone
+from portend.networks.zoo import build
 from portend.profiling.estimators import Estimates, compare_estimators
 
 NOW = [0]

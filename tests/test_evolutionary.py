@@ -13,13 +13,13 @@ import pytest
 
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner import evolutionary, search
 from portend.planner.evolutionary import solve_evolutionary
 from portend.planner.exhaustive import count_plans, solve_exhaustive
 from portend.planner.limits import Limits
 from portend.planner.metrics import Batch, Metric, accuracy, energy, latency, latency_quantile, utilization
 from portend.planner.problem import Problem, SearchSpace, Solution
+from portend.values.plan import Plan
 from problems import draws, random_case
 
 pytest.importorskip("pymoo", reason="needs the extra pareto")

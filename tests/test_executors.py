@@ -19,31 +19,33 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 from packaging.requirements import Requirement
 
-from portend.cli import cli
+from portend.cli.app import cli
+from portend.data.dataset import Dataset, make_splits
+from portend.data.sources import load_dataset
 from portend.errors import DeploymentError, InvalidValue, StorageError
-from portend.execution import Execution
-from portend.models.backbone import Backbone
-from portend.models.checkpoint import load_checkpoint, save_checkpoint
-from portend.models.data import Dataset, load_dataset, make_splits
-from portend.models.evaluators import OnnxEvaluator, TorchEvaluator
-from portend.models.exits import score
-from portend.models.exporting import deviation, export, exported
-from portend.models.heads import multi_exit
-from portend.models.onnxfile import OnnxNetwork, load_onnx
-from portend.models.onnxsession import session
-from portend.models.quantizing import quantized
-from portend.models.split import split
-from portend.models.zoo import build
-from portend.plan import CRITERIA, Plan
-from portend.profile import BackboneSpec, SampleExits, ValueRange
-from portend.profiling.exits import profile_exits
+from portend.io.storage import load_profile
+from portend.networks.backbone import Backbone
+from portend.networks.checkpoint import load_checkpoint, save_checkpoint
+from portend.networks.evaluators import OnnxEvaluator, TorchEvaluator
+from portend.networks.exporting import deviation, export, exported
+from portend.networks.heads import multi_exit
+from portend.networks.onnxfile import OnnxNetwork, load_onnx
+from portend.networks.onnxsession import session
+from portend.networks.quantizing import quantized
+from portend.networks.scores import score
+from portend.networks.split import split
+from portend.networks.zoo import build
 from portend.profiling.fastest import time_executions
 from portend.profiling.losses import profile_losses, profile_ranges
-from portend.runtime.coordinator import Deployment
-from portend.runtime.executors import Executor, make_executor
+from portend.profiling.network import profile_exits
+from portend.runtime.executor import Executor
+from portend.runtime.executors import make_executor
 from portend.runtime.torch_executor import TorchExecutor
-from portend.storage import load_profile
-from portend.topology import Link, Tier, Topology
+from portend.testbed.deployment import Deployment
+from portend.values.execution import Execution
+from portend.values.plan import CRITERIA, Plan
+from portend.values.profile import BackboneSpec, SampleExits, ValueRange
+from portend.values.topology import Link, Tier, Topology
 
 ONNX = Execution(executor="onnxruntime")
 SAMPLES = 20
@@ -538,12 +540,12 @@ def test_a_plan_runs_where_there_is_no_torch(
     script = """
 import json, sys
 from pathlib import Path
-from portend.execution import Execution
-from portend.models.decoding import decoder_from_dict
-from portend.plan import Plan
-from portend.runtime.coordinator import Deployment
-from portend.storage import load_profile
-from portend.topology import Link, Tier, Topology
+from portend.values.execution import Execution
+from portend.data.decoding import decoder_from_dict
+from portend.values.plan import Plan
+from portend.testbed.deployment import Deployment
+from portend.io.storage import load_profile
+from portend.values.topology import Link, Tier, Topology
 asked = json.loads(Path(sys.argv[1]).read_text())
 samples = [bytes.fromhex(each) for each in asked["samples"]]
 link = Link(bandwidth_bps=1e9, propagation_delay_s=0.0)

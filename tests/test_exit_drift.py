@@ -15,23 +15,25 @@ from numpy.typing import NDArray
 from scipy.integrate import quad
 from scipy.stats import hypergeom
 
-from portend import storage
 from portend.analysis.compare import compare, exit_drifts
-from portend.analysis.report import render_report
-from portend.cli import cli
+from portend.cli.app import cli
+from portend.data.dataset import make_splits
+from portend.data.sources import load_dataset
 from portend.errors import InvalidValue, MismatchError
-from portend.models.checkpoint import load_checkpoint
-from portend.models.data import load_dataset, make_splits
-from portend.models.evaluators import TorchEvaluator
-from portend.models.scoring import score_samples
-from portend.models.training import TrainingConfig, train
-from portend.models.zoo import build
-from portend.perfmodel.exit_drift import ExitWatch, exit_drift, fisher_exact, watch_exits
+from portend.io import storage
+from portend.networks.checkpoint import load_checkpoint
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.scoring import score_samples
+from portend.networks.zoo import build
 from portend.perfmodel.exits import exit_counts
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
-from portend.profile import SampleExits, TabulatedExits
-from portend.profiling.exits import profile_exits
+from portend.profiling.network import profile_exits
+from portend.report.page import render_report
+from portend.stats.exit_drift import ExitWatch, exit_drift, fisher_exact, watch_exits
+from portend.training.config import TrainingConfig
+from portend.training.training import train
+from portend.values.plan import Plan
+from portend.values.profile import SampleExits, TabulatedExits
 from problems import random_case
 from test_analysis import estimate, measurement, report_data
 

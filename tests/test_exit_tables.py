@@ -17,20 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from portend import storage
-from portend.cli import cli
+from portend.cli.app import cli
+from portend.data.sources import load_dataset
 from portend.errors import ConfigError, InvalidValue, MismatchError, StorageError
-from portend.execution import Execution
-from portend.models.data import load_dataset
-from portend.models.evaluators import TorchEvaluator
-from portend.models.exits import score
-from portend.models.scoring import score_samples
-from portend.models.zoo import build
+from portend.io import storage
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.scores import score
+from portend.networks.scoring import score_samples
+from portend.networks.zoo import build
 from portend.perfmodel.exits import BitTables
-from portend.plan import CRITERIA, takes_exit
-from portend.profile import Profile, SampleExits
-from portend.profiling.exits import profile_exits
+from portend.profiling.network import profile_exits
 from portend.runtime.torch_executor import TorchExecutor
+from portend.values.execution import Execution
+from portend.values.plan import CRITERIA, takes_exit
+from portend.values.profile import Profile, SampleExits
 from problems import backbone, random_case
 
 SAMPLES, BRANCHES = 50_000, 55
@@ -298,14 +298,14 @@ def test_a_file_of_one_criterion_still_loads(tmp_path: Path) -> None:
 LOAD = """
 import resource, sys, time
 import numpy as np
-import portend.storage, portend.planner.solve, portend.config
+import portend.io.storage, portend.planner.solve, portend.io.forms
 from portend.perfmodel.exits import BitTables
 def now():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, float(
         next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
 before = now()
 start = time.perf_counter()
-exits = portend.storage.load_profile(sys.argv[1]).exits.by("margin")
+exits = portend.io.storage.load_profile(sys.argv[1]).exits.by("margin")
 seconds = time.perf_counter() - start
 loaded = now()
 tables = BitTables(exits, np.linspace(0.1, 0.9, 9))

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from commands import ROOT, portend
-from portend.config import load_topology
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.fallbacks import find_fallbacks
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.solve import solve
-from portend.storage import load_profile
-from portend.topology import Topology
+from portend.values.topology import Topology
 
 PROFILE, TOPOLOGY = ROOT / "profiles/resnet20-digits.zip", ROOT / "configs/topologies/three_tier.yaml"
 

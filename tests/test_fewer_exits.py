@@ -11,21 +11,21 @@ import torch
 from torch import nn
 
 from portend import save
-from portend.analysis.plots import branch_rows
+from portend.data.sources import load_dataset
 from portend.errors import InvalidValue, MismatchError
-from portend.models.backbone import Backbone
-from portend.models.data import load_dataset
-from portend.models.evaluators import TorchEvaluator
-from portend.models.scoring import score_samples
+from portend.io.storage import load_profile
+from portend.networks.backbone import Backbone
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.scoring import score_samples
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
-from portend.profile import BackboneSpec
+from portend.report.figures import branch_rows
 from portend.runtime.codecs import FLOAT32
 from portend.runtime.deployed import Deployed
 from portend.runtime.torch_executor import TorchExecutor
-from portend.storage import load_profile
+from portend.values.plan import Plan
+from portend.values.profile import BackboneSpec
 from problems import random_case, some_exits, without_branches
 from reference import Reference, brute_force, pareto
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from commands import ROOT, portend
-from portend.config import load_topology
-from portend.emulation.traces import load_trace
 from portend.errors import PortendError
-from portend.files import BINARY, kind_of, what_is, wrong_file
-from portend.planfile import load_plan
-from portend.storage import load_measurement, load_profile
+from portend.io.files import BINARY, kind_of, what_is, wrong_file
+from portend.io.forms import load_topology
+from portend.io.storage import load_measurement, load_profile
+from portend.planner.planfile import load_plan
+from portend.testbed.emulation.traces import load_trace
 from portend.units import parse_share
 
 PROFILE = ROOT / "profiles/resnet20-digits.zip"

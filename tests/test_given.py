@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 import portend as pt
-from portend.cli import cli
+from portend.cli.app import cli
 from portend.errors import ConfigError
-from portend.profile import DeviceProfile, Profile, SampleExits, TabulatedExits
+from portend.io.storage import load
 from portend.profiling.given import FRAMING_BYTES, RESULT_BYTES, device_from_csv, profile_from_csv
-from portend.storage import load
+from portend.values.profile import DeviceProfile, Profile, SampleExits, TabulatedExits
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples/measured_elsewhere"

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 import portend as pt
 from commands import portend
+from portend.data.dataset import make_splits
+from portend.data.sources import load_dataset
 from portend.errors import InvalidValue, MismatchError, StorageError, TrainingError
-from portend.models.backbone import Backbone
-from portend.models.data import load_dataset, make_splits
-from portend.models.pretrained import copy_weights, read_weights
-from portend.models.training import TrainingConfig, train
-from portend.models.zoo import build
+from portend.networks.backbone import Backbone
+from portend.networks.pretrained import copy_weights, read_weights
+from portend.networks.zoo import build
+from portend.training.config import TrainingConfig
+from portend.training.training import train
 
 CONFIG = TrainingConfig(epochs=1, batch_size=512, learning_rate=0.01)
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from portend.errors import DataError, InvalidValue
-from portend.plan import Plan
 from portend.planner.problem import SearchSpace
+from portend.values.plan import Plan
 from problems import random_case
 
 ROOT = Path(__file__).resolve().parents[1]

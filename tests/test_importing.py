@@ -54,7 +54,7 @@ def test_the_command_finds_a_metric_beside_it(folder: Path) -> None:
     (folder / "mine.py").write_text("def twice(estimate):\n    return 2 * estimate.mean_s\n")
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
-        [sys.executable, "-m", "portend.cli", "plan", str(root / "profiles" / "resnet20-digits.zip"),
+        [sys.executable, "-m", "portend.cli.app", "plan", str(root / "profiles" / "resnet20-digits.zip"),
          *("--topology", str(root / "configs" / "topologies" / "three_tier.yaml"), "--exits-per-tier", "1"),
          *("--minimize", "mine:twice")],
         capture_output=True, text=True, env={"PATH": "", "PYTHONPATH": str(root / "src"), "PYTHONSAFEPATH": "1"},

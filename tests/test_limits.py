@@ -29,7 +29,7 @@ from portend.planner.metrics import latency_quantile
 from portend.planner.problem import Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.search import search
 from portend.planner.solve import solve
-from portend.topology import Link
+from portend.values.topology import Link
 from problems import draws, random_case
 from test_search import a_problem
 

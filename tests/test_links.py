@@ -22,15 +22,15 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portend.cli import cli
-from portend.config import load_topology, topology_yaml
-from portend.emulation.namespaces import Namespaces, unavailable
+from portend.cli.app import cli
 from portend.errors import ConfigError, DeploymentError, InvalidValue
+from portend.io.forms import load_topology, topology_yaml
 from portend.profiling.links import measured_link
-from portend.runtime import links
-from portend.runtime.links import Budget, LinkMeasurement, Peer, measure
+from portend.runtime import link_probe as links
+from portend.runtime.link_probe import Budget, LinkMeasurement, Peer, measure
 from portend.service.keys import OPERATOR, make_keys
-from portend.topology import Link, SlowStart, Tier, Topology, TransferCurve
+from portend.testbed.emulation.namespaces import Namespaces, unavailable
+from portend.values.topology import Link, SlowStart, Tier, Topology, TransferCurve
 from service_hosts import Cable
 
 real = pytest.mark.skipif(bool(unavailable()), reason=f"no testbed here: {unavailable()}")
@@ -260,7 +260,7 @@ def test_a_peer_that_is_not_there_is_an_error() -> None:
 def test_clocks_that_differ_are_told_apart() -> None:
     """The peer's monotonic clock is 1000 s ahead: it lives in a time namespace of its own."""
     secret = secrets.token_bytes(16)
-    command = ["unshare", "--time", "--monotonic", "1000", sys.executable, "-m", "portend.runtime.links"]
+    command = ["unshare", "--time", "--monotonic", "1000", sys.executable, "-m", "portend.runtime.link_probe"]
     with subprocess.Popen([*command, "peer", "127.0.0.1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -313,7 +313,7 @@ def test_links_between_hosts_are_measured_by_their_agents(tmp_path: Path) -> Non
     with Namespaces(topology) as hosts, ExitStack() as ends:
         tiers = tuple(replace(tier, host=hosts.host(at), port=7100) for at, tier in enumerate(topology.tiers))
         (tmp_path / "hosts.yaml").write_text(topology_yaml(replace(topology, tiers=tiers)))
-        command = [sys.executable, "-m", "portend.cli"]
+        command = [sys.executable, "-m", "portend.cli.app"]
         for at, tier in enumerate(tiers):
             words = f"agent --name {tier.name} --listen {tier.host}:7100 --keys keys --state {tier.name}".split()
             agent = ends.enter_context(hosts.start(at, [*command, *words], cwd=tmp_path))
@@ -341,7 +341,7 @@ def test_one_tier_has_no_links(tmp_path: Path) -> None:
 
 def test_a_link_of_some_kbit_is_measured_and_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over 40 kbit/s the first stream of other links, 64 KiB each way, would take 26 s; patience is 1 s here."""
-    monkeypatch.setattr("portend.runtime.links._PATIENCE_S", 1.0)
+    monkeypatch.setattr("portend.runtime.link_probe._PATIENCE_S", 1.0)
     secret = bytes(16)
     listener = socket.create_server(("127.0.0.1", 0))
     cable = Cable(listener.getsockname()[1], rate_bps=40e3, delay_s=0.01)

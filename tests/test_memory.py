@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from portend.errors import InvalidValue, MismatchError, SearchError
+from portend.io.storage import load_profile, save
 from portend.perfmodel.model import Estimator, PerformanceModel
-from portend.plan import Plan
 from portend.planner import search as search_module
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.metrics import Batch, accuracy, energy, latency, latency_quantile, load_metric, memory
@@ -21,9 +21,9 @@ from portend.planner.problem import Problem, SearchSpace
 from portend.planner.search import search
 from portend.planner.solve import solve
 from portend.planner.space import PlanSpace
-from portend.profile import BackboneSpec, SampleExits
-from portend.storage import load_profile, save
-from portend.topology import Tier
+from portend.values.plan import Plan
+from portend.values.profile import BackboneSpec, SampleExits
+from portend.values.topology import Tier
 from problems import Case, draws, random_case, random_plan, random_space
 from test_metrics import hand_model, powered, value
 from test_search import the_best, the_front

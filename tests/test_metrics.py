@@ -17,7 +17,6 @@ import pytest
 from commands import ROOT, portend
 from portend.errors import ConfigError, InvalidValue, MismatchError, SearchError
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner import exhaustive, nondominated
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.metrics import (
@@ -39,8 +38,9 @@ from portend.planner.metrics import (
 )
 from portend.planner.problem import Problem, SearchSpace
 from portend.planner.search import search
-from portend.profile import Profile, SampleExits
-from portend.topology import Link, Tier, Topology
+from portend.values.plan import Plan
+from portend.values.profile import Profile, SampleExits
+from portend.values.topology import Link, Tier, Topology
 from problems import Case, Floats, backbone, codec, device, random_case, random_plan, random_space, result_profile
 from reference import Reference, enumerate_plans
 from test_planner import small_case

@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from portend.data.sources import load_dataset
 from portend.errors import InvalidValue, StorageError
-from portend.models import zoo
-from portend.models.backbone import Backbone
-from portend.models.checkpoint import load_checkpoint, read_provenance, save_checkpoint
-from portend.models.data import load_dataset
-from portend.models.evaluators import TorchEvaluator
-from portend.models.exits import normalized_entropy
-from portend.models.resnet import load_akamaster_weights, load_portend_weights
-from portend.models.scoring import score_samples
-from portend.plan import takes_exit
+from portend.networks import zoo
+from portend.networks.backbone import Backbone
+from portend.networks.checkpoint import load_checkpoint, read_provenance, save_checkpoint
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.resnet import load_akamaster_weights, load_portend_weights
+from portend.networks.scores import normalized_entropy
+from portend.networks.scoring import score_samples
+from portend.values.plan import takes_exit
 
 
 def shared_data(name: str) -> Path:
@@ -184,7 +184,7 @@ def test_architecture_rebuilds_the_network(small: Backbone) -> None:
 
 
 def test_decoding_needs_no_torch() -> None:
-    code = "import sys, portend.models.decoding; sys.exit('torch' in sys.modules)"
+    code = "import sys, portend.data.decoding; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -276,7 +276,7 @@ def test_a_failed_save_keeps_the_old_file(small: Backbone, checkpoint: Path, mon
         raise KeyboardInterrupt
 
     before = checkpoint.read_bytes()
-    monkeypatch.setattr("portend.models.tensorfile.save_file", interrupted)
+    monkeypatch.setattr("portend.networks.tensorfile.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(small, checkpoint)
     assert checkpoint.read_bytes() == before

@@ -15,15 +15,15 @@ import torchvision
 from click.testing import CliRunner
 from torch import nn
 
-from portend.cli import cli
+from portend.cli.app import cli
+from portend.data.decoding import ImageDecoder
 from portend.errors import DeploymentError, InvalidValue, StorageError
-from portend.models import zoo
-from portend.models.backbone import Backbone
-from portend.models.checkpoint import load_checkpoint, save_checkpoint
-from portend.models.decoding import ImageDecoder
-from portend.models.tensorfile import write_tensors
-from portend.runtime.coordinator import Deployment
-from portend.topology import Link, Tier, Topology
+from portend.networks import zoo
+from portend.networks.backbone import Backbone
+from portend.networks.checkpoint import load_checkpoint, save_checkpoint
+from portend.networks.tensorfile import write_tensors
+from portend.testbed.deployment import Deployment
+from portend.values.topology import Link, Tier, Topology
 from test_models import rewrite
 from test_networks import same_outputs
 
@@ -51,7 +51,7 @@ class Head(nn.Module):
         return self.linear(x.amax(dim=(2, 3)))
 
 def backbone():
-    from portend.models.zoo import build
+    from portend.networks.zoo import build
     return build("resnet8", in_channels=1, input_size=8, num_classes=3)
 
 ready = network()

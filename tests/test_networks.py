@@ -17,11 +17,11 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from portend.data.sources import load_dataset
 from portend.errors import InvalidValue, StorageError
-from portend.models import pretrained, zoo
-from portend.models.backbone import Backbone
-from portend.models.checkpoint import load_checkpoint, save_checkpoint
-from portend.models.data import load_dataset
+from portend.networks import pretrained, zoo
+from portend.networks.backbone import Backbone
+from portend.networks.checkpoint import load_checkpoint, save_checkpoint
 from test_models import rewrite, shared_data
 
 Shapes = list[tuple[int, ...]]

@@ -14,13 +14,13 @@ import pytest
 import portend as pt
 from portend.errors import InvalidValue, SearchError
 from portend.perfmodel.model import Estimator, PerformanceModel
-from portend.plan import Plan
 from portend.planner import search as search_module
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.metrics import Batch, Metric, accuracy, additive, latency
 from portend.planner.problem import Problem, SearchSpace
 from portend.planner.search import search
-from portend.profile import SampleExits
+from portend.values.plan import Plan
+from portend.values.profile import SampleExits
 from problems import Case, draws, random_case, random_space
 from reference import enumerate_plans
 

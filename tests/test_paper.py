@@ -13,9 +13,9 @@ import pytest
 
 from portend.errors import DataError
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.problem import Problem, accuracy, latency
 from portend.planner.solve import solve
+from portend.values.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "paper"))

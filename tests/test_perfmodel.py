@@ -11,9 +11,9 @@ from portend.errors import InvalidValue, MismatchError
 from portend.perfmodel.estimate import PARTS, quantile_s
 from portend.perfmodel.exits import marginal_outcomes, sample_outcomes
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan, PlanBatch
-from portend.profile import Profile, SampleExits, TabulatedExits
-from portend.topology import Link, SlowStart, Tier, Topology
+from portend.values.plan import Plan, PlanBatch
+from portend.values.profile import Profile, SampleExits, TabulatedExits
+from portend.values.topology import Link, SlowStart, Tier, Topology
 from problems import THRESHOLDS, Case, backbone, codec, device, random_case, random_plan, result_profile
 from reference import PARTS as REFERENCE_PARTS
 from reference import Reference, packet_simulation, slow_start_simulation, transmission

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 from commands import ROOT, portend
-from portend.demo import DemoConfig, DemoResult, run_demo, samples_of, three_tier
+from portend.data.dataset import draw, make_splits
+from portend.data.sources import load_dataset
 from portend.errors import MismatchError
-from portend.execution import Execution
-from portend.models.checkpoint import load_checkpoint
-from portend.models.data import draw, load_dataset, make_splits
-from portend.models.evaluators import TorchEvaluator
-from portend.models.training import TrainingConfig
+from portend.io.storage import load_measurement, load_profile, save
+from portend.networks.checkpoint import load_checkpoint
+from portend.networks.evaluators import TorchEvaluator
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.problem import SearchSpace
 from portend.profiling.device import DeviceProfiling
-from portend.profiling.exits import profile_exits
-from portend.storage import load_measurement, load_profile, save
+from portend.profiling.network import profile_exits
+from portend.training.config import TrainingConfig
+from portend.values.execution import Execution
+from portend.values.plan import Plan
+from portend.workflows.demo import DemoConfig, DemoResult, run_demo, samples_of, three_tier
 
 
 @pytest.fixture(scope="module")

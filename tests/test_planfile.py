@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from commands import ROOT, portend
-from portend.config import load_topology, topology_yaml
 from portend.errors import InvalidValue, MismatchError, StorageError
-from portend.measurement import SPAN_KINDS, Measurement
+from portend.io.forms import load_topology, topology_yaml
+from portend.io.storage import load_profile, save
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
-from portend.planfile import PlanFile, Search, load_plan
 from portend.planner.fallbacks import find_fallbacks
+from portend.planner.planfile import PlanFile, Search, load_plan
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.solve import solve
-from portend.storage import load_profile, save
-from portend.topology import Topology
+from portend.values.measurement import SPAN_KINDS, Measurement
+from portend.values.plan import Plan
+from portend.values.topology import Topology
 
 PROFILE = ROOT / "profiles/resnet20-cifar10.zip"
 TOPOLOGY = load_topology(ROOT / "configs/topologies/three_tier.yaml")
@@ -242,7 +242,7 @@ def test_the_report_draws_the_plans_among_which_the_plan_was_searched(
     assert Search.from_text(asked.to_text()) == asked
     assert Search.from_text("{}") is None
     found: list[Any] = []
-    monkeypatch.setattr("portend.analysis.report.write_report", lambda out, data: found.append(data))
+    monkeypatch.setattr("portend.report.page.write_report", lambda out, data: found.append(data))
     model = asked.model(load_profile(PROFILE), TOPOLOGY)
     for text in ("", asked.to_text()):
         save(_measured(planned, {"search": text}), tmp_path / "run.zip")

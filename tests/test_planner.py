@@ -12,15 +12,15 @@ import pytest
 
 from portend.errors import InvalidValue, SearchError
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner import exhaustive
 from portend.planner.baselines import baseline_spaces, solve_baselines
 from portend.planner.exhaustive import count_plans, solve_exhaustive
 from portend.planner.pareto import front_indices
 from portend.planner.problem import Metric, Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.solve import solve
-from portend.profile import Profile, SampleExits
-from portend.topology import Link, Tier, Topology
+from portend.values.plan import Plan
+from portend.values.profile import Profile, SampleExits
+from portend.values.topology import Link, Tier, Topology
 from problems import (
     Case,
     backbone,

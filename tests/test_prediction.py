@@ -12,14 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from portend.analysis.whatif import Scenario, find_field
-from portend.compute_fit import ComputeFit, fit_compute
 from portend.errors import InvalidValue
+from portend.io.storage import load, load_profile, save
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.solve import solve
-from portend.profile import BackboneSpec, DeviceProfile, Prediction
 from portend.profiling.prediction import checked, measuring_order
-from portend.storage import load, load_profile, save
+from portend.values.compute_fit import ComputeFit, fit_compute
+from portend.values.profile import BackboneSpec, DeviceProfile, Prediction
 from problems import codec, device, random_case
 
 Floats = NDArray[np.float64]

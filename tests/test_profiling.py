@@ -16,22 +16,22 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from portend.cli import cli
+from portend.cli.app import cli
 from portend.errors import InvalidValue, MismatchError, StorageError
-from portend.models.checkpoint import save_checkpoint
-from portend.models.exporting import export
-from portend.models.zoo import build
-from portend.profile import DeviceProfile, Profile
+from portend.io.journal import Journal
+from portend.io.storage import load, load_profile, load_profile_or_device, save
+from portend.networks.checkpoint import save_checkpoint
+from portend.networks.exporting import export
+from portend.networks.zoo import build
 from portend.profiling.compute import ComputeProfiling, describe_spread
 from portend.profiling.environment import describe_machine
-from portend.profiling.journal import Journal
 from portend.profiling.merge import merge
-from portend.runtime.watch import Counters, Disturbance, count
-from portend.storage import load, load_profile, load_profile_or_device, save
+from portend.testbed.watch import Counters, Disturbance, count
+from portend.values.profile import DeviceProfile, Profile
 from problems import random_case
 
 DIGITS = {"dataset": "digits:size=16", "split_seed": "0"}
-COMMAND = [sys.executable, "-m", "portend.cli"]
+COMMAND = [sys.executable, "-m", "portend.cli.app"]
 
 
 def portend(*arguments: object) -> Result:
@@ -314,7 +314,7 @@ def test_a_machine_without_torch_is_profiled(folder: Path, tmp_path: Path) -> No
     out = tmp_path / "pi.zip"
     words = ["profile", folder / "small.onnx", "--device-only", "--gap", "2ms", "--repeats", "2", "--out", out]
     code = (
-        "import sys\nfrom portend.cli import cli\n"
+        "import sys\nfrom portend.cli.app import cli\n"
         f"cli.main({list(map(str, words))!r}, standalone_mode=False)\n"
         "assert 'torch' not in sys.modules"
     )

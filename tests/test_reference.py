@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from commands import ROOT, portend
-from portend.config import TIER, Form, load_topology
+from portend.cli.reference import FORMS, yaml_reference
 from portend.errors import ConfigError
-from portend.experiments import EXPERIMENT, TRAINING, read_experiment, read_training
+from portend.io.forms import TIER, Form, load_topology
 from portend.planner.stated import PROBLEM, read_problem
-from portend.reference import FORMS, yaml_reference
 from portend.units import _UNITS
-from portend.validate import CAMPAIGN, read_campaign
+from portend.workflows.experiments import EXPERIMENT, TRAINING, read_experiment, read_training
+from portend.workflows.validate import CAMPAIGN, read_campaign
 
 TOPOLOGY = load_topology(ROOT / "configs/topologies/three_tier.yaml")
 

@@ -15,20 +15,22 @@ import numpy as np
 import pytest
 
 from commands import portend
+from portend.data.dataset import Dataset, Splits, make_splits
+from portend.data.sources import load_dataset
 from portend.errors import InvalidValue, MismatchError
-from portend.models import zoo
-from portend.models.checkpoint import load_checkpoint, save_checkpoint
-from portend.models.data import Dataset, Splits, load_dataset, make_splits
-from portend.models.evaluators import TorchEvaluator
-from portend.models.scoring import score_samples
-from portend.models.training import TrainingConfig, train
-from portend.plan import takes_exit
+from portend.io.storage import load_profile, save
+from portend.networks import zoo
+from portend.networks.checkpoint import load_checkpoint, save_checkpoint
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.scoring import score_samples
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
-from portend.profile import Profile, SampleExits
-from portend.profiling.exits import profile_exits
-from portend.refine import Refinement, refine, refinement_table
-from portend.storage import load_profile, save
-from portend.topology import Link, Tier, Topology
+from portend.profiling.network import profile_exits
+from portend.training.config import TrainingConfig
+from portend.training.training import train
+from portend.values.plan import takes_exit
+from portend.values.profile import Profile, SampleExits
+from portend.values.topology import Link, Tier, Topology
+from portend.workflows.refine import Refinement, refine, refinement_table
 from problems import codec, device
 
 TUNING = TrainingConfig(epochs=2, batch_size=64, learning_rate=0.02, threads=1)
@@ -173,7 +175,7 @@ def test_a_killed_refinement_goes_on_to_the_same_end(
     command = ["refine", "profile.zip", "--checkpoint", str(checkpoint), "--topology", "t.yaml"]
     command += ["--min-accuracy", "0.8", "--exits-per-tier", "2", "--rounds", "3"]
     command += ["--training", "tuning.yaml", "--out", "out"]
-    alone = [sys.executable, "-m", "portend.cli", *command]
+    alone = [sys.executable, "-m", "portend.cli.app", *command]
     with subprocess.Popen(alone, cwd=tmp_path, stderr=subprocess.DEVNULL) as child:
         state = tmp_path / "out/round-1/training/state.safetensors"
         for _ in range(1200):

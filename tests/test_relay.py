@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portend.emulation.relay import Delivery, Flow, Network, Relay, Route
 from portend.errors import DeploymentError, InvalidValue
-from portend.topology import Link, Tier, Topology
+from portend.testbed.emulation.relay import Delivery, Flow, Network, Relay, Route
+from portend.values.topology import Link, Tier, Topology
 
 PAPER = (
     Link(bandwidth_bps=10e6, propagation_delay_s=0.020),
@@ -502,7 +502,7 @@ def test_clients_that_come_and_go_leave_nothing_behind(server: Server) -> None:
 
 def start(config: object) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "portend.emulation.relay"],
+        [sys.executable, "-m", "portend.testbed.emulation.relay"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -532,8 +532,8 @@ def test_signals_end_it(number: signal.Signals) -> None:
 def test_it_dies_with_its_parent() -> None:
     program = (
         "import sys, time\n"
-        "from portend.emulation.relay import Relay, Route\n"
-        "from portend.topology import Link, Tier, Topology\n"
+        "from portend.testbed.emulation.relay import Relay, Route\n"
+        "from portend.values.topology import Link, Tier, Topology\n"
         "tiers = (Tier(name='a', device='x'), Tier(name='b', device='x'))\n"
         "link = Link(bandwidth_bps=1e6, propagation_delay_s=0.0)\n"
         "with Relay(Topology(name='t', tiers=tiers, links=(link,)), [Route(0, 1, '127.0.0.1:9')]) as relay:\n"

@@ -20,22 +20,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portend.data.dataset import Dataset
+from portend.data.sources import load_dataset
 from portend.errors import DeploymentError, InvalidValue, MessageError
-from portend.execution import Execution
-from portend.models.checkpoint import load_checkpoint
-from portend.models.data import Dataset, load_dataset
-from portend.models.evaluators import TorchEvaluator
-from portend.models.scoring import score_samples
-from portend.plan import CODECS, Plan, takes_exit
-from portend.profile import ValueRange
+from portend.io.journal import Journal
+from portend.networks.checkpoint import load_checkpoint
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.scoring import score_samples
 from portend.profiling.bench import Bench
-from portend.profiling.journal import Journal
 from portend.profiling.losses import profile_ranges
 from portend.profiling.messages import count_messages, profile_messages
 from portend.profiling.turns import message_ways, run_in_turns, timed_steps
 from portend.runtime.codecs import Encoded, Sample, make_codec
-from portend.runtime.coordinator import Deployment
-from portend.runtime.messages import (
+from portend.runtime.protocol import (
     Header,
     pack_control,
     pack_header,
@@ -43,7 +40,11 @@ from portend.runtime.messages import (
     unpack_header,
     wire_bytes,
 )
-from portend.topology import Link, Tier, Topology
+from portend.testbed.deployment import Deployment
+from portend.values.execution import Execution
+from portend.values.plan import CODECS, Plan, takes_exit
+from portend.values.profile import ValueRange
+from portend.values.topology import Link, Tier, Topology
 
 SAMPLES = 24
 
@@ -467,7 +468,7 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(
     made = Plan(cuts=(4,), placement=(1,), codecs=("float32",)).to_dict() | {"tiers": ["a", "b"]}
     plan.write_text(json.dumps(made), encoding="utf-8")
     out = tmp_path / "out.zip"
-    command = [sys.executable, "-m", "portend.cli", "run", str(plan), "--network", str(network)]
+    command = [sys.executable, "-m", "portend.cli.app", "run", str(plan), "--network", str(network)]
     command += ["--topology", str(topology), "--data", "digits:size=16", "--samples", "400", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

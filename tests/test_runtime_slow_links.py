@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from portend.errors import DeploymentError
-from portend.execution import Execution
-from portend.plan import Plan
-from portend.runtime.coordinator import Deployment
-from portend.topology import Link, Tier, Topology
+from portend.testbed.deployment import Deployment
+from portend.values.execution import Execution
+from portend.values.plan import Plan
+from portend.values.topology import Link, Tier, Topology
 from service_hosts import Workload
 
 

@@ -18,7 +18,6 @@ import pytest
 import milp
 from portend.errors import SearchError
 from portend.perfmodel.model import Estimator, PerformanceModel
-from portend.plan import Plan
 from portend.planner import dynamic, replay
 from portend.planner import search as search_module
 from portend.planner.completions import Completions
@@ -31,8 +30,9 @@ from portend.planner.problem import FrontPoint, Problem, SearchSpace, accuracy, 
 from portend.planner.promise import keep_promise
 from portend.planner.search import FRONT_LIMIT, search
 from portend.planner.space import PlanSpace
-from portend.profile import Profile, SampleExits
-from portend.topology import Tier, Topology
+from portend.values.plan import Plan
+from portend.values.profile import Profile, SampleExits
+from portend.values.topology import Tier, Topology
 from problems import (
     Case,
     backbone,

@@ -28,18 +28,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from commands import portend
-from portend.config import load_topology, topology_yaml
 from portend.errors import ConfigError, DeploymentError, MessageError, StorageError
-from portend.execution import Execution
-from portend.plan import Plan
-from portend.runtime.messages import PROTOCOL_VERSION, Header, pack_control, pack_header
+from portend.io.forms import load_topology, topology_yaml
+from portend.runtime.protocol import PROTOCOL_VERSION, Header, pack_control, pack_header
 from portend.service.agent import ServiceAgent, read_message
-from portend.service.coordinator import Agents
 from portend.service.http import openapi
 from portend.service.keys import OPERATOR, load_keys, make_keys
+from portend.service.operator import Agents
 from portend.service.peers import Beat, call, read_beat
 from portend.service.release import NetworkFile, Release, read_release
 from portend.service.store import Store
+from portend.values.execution import Execution
+from portend.values.plan import Plan
 from service_hosts import NAMES, Hosts, Workload, until
 
 
@@ -647,7 +647,7 @@ def test_releases_are_restored_or_the_damage_is_named(tmp_path: Path) -> None:
 
 
 def test_an_agent_ends_with_the_code_that_says_why(tmp_path: Path, hosts: Hosts, keys: Path) -> None:
-    command = [sys.executable, "-m", "portend.cli", "agent", "--name", "edge", "--state", str(tmp_path / "s")]
+    command = [sys.executable, "-m", "portend.cli.app", "agent", "--name", "edge", "--state", str(tmp_path / "s")]
     for more, code, word in (
         (["--keys", str(tmp_path)], 1, "portend keys"),
         (["--plain", "--listen", "0.0.0.0:7100"], 1, "plain text"),

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 import yaml
 
-from portend.service.coordinator import Agents
 from portend.service.drivers import Journal, from_folder
 from portend.service.intake import Answer
 from portend.service.keys import OPERATOR, load_keys
+from portend.service.operator import Agents
 from service_hosts import NAMES, Cable, Hosts, Stream, Workload, free_ports, until, whole
 
 LIMITS: dict[str, Any] = {"retry_s": 2.0, "deadline_s": 60.0, "attempts": 20, "silence_s": 1.0}
@@ -153,7 +153,7 @@ def feed(hosts: Hosts, journal: Path, *more: str) -> list[str]:
     link = {"bandwidth": "1 Gbit/s", "propagation_delay": "0 ms"}
     topology.write_text(yaml.safe_dump({"tiers": tiers, "links": [link] * (len(tiers) - 1)}))
     return [
-        sys.executable, "-m", "portend.cli", "feed", "--topology", str(topology), "--keys", str(hosts.keys),
+        sys.executable, "-m", "portend.cli.app", "feed", "--topology", str(topology), "--keys", str(hosts.keys),
         "--journal", str(journal), *more,
     ]  # fmt: skip
 

@@ -26,8 +26,8 @@ import yaml
 import zmq
 
 from portend.errors import DeploymentError
-from portend.service.coordinator import Agents
 from portend.service.keys import OPERATOR, load_keys, make_keys
+from portend.service.operator import Agents
 from portend.service.store import Store
 from service_hosts import NAMES, Hosts, Stream, Workload, until, whole
 
@@ -280,7 +280,7 @@ def deploying(hosts: Hosts, own_keys: Path, work: Workload) -> list[str]:
     fallbacks = [{"plan": other} for other in others]
     plan.write_text(json.dumps({"plan": wanted, "tiers": list(NAMES), "fallbacks": fallbacks}))
     return [
-        sys.executable, "-m", "portend.cli", "deploy", str(plan), "--network", str(work.network), "--topology",
+        sys.executable, "-m", "portend.cli.app", "deploy", str(plan), "--network", str(work.network), "--topology",
         str(places), "--keys", str(own_keys / f"keys-{OPERATOR}"),
     ]  # fmt: skip
 

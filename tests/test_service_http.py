@@ -19,9 +19,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from portend.models import headers
-from portend.models.encodings import png
-from portend.service.coordinator import Agents
+from portend.data import headers
+from portend.data.encodings import png
+from portend.service.operator import Agents
 from service_hosts import Hosts, Workload, until
 
 

@@ -59,7 +59,7 @@ def test_a_missing_or_broken_key_says_what_to_do(tmp_path: Path) -> None:
 
 def test_the_command_makes_the_coordinator_s_keys_too(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
-    command = [sys.executable, "-m", "portend.cli", "keys", str(folder), "edge", "cloud"]
+    command = [sys.executable, "-m", "portend.cli.app", "keys", str(folder), "edge", "cloud"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "made" in done.stdout
     assert {path.name for path in folder.glob("*.key")} == {"edge.key", "cloud.key", f"{OPERATOR}.key"}

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from portend.errors import DeploymentError
-from portend.service.coordinator import Agents
 from portend.service.keys import OPERATOR, load_keys
+from portend.service.operator import Agents
 from service_hosts import Cable, Hosts, Stream, Workload, free_ports, until, whole
 
 NAMES = ("edge", "cloud")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from portend.execution import Execution
 from portend.runtime.executors import make_executor
-from portend.service.coordinator import Agents
 from portend.service.keys import OPERATOR, load_keys
+from portend.service.operator import Agents
+from portend.values.execution import Execution
 from service_hosts import Cable, Hosts, Stream, Workload, free_ports, make_workload, whole
 
 NAMES = ("edge", "cloud")

@@ -16,12 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from portend.data.dataset import make_splits
+from portend.data.decoding import AudioDecoder, ImageDecoder, TensorDecoder
+from portend.data.encodings import ParquetColumn
+from portend.data.sources import load_dataset
 from portend.errors import DataError
-from portend.models.batches import Batches
-from portend.models.data import load_dataset, make_splits
-from portend.models.decoding import AudioDecoder, ImageDecoder, TensorDecoder
-from portend.models.encodings import ParquetColumn
-from portend.models.training import TrainingConfig
+from portend.training.batches import Batches
+from portend.training.config import TrainingConfig
 from test_audio import tone, wav
 from test_data import encode
 
@@ -167,7 +168,7 @@ def test_parts_with_other_classes_are_refused(tmp_path: Path) -> None:
 
 
 def test_row_groups_are_dropped_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("portend.models.encodings._CACHE", 4_000)
+    monkeypatch.setattr("portend.data.encodings._CACHE", 4_000)
     sounds(tmp_path / "train.parquet", list(range(8)))
     column = ParquetColumn([tmp_path / "train.parquet"], [[2] * 4], "audio")
     for index in (0, 7, 3, 1, 5, 0):
@@ -297,8 +298,8 @@ from PIL import Image
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
-from portend.models.data import load_dataset
-from portend.models.encodings import png
+from portend.data.dataset import load_dataset
+from portend.data.encodings import png
 
 count = 0
 
@@ -695,7 +696,7 @@ def test_own_pictures_are_turned_once(own: str) -> None:
 
 
 def test_a_stream_without_end_is_refused(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("portend.models.own._MOST_ITEMS", 5)
+    monkeypatch.setattr("portend.data.own._MOST_ITEMS", 5)
     with pytest.raises(DataError, match="kept in memory, at most 5 in"):
         load_dataset(f"{own}:plain_stream")
 

@@ -17,10 +17,10 @@ from torch.nn import functional
 
 import portend as pt
 from portend.errors import InvalidValue, MismatchError, SplitError
-from portend.models.checkpoint import save_checkpoint
-from portend.models.heads import PooledLinear, TokenLinear
-from portend.models.split import Chain
-from portend.models.tensorfile import read_tensors, tensors_sha256
+from portend.networks.checkpoint import save_checkpoint
+from portend.networks.heads import PooledLinear, TokenLinear
+from portend.networks.split import Chain
+from portend.networks.tensorfile import read_tensors, tensors_sha256
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from split_zoo import TEXT, TIMM, row_of

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import portend as pt
+from portend.data.dataset import make_splits
+from portend.data.sources import load_dataset
 from portend.errors import MismatchError, SplitError, TrainingError
-from portend.models.backbone import Backbone
-from portend.models.data import load_dataset, make_splits
-from portend.models.evaluators import TorchEvaluator
-from portend.models.inplace import writes_into_input
-from portend.models.training import TrainingConfig, train
-from portend.models.zoo import build
+from portend.networks.backbone import Backbone
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.inplace import writes_into_input
+from portend.networks.zoo import build
+from portend.training.config import TrainingConfig
+from portend.training.training import train
 
 
 def images(batch: int = 2, size: int = 8) -> Tensor:
@@ -127,7 +129,7 @@ def test_nothing_writes_in_the_networks_with_blocks_by_hand(name: str) -> None:
 @pytest.mark.slow
 def test_mobilenets_export_is_checked_against_the_network_itself() -> None:
     pytest.importorskip("timm")
-    from portend.models.exporting import export
+    from portend.networks.exporting import export
 
     backbone = build("timm:mobilenetv3_small_100", num_classes=10, input_shape=[3, 64, 64], blocks=8)
     assert export(backbone).spec.num_blocks == 8

@@ -12,15 +12,15 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from portend import storage
-from portend.analysis.exits import exit_rows
-from portend.cli import cli
+from portend.analysis.exit_table import exit_rows
+from portend.cli.app import cli
 from portend.errors import InvalidValue, MismatchError
+from portend.io import storage
 from portend.perfmodel.exits import outcomes_by_class
 from portend.perfmodel.model import PerformanceModel
-from portend.perfmodel.strata import class_counts, draw_rates, rate_interval
-from portend.plan import Plan
-from portend.profile import SampleExits
+from portend.stats.strata import class_counts, draw_rates, rate_interval
+from portend.values.plan import Plan
+from portend.values.profile import SampleExits
 from problems import random_case
 
 Floats = NDArray[np.float64]

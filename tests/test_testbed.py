@@ -24,30 +24,30 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portend.cli import cli
-from portend.config import load_topology
-from portend.emulation import namespaces, quota
-from portend.emulation.base import Direct, Relayed, make_emulation
-from portend.emulation.forwarder import Forwarder, Wire, device_mtu, wire_bytes
-from portend.emulation.namespaces import Namespaces, unavailable
-from portend.emulation.remains import NAMESPACES, standing
-from portend.emulation.traces import BandwidthTrace, load_trace, trace_from
-from portend.emulation.verify import Check
+from portend.cli.app import cli
+from portend.data.sources import load_dataset
 from portend.errors import ConfigError, DeploymentError, InvalidValue, MismatchError
-from portend.execution import Execution
-from portend.measurement import SPAN_KINDS
-from portend.models.checkpoint import load_checkpoint
-from portend.models.data import load_dataset
-from portend.models.evaluators import TorchEvaluator
-from portend.models.scoring import score_samples
-from portend.plan import Plan
-from portend.runtime.coordinator import Deployment
-from portend.topology import Link, SlowStart, Tier, Topology
+from portend.io.forms import load_topology
+from portend.networks.checkpoint import load_checkpoint
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.scoring import score_samples
+from portend.testbed.deployment import Deployment
+from portend.testbed.emulation import namespaces, quota
+from portend.testbed.emulation.choose import Direct, Relayed, make_emulation
+from portend.testbed.emulation.forwarder import Forwarder, Wire, device_mtu, wire_bytes
+from portend.testbed.emulation.namespaces import Namespaces, unavailable
+from portend.testbed.emulation.remains import NAMESPACES, standing
+from portend.testbed.emulation.traces import BandwidthTrace, load_trace, trace_from
+from portend.testbed.emulation.verify import Check
+from portend.values.execution import Execution
+from portend.values.measurement import SPAN_KINDS
+from portend.values.plan import Plan
+from portend.values.topology import Link, SlowStart, Tier, Topology
 from test_models import shared_data
 
 ROOT = Path(__file__).parents[1]
 THREE_TIERS = ROOT / "configs/topologies/three_tier.yaml"
-PORTEND = (sys.executable, "-m", "portend.cli")
+PORTEND = (sys.executable, "-m", "portend.cli.app")
 
 real = pytest.mark.skipif(bool(unavailable()), reason=f"no testbed here: {unavailable()}")
 
@@ -335,8 +335,8 @@ def test_cores_and_quotas_are_read_and_checked(tmp_path: Path) -> None:
 def test_without_root_there_is_a_clear_word_and_the_relay() -> None:
     program = (
         "import ctypes, sys\n"
-        "from portend.cli import _emulated, main\n"
-        "from portend.config import load_topology\n"
+        "from portend.cli.app import _emulated, main\n"
+        "from portend.io.forms import load_topology\n"
         "places = load_topology(sys.argv[1])\n"
         "none = (ctypes.c_uint32 * 6)()\n"  # effective, permitted and inheritable capabilities, twice
         "assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), none) == 0\n"

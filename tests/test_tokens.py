@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 
 import portend as pt
+from portend.data.dataset import Dataset, make_splits
+from portend.data.decoding import TensorDecoder
 from portend.errors import InvalidValue, MismatchError
-from portend.execution import Execution
-from portend.models.backbone import Backbone
-from portend.models.checkpoint import load_checkpoint
-from portend.models.data import Dataset, make_splits
-from portend.models.decoding import TensorDecoder
-from portend.models.evaluators import OnnxEvaluator, TorchEvaluator
-from portend.models.exporting import export
-from portend.models.training import TrainingConfig, train
-from portend.models.zoo import build
+from portend.networks.backbone import Backbone
+from portend.networks.checkpoint import load_checkpoint
+from portend.networks.evaluators import OnnxEvaluator, TorchEvaluator
+from portend.networks.exporting import export
+from portend.networks.zoo import build
 from portend.profiling.losses import profile_losses, profile_ranges
 from portend.runtime.codecs import FLOAT32
 from portend.runtime.onnx_executor import OnnxExecutor
 from portend.runtime.torch_executor import TorchExecutor
+from portend.training.config import TrainingConfig
+from portend.training.training import train
+from portend.values.execution import Execution
 
 WORDS = 50_000
 CONFIG = TrainingConfig(epochs=1, batch_size=16, learning_rate=0.01)

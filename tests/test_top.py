@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from portend import top
-from portend.cli import cli
+from portend.cli import top
+from portend.cli.app import cli
 from portend.errors import DeploymentError
 from portend.service.metrics import Metrics
 
@@ -153,7 +153,7 @@ def test_the_live_view_ends_by_ctrl_c() -> None:
     works(agent, 10)
     control, terminal = pty.openpty()
     with exporting(agent) as url:
-        words = [sys.executable, "-m", "portend.cli", "top", url, "--interval", "50 ms"]
+        words = [sys.executable, "-m", "portend.cli.app", "top", url, "--interval", "50 ms"]
         with subprocess.Popen(words, stdin=terminal, stdout=terminal, stderr=terminal) as process:
             os.close(terminal)
             shown = b""

@@ -16,12 +16,12 @@ from google.protobuf import json_format
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from portend.analysis.traces import chrome_trace, otlp_trace
-from portend.cli import cli
+from portend.cli.app import cli
 from portend.errors import ConfigError
-from portend.measurement import SPAN_KINDS, Measurement
-from portend.plan import Plan
-from portend.storage import save
-from portend.topology import Link, Tier, Topology
+from portend.io.storage import save
+from portend.values.measurement import SPAN_KINDS, Measurement
+from portend.values.plan import Plan
+from portend.values.topology import Link, Tier, Topology
 
 MS = 1e-3
 

@@ -18,20 +18,22 @@ import numpy as np
 import pytest
 import torch
 
+from portend.data.augment import augmented
+from portend.data.dataset import Dataset, Splits, make_splits
+from portend.data.sources import load_dataset
 from portend.errors import DataError, InvalidValue, MismatchError, StorageError, TrainingError
-from portend.models import zoo
-from portend.models.augment import augmented
-from portend.models.backbone import Backbone
-from portend.models.batches import Batches
-from portend.models.checkpoint import load_checkpoint, read_provenance
-from portend.models.data import Dataset, Splits, load_dataset, make_splits
-from portend.models.evaluators import TorchEvaluator
-from portend.models.exits import score
-from portend.models.losses import exit_losses
-from portend.models.schedules import peak_share
-from portend.models.scoring import score_samples
-from portend.models.training import Distillation, EarlyStopping, Progress, TrainingConfig, TrainingResult, train
-from portend.plan import CRITERIA, Plan
+from portend.networks import zoo
+from portend.networks.backbone import Backbone
+from portend.networks.checkpoint import load_checkpoint, read_provenance
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.scores import score
+from portend.networks.scoring import score_samples
+from portend.training.batches import Batches
+from portend.training.config import Distillation, EarlyStopping, Progress, TrainingConfig, TrainingResult
+from portend.training.losses import exit_losses
+from portend.training.schedules import peak_share
+from portend.training.training import train
+from portend.values.plan import CRITERIA, Plan
 
 CONFIG = TrainingConfig(epochs=3, batch_size=64, learning_rate=0.1, threads=1)
 
@@ -62,9 +64,9 @@ def outcome(result: TrainingResult) -> list[tuple[Any, ...]]:
 
 CHILD = """
 import sys
-from portend.models import zoo
-from portend.models.data import load_dataset, make_splits
-from portend.models.training import TrainingConfig, train
+from portend.networks import zoo
+from portend.data.dataset import load_dataset, make_splits
+from portend.training.training import TrainingConfig, train
 digits = load_dataset("digits:size=8")
 config = TrainingConfig(epochs=10, batch_size=64, learning_rate=0.1, threads=1, checkpoint_minutes=0.001)
 backbone = zoo.build("resnet8", in_channels=1, input_size=8)
@@ -566,7 +568,7 @@ def test_training_and_validation_share_no_group(digits: Dataset, splits: Splits,
             super().__init__(dataset, chosen, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("portend.models.fitting.Batches", Watched)
+        patch.setattr("portend.training.fitting.Batches", Watched)
         train(network(), grouped, splits, config, tmp_path)
     fitting, validation = seen.values()
     assert sorted(fitting + validation) == splits.train.tolist()
@@ -583,7 +585,7 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
         "training: {epochs: 4, batch_size: 64, learning_rate: 0.1, threads: 1, devices: 2, strategy: ddp,"
         " early_stopping: {patience: 3, share: 0.2}, checkpoint_minutes: 0}\n"
     )
-    command = [sys.executable, "-m", "portend.cli", "train", "c.yaml", "--out", "run"]
+    command = [sys.executable, "-m", "portend.cli.app", "train", "c.yaml", "--out", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("accuracy of each branch") == 1

@@ -18,28 +18,30 @@ from click.testing import CliRunner, Result
 
 from portend.analysis.compare import Comparison, fit
 from portend.analysis.validation import TARGETS, Case, Validation, attribute, regret
-from portend.analysis.validation_page import agreement_rows, front_rows, render_page
-from portend.cli import cli
-from portend.config import load_topology
-from portend.emulation.namespaces import unavailable
+from portend.cli.app import cli
+from portend.data.dataset import make_splits
+from portend.data.sources import load_dataset
 from portend.errors import ConfigError, InvalidValue, MismatchError, SearchError, StorageError
-from portend.execution import Execution
-from portend.models.checkpoint import load_checkpoint, save_checkpoint
-from portend.models.data import load_dataset, make_splits
-from portend.models.evaluators import TorchEvaluator
-from portend.models.training import TrainingConfig, train
-from portend.models.zoo import build
+from portend.io.forms import load_topology
+from portend.io.storage import load_measurement, load_profile, save
+from portend.networks.checkpoint import load_checkpoint, save_checkpoint
+from portend.networks.evaluators import TorchEvaluator
+from portend.networks.zoo import build
 from portend.perfmodel.exits import replay
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.mix import FACTORS, factors, mixed_plans
 from portend.planner.problem import SearchSpace
-from portend.profile import Profile, SampleExits
 from portend.profiling.device import DeviceProfiling, profile_device
-from portend.profiling.exits import profile_exits
 from portend.profiling.losses import profile_codecs
-from portend.storage import load_measurement, load_profile, save
-from portend.validate import Campaign, idle_before, read_campaign, stratified
+from portend.profiling.network import profile_exits
+from portend.report.validation_page import agreement_rows, front_rows, render_page
+from portend.testbed.emulation.namespaces import unavailable
+from portend.training.config import TrainingConfig
+from portend.training.training import train
+from portend.values.execution import Execution
+from portend.values.plan import Plan
+from portend.values.profile import Profile, SampleExits
+from portend.workflows.validate import Campaign, idle_before, read_campaign, stratified
 from problems import random_case
 from test_analysis import TOPOLOGY, estimate, measurement
 from test_analysis import profile as small_profile
@@ -356,7 +358,7 @@ def entries(out: Path) -> list[str]:
 def killed(command: list[str], when: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
     """Start the command, end it as soon as something is so, and return its code and what it said."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "portend.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "portend.cli.app", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 90
     while not when():

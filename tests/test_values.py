@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from portend import storage
-from portend.compute_fit import mean_repeats
 from portend.errors import InvalidValue, MismatchError, PortendError, StorageError
-from portend.measurement import SPAN_KINDS, Measurement
-from portend.plan import Plan, PlanBatch, takes_exit
-from portend.profile import DeviceProfile, Profile, SampleExits, TabulatedExits
-from portend.topology import Link, Tier, Topology
+from portend.io import storage
 from portend.units import Dimension, format_bandwidth, format_bytes, format_time, parse
+from portend.values.compute_fit import mean_repeats
+from portend.values.measurement import SPAN_KINDS, Measurement
+from portend.values.plan import Plan, PlanBatch, takes_exit
+from portend.values.profile import DeviceProfile, Profile, SampleExits, TabulatedExits
+from portend.values.topology import Link, Tier, Topology
 from problems import backbone, codec, device, random_case, result_profile, upper
 
 NAN = math.nan

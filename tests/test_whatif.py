@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from commands import ROOT, portend
-from portend.analysis import whatif_page
 from portend.analysis.whatif import (
     Axis,
     Scenario,
@@ -29,8 +28,9 @@ from portend.analysis.whatif import (
 from portend.errors import InvalidValue, MismatchError
 from portend.planner.metrics import energy, latency_quantile
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
-from portend.profile import Profile, SampleExits, TabulatedExits
-from portend.topology import Link, Tier, Topology
+from portend.report import whatif_page
+from portend.values.profile import Profile, SampleExits, TabulatedExits
+from portend.values.topology import Link, Tier, Topology
 from problems import backbone, codec, device, draws, random_case, result_profile
 
 PROFILE = str(ROOT / "profiles/resnet20-digits.zip")

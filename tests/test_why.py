@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from commands import portend
-from portend.config import load_topology
 from portend.errors import InvalidValue
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.metrics import latency_quantile, throughput
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
 from portend.planner.solve import solve
-from portend.profile import Profile, SampleExits
-from portend.storage import load_profile
+from portend.values.profile import Profile, SampleExits
 from problems import Case, random_case
 
 SPACE = SearchSpace(thresholds=(0.0, 0.125, 0.25, 0.5))

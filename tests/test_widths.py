@@ -14,12 +14,12 @@ from click.testing import CliRunner
 
 from commands import ROOT, too_wide
 from portend.analysis.fitted import FittedTable
-from portend.cli import cli
-from portend.cli_options import folded, terminal
-from portend.config import load_topology, topology_yaml
-from portend.measurement import SPAN_KINDS, Measurement
-from portend.plan import Plan
-from portend.storage import save
+from portend.cli.app import cli
+from portend.cli.options import folded, terminal
+from portend.io.forms import load_topology, topology_yaml
+from portend.io.storage import save
+from portend.values.measurement import SPAN_KINDS, Measurement
+from portend.values.plan import Plan
 
 PROFILE = str(ROOT / "profiles/resnet20-digits.zip")
 TOPOLOGY = load_topology(ROOT / "configs/topologies/three_tier.yaml")

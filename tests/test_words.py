@@ -14,18 +14,18 @@ import pytest
 import portend as pt
 from portend.analysis.validation import Validation
 from portend.analysis.whatif import Scenario
-from portend.emulation.base import make_emulation
-from portend.emulation.namespaces import Namespaces
 from portend.errors import ConfigError, DataError, InvalidValue, PortendError, first_difference
-from portend.execution import Execution
 from portend.perfmodel.estimate import OutcomeDraws
-from portend.plan import codec_parts
 from portend.planner.metrics import Constraint, parse_constraint
 from portend.planner.problem import SearchSpace
 from portend.planner.space import PlanSpace
-from portend.topology import Tier, Topology
+from portend.testbed.emulation.choose import make_emulation
+from portend.testbed.emulation.namespaces import Namespaces
 from portend.units import parse
-from portend.validate import Campaign
+from portend.values.execution import Execution
+from portend.values.plan import codec_parts
+from portend.values.topology import Tier, Topology
+from portend.workflows.validate import Campaign
 from problems import random_case
 
 SOURCES = Path(pt.__file__).parent
@@ -48,12 +48,12 @@ def torch_case(name: str, word: str) -> Callable[[], Any]:
         import torch
         from torch import nn
 
-        from portend.models.augment import augmented
-        from portend.models.decoding import AudioDecoder, ImageDecoder, TensorDecoder
-        from portend.models.exits import score
-        from portend.models.schedules import peak_share
-        from portend.models.training import TrainingConfig
-        from portend.models.zoo import build
+        from portend.data.augment import augmented
+        from portend.data.decoding import AudioDecoder, ImageDecoder, TensorDecoder
+        from portend.networks.scores import score
+        from portend.networks.zoo import build
+        from portend.training.config import TrainingConfig
+        from portend.training.schedules import peak_share
 
         rng = np.random.default_rng(0)
         calls: dict[str, Callable[[], Any]] = {
@@ -79,7 +79,7 @@ def torch_case(name: str, word: str) -> Callable[[], Any]:
 
 def dataset(spec: str) -> Callable[[], Any]:
     def call() -> Any:
-        from portend.models.data import load_dataset
+        from portend.data.sources import load_dataset
 
         return load_dataset(spec)
 
@@ -104,26 +104,28 @@ CASES: dict[str, tuple[Callable[[], Any], type[PortendError], str]] = {
         lambda: SearchSpace(tier_order=cast(Any, "Increasing")), InvalidValue, "increasing"),
     "planner/metrics.py:Constraint.sense": (
         lambda: Constraint(pt.latency, cast(Any, "<=="), 1.0), InvalidValue, "<="),
-    "topology.py:Topology.ingest": (
+    "values/topology.py:Topology.ingest": (
         lambda: Topology(name="t", tiers=(Tier(name="a", device="d"),), links=(), ingest=cast(Any, "in-process")),
         InvalidValue, "in_process"),
-    "execution.py:Execution.executor": (
+    "values/execution.py:Execution.executor": (
         lambda: Execution(executor=cast(Any, "onnx-runtime")), InvalidValue, "onnxruntime"),
-    "execution.py:Execution.precision": (lambda: Execution(precision=cast(Any, "bfloat")), InvalidValue, "bfloat16"),
-    "emulation/namespaces.py:Namespaces.__init__.driver": (
+    "values/execution.py:Execution.precision": (
+        lambda: Execution(precision=cast(Any, "bfloat")), InvalidValue, "bfloat16"),
+    "testbed/emulation/namespaces.py:Namespaces.__init__.driver": (
         lambda: Namespaces(ONE_TIER, driver=cast(Any, "forward")), InvalidValue, "forwarder"),
     "units.py:parse.dimension": (lambda: parse("1 s", cast(Any, "times")), InvalidValue, "time"),
-    "models/split.py:split.cost": (torch_case("cost", "flop"), InvalidValue, "flops"),
-    "models/augment.py:augmented.augment": (torch_case("augment", "crop+flips"), InvalidValue, "crop+flip"),
-    "models/schedules.py:peak_share.schedule": (torch_case("schedule", "cosinus"), InvalidValue, "cosine"),
-    "models/decoding.py:ImageDecoder.interpolation": (
+    "networks/split.py:split.cost": (torch_case("cost", "flop"), InvalidValue, "flops"),
+    "data/augment.py:augmented.augment": (torch_case("augment", "crop+flips"), InvalidValue, "crop+flip"),
+    "training/schedules.py:peak_share.schedule": (torch_case("schedule", "cosinus"), InvalidValue, "cosine"),
+    "data/decoding.py:ImageDecoder.interpolation": (
         torch_case("interpolation", "bicubical"), InvalidValue, "bicubic"),
-    "models/decoding.py:AudioDecoder.patch": (torch_case("patch", "centre"), InvalidValue, "center"),
-    "models/decoding.py:TensorDecoder.dtype": (torch_case("dtype", "int"), InvalidValue, "int64"),
-    "models/training.py:TrainingConfig.augment": (torch_case("config.augment", "crops"), InvalidValue, "crop"),
-    "models/training.py:TrainingConfig.precision": (torch_case("config.precision", "float_32"), InvalidValue, "float"),
-    "models/training.py:TrainingConfig.optimizer": (torch_case("config.optimizer", "adam"), InvalidValue, "adamw"),
-    "models/training.py:TrainingConfig.schedule": (torch_case("config.schedule", "cosin"), InvalidValue, "cosine"),
+    "data/decoding.py:AudioDecoder.patch": (torch_case("patch", "centre"), InvalidValue, "center"),
+    "data/decoding.py:TensorDecoder.dtype": (torch_case("dtype", "int"), InvalidValue, "int64"),
+    "training/config.py:TrainingConfig.augment": (torch_case("config.augment", "crops"), InvalidValue, "crop"),
+    "training/config.py:TrainingConfig.precision": (
+        torch_case("config.precision", "float_32"), InvalidValue, "float"),
+    "training/config.py:TrainingConfig.optimizer": (torch_case("config.optimizer", "adam"), InvalidValue, "adamw"),
+    "training/config.py:TrainingConfig.schedule": (torch_case("config.schedule", "cosin"), InvalidValue, "cosine"),
     # names that are plain text
     "criterion of a plan": (
         lambda: pt.Plan(cuts=(1, 2), placement=(0, 0), thresholds=(0.5,), criterion="Entropy"),
@@ -157,17 +159,17 @@ OURS = {
     "planner/answers.py:solution.status": "from one solver to the other",
     "planner/answers.py:by_front.ended": "from one solver to the other",
     "planner/problem.py:SearchStats.ended": "the planner's answer",
-    "emulation/relay.py:Delivery.mark": "of the relay's own thread",
-    "emulation/relay.py:Network.mark.mark": "of the relay's own thread",
-    "runtime/messages.py:Header.kind": "checked where a message is read",
+    "testbed/emulation/relay.py:Delivery.mark": "of the relay's own thread",
+    "testbed/emulation/relay.py:Network.mark.mark": "of the relay's own thread",
+    "runtime/protocol.py:Header.kind": "checked where a message is read",
     "analysis/whatif.py:Field.kind": "made from the tables of what-if alone",
     "analysis/whatif.py:Field.element": "made from the tables of what-if alone",
-    "config.py:Section.quantity.dimension": "handed on to units.parse",
-    "config.py:amount.dimension": "made from the forms alone",
-    "config.py:amounts.dimension": "made from the forms alone",
-    "cli_options.py:Quantity.__init__.dimension": "made from the commands alone",
-    "planfile.py:Search.estimator": "checked by PerformanceModel, which it is for",
-    "models/dataflow.py:Flow.__init__.cost": "handed on by split",
+    "io/forms.py:Section.quantity.dimension": "handed on to units.parse",
+    "io/forms.py:amount.dimension": "made from the forms alone",
+    "io/forms.py:amounts.dimension": "made from the forms alone",
+    "cli/options.py:Quantity.__init__.dimension": "made from the commands alone",
+    "planner/planfile.py:Search.estimator": "checked by PerformanceModel, which it is for",
+    "networks/dataflow.py:Flow.__init__.cost": "handed on by split",
 }
 """Typed as one of a few words, but not given by users."""
 

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import DataError
-from portend.profile import BackboneSpec, CodecProfile, DeviceProfile, Profile, ResultProfile, TabulatedExits
-from portend.topology import Link, Tier, Topology
+from portend.values.profile import BackboneSpec, CodecProfile, DeviceProfile, Profile, ResultProfile, TabulatedExits
+from portend.values.topology import Link, Tier, Topology
 
 __all__ = [
     "NETWORKS",

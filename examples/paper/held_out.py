@@ -26,16 +26,16 @@ from authors import read_profile, read_thresholds, read_topology
 from numpy.typing import NDArray
 from reproduce import STYLE, Table, drawn, html_table, paper_space, plain, split_gain_s
 
-from portend.analysis import plots
-from portend.analysis.report import html_page
 from portend.errors import DataError, InvalidValue, PortendError, StorageError
+from portend.io.storage import load_profile, save, write_json, write_text
 from portend.perfmodel.model import Estimator, PerformanceModel
-from portend.plan import Plan
 from portend.planner.problem import FrontPoint, Problem, SearchSpace, latency
 from portend.planner.search import search
-from portend.profile import DeviceProfile, Profile, SampleExits
-from portend.storage import load_profile, save, write_json, write_text
-from portend.topology import Topology
+from portend.report import figures as plots
+from portend.report.page import html_page
+from portend.values.plan import Plan
+from portend.values.profile import DeviceProfile, Profile, SampleExits
+from portend.values.topology import Topology
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -105,11 +105,11 @@ def score_table(
     known = _cached(cache, origin)
     if known is not None:
         return known
-    from portend.models.data import load_dataset
-    from portend.models.evaluators import TorchEvaluator
-    from portend.models.resnet import load_portend_weights
-    from portend.models.zoo import build
-    from portend.profiling.exits import profile_exits
+    from portend.data.sources import load_dataset
+    from portend.networks.evaluators import TorchEvaluator
+    from portend.networks.resnet import load_portend_weights
+    from portend.networks.zoo import build
+    from portend.profiling.network import profile_exits
 
     backbone = build("resnet20")
     try:

@@ -23,13 +23,13 @@ from authors import read_topology
 from held_out import WEIGHTS, score_table
 
 from portend.errors import PortendError
+from portend.io.storage import load_profile, write_json
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.exhaustive import count_plans
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
-from portend.profile import Profile, SampleExits
-from portend.storage import load_profile, write_json
-from portend.topology import Topology
+from portend.values.profile import Profile, SampleExits
+from portend.values.topology import Topology
 
 __all__ = ["Row", "main", "study"]
 

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from authors import NETWORKS, device_networks, read_profile, read_thresholds, read_topology
 
-from portend.analysis import plots
-from portend.analysis.report import html_page
 from portend.errors import DataError, PortendError
+from portend.io.storage import write_json, write_text
 from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.problem import Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.solve import solve
-from portend.profile import Profile
-from portend.storage import write_json, write_text
-from portend.topology import Topology
+from portend.report import figures as plots
+from portend.report.page import html_page
+from portend.values.plan import Plan
+from portend.values.profile import Profile
+from portend.values.topology import Topology
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -19,12 +19,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from portend.config import load_topology
 from portend.errors import PortendError
-from portend.measurement import Measurement
+from portend.io.forms import load_topology
+from portend.io.storage import load_measurement, load_profile, save
 from portend.perfmodel.estimate import Estimate, EstimateBatch
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan, PlanBatch, takes_exit
 from portend.planner.metrics import (
     Batch,
     Block,
@@ -45,7 +44,9 @@ from portend.planner.metrics import (
 )
 from portend.planner.problem import Problem, SearchSpace, Solution
 from portend.planner.solve import solve
-from portend.profile import (
+from portend.values.measurement import Measurement
+from portend.values.plan import Plan, PlanBatch, takes_exit
+from portend.values.profile import (
     BackboneSpec,
     CodecLoss,
     CodecProfile,
@@ -56,21 +57,20 @@ from portend.profile import (
     TabulatedExits,
     ValueRange,
 )
-from portend.storage import load_measurement, load_profile, save
-from portend.topology import Link, SlowStart, Tier, Topology
+from portend.values.topology import Link, SlowStart, Tier, Topology
 
 if TYPE_CHECKING:
-    from portend.models.adopting import adopt
-    from portend.models.heads import multi_exit
-    from portend.models.split import Chain, split
+    from portend.networks.adopting import adopt
+    from portend.networks.heads import multi_exit
+    from portend.networks.split import Chain, split
 
 __version__ = "0.1.0"
 
 _WITH_TORCH = {
-    "Chain": "models.split",
-    "adopt": "models.adopting",
-    "multi_exit": "models.heads",
-    "split": "models.split",
+    "Chain": "networks.split",
+    "adopt": "networks.adopting",
+    "multi_exit": "networks.heads",
+    "split": "networks.split",
 }
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from portend.errors import MismatchError
 from portend.perfmodel.model import CODEC_TOLERANCE
-from portend.profile import Profile
 from portend.units import format_bytes
+from portend.values.profile import Profile
 
 if TYPE_CHECKING:
     from portend.analysis.fitted import FittedTable

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import InvalidValue, MismatchError
-from portend.measurement import Measurement
 from portend.perfmodel.estimate import PARTS, Estimate
-from portend.perfmodel.exit_drift import ExitDrift, exit_drift
-from portend.plan import Plan
+from portend.stats.exit_drift import ExitDrift, exit_drift
+from portend.values.measurement import Measurement
+from portend.values.plan import Plan
 
 __all__ = [
     "TERMS",

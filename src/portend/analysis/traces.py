@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from portend.measurement import Measurement, Span
+from portend.values.measurement import Measurement, Span
 
 __all__ = ["chrome_trace", "otlp_trace"]
 

@@ -1,7 +1,7 @@
 """How well the model holds over a campaign of many plans: agreement, what explains its errors, and what they cost.
 
-Everything is computed from the plans' estimates and raw measurements (``portend.validate`` gathers them). Latencies
-are in seconds inside, in ms under names that say so in ``to_dict``.
+Everything is computed from the plans' estimates and raw measurements (``portend.workflows.validate`` gathers them).
+Latencies are in seconds inside, in ms under names that say so in ``to_dict``.
 
 Axes: n plans.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.analysis.compare import TERMS, Comparison, Fit, fit, inside
-from portend.analysis.tables import signed
+from portend.analysis.console import signed
 from portend.errors import choice, law
 from portend.perfmodel.estimate import Estimate
 from portend.planner.mix import FACTORS

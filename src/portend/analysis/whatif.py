@@ -21,7 +21,6 @@ import numpy as np
 
 from portend.errors import ConfigError, InvalidValue, SearchError, choice, law, nearest
 from portend.perfmodel.model import CODEC_TOLERANCE, Estimator, PerformanceModel
-from portend.plan import Plan
 from portend.planner.limits import Limits
 from portend.planner.problem import (
     Constraint,
@@ -35,9 +34,10 @@ from portend.planner.problem import (
     latency,
 )
 from portend.planner.solve import solve
-from portend.profile import CodecProfile, DeviceProfile, Exits, Profile, ResultProfile, SampleExits
-from portend.topology import Ingest, Topology
 from portend.units import Dimension, format_bandwidth, format_bytes, format_time, parse
+from portend.values.plan import Plan
+from portend.values.profile import CodecProfile, DeviceProfile, Exits, Profile, ResultProfile, SampleExits
+from portend.values.topology import Ingest, Topology
 
 __all__ = [
     "BACKENDS",

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import InvalidValue, choice
-from portend.perfmodel.strata import draw_rates
-from portend.plan import Plan
+from portend.stats.strata import draw_rates
+from portend.values.plan import Plan
 
 __all__ = ["PARTS", "Estimate", "EstimateBatch", "quantile_s"]
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.compute_fit import ComputeFit, StartFit
 from portend.errors import MismatchError, choice
 from portend.perfmodel.estimate import PARTS
-from portend.plan import CODECS
-from portend.profile import DeviceProfile, Profile
-from portend.topology import Topology
+from portend.values.compute_fit import ComputeFit, StartFit
+from portend.values.plan import CODECS
+from portend.values.profile import DeviceProfile, Profile
+from portend.values.topology import Topology
 
 __all__ = ["LatencyTables"]
 

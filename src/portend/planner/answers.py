@@ -13,11 +13,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.plan import Plan, PlanBatch
 from portend.planner.limits import Ended, gap
 from portend.planner.metrics import ACCURACY_SLACK, Batch, accuracy, latency
 from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, Status, affordable, choose
 from portend.planner.space import PlanSpace
+from portend.values.plan import Plan, PlanBatch
 
 __all__ = ["by_front", "closer", "points", "resolved", "solution", "wanted"]
 

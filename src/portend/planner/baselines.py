@@ -10,7 +10,7 @@ from portend.perfmodel.model import PerformanceModel
 from portend.planner.limits import Limits
 from portend.planner.problem import Problem, SearchSpace, Solution, Status
 from portend.planner.search import search
-from portend.profile import SampleExits
+from portend.values.profile import SampleExits
 
 __all__ = ["baseline_spaces", "solve_baselines"]
 

@@ -30,10 +30,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.plan import Plan
 from portend.planner.goals import BestGoal, Found, Front, FrontGoal, Goal, climb, repeats
 from portend.planner.limits import Limits
 from portend.planner.space import NEVER, PlanSpace
+from portend.values.plan import Plan
 
 __all__ = ["best", "front"]
 

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner import dynamic, replay
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.limits import Ended, Limits
@@ -35,6 +34,7 @@ from portend.planner.metrics import Batch
 from portend.planner.nondominated import NonDominated
 from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution
 from portend.planner.space import PlanSpace
+from portend.values.plan import Plan
 
 __all__ = ["solve_evolutionary"]
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.answers import by_front, points, resolved
 from portend.planner.batch import Block, Outcomes
 from portend.planner.limits import Ended, Limits, Over
@@ -30,6 +29,7 @@ from portend.planner.nondominated import NonDominated
 from portend.planner.pareto import front_indices
 from portend.planner.problem import FrontPoint, Problem, SearchSpace, SearchStats, Solution, Status
 from portend.planner.space import PlanSpace
+from portend.values.plan import Plan
 
 __all__ = ["count_plans", "sample_space", "solve_exhaustive"]
 

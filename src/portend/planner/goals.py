@@ -13,7 +13,7 @@ from typing import Final, Generic, Protocol, Self, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.plan import Plan
+from portend.values.plan import Plan
 
 __all__ = ["BestGoal", "Found", "Front", "FrontGoal", "Goal", "Plans", "climb", "repeats"]
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from portend.errors import InvalidValue, SearchError, law
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import FRONT_LIMIT, search
 from portend.planner.space import PlanSpace
+from portend.values.plan import Plan
 
 __all__ = ["FACTORS", "Pick", "factors", "mixed_plans"]
 

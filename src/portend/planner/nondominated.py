@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.plan import Plan
 from portend.planner.batch import Batch, Block
+from portend.values.plan import Plan
 
 __all__ = ["NonDominated"]
 

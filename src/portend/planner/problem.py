@@ -13,9 +13,9 @@ import numpy as np
 from portend.errors import choice, law
 from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.limits import Ended
 from portend.planner.metrics import ACCURACY_SLACK, LATENCY_SLACK, Batch, Constraint, Metric, accuracy, latency
+from portend.values.plan import Plan
 
 __all__ = [
     "ACCURACY_SLACK",

@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 from portend.errors import SearchError
 from portend.perfmodel.exits import replay
 from portend.perfmodel.model import Estimator, PerformanceModel
-from portend.perfmodel.strata import class_counts, draw_rates
-from portend.plan import Plan
 from portend.planner.metrics import Batch
 from portend.planner.problem import (
     Constraint,
@@ -37,7 +35,9 @@ from portend.planner.problem import (
     accuracy,
     latency,
 )
-from portend.profile import SampleExits
+from portend.stats.strata import class_counts, draw_rates
+from portend.values.plan import Plan
+from portend.values.profile import SampleExits
 
 __all__ = ["HALVINGS", "keep_promise", "least_right", "on_new_samples", "parts"]
 

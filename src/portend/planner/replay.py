@@ -25,12 +25,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.plan import Plan
 from portend.planner.completions import Completions, Priced
 from portend.planner.descent import Chain, Descent
 from portend.planner.goals import BestGoal, Found, Front, FrontGoal, Goal, repeats
 from portend.planner.limits import Limits
 from portend.planner.space import NEVER, PlanSpace
+from portend.values.plan import Plan
 
 __all__ = ["best", "front"]
 

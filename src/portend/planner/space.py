@@ -26,11 +26,11 @@ from numpy.typing import ArrayLike, NDArray
 from portend.errors import InvalidValue, MismatchError, SearchError
 from portend.perfmodel.exits import BitTables
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.metrics import ACCURACY_SLACK, Metric, latency
 from portend.planner.problem import SearchSpace
-from portend.profile import SampleExits
 from portend.units import format_bytes
+from portend.values.plan import Plan
+from portend.values.profile import SampleExits
 
 __all__ = ["NEVER", "PlanSpace"]
 

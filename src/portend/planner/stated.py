@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from portend.config import Form, Key, Section, listed, plain, read_yaml, share
 from portend.errors import ConfigError, InvalidValue, choice
-from portend.plan import CRITERIA
+from portend.io.forms import Form, Key, Section, listed, plain, read_yaml, share
 from portend.planner.metrics import Constraint, Metric, load_metric, parse_constraint, utilization
 from portend.planner.problem import SearchSpace
-from portend.topology import Topology
+from portend.values.plan import CRITERIA
+from portend.values.topology import Topology
 
 __all__ = ["HINTS", "PROBLEM", "Stated", "read_hints", "read_problem"]
 

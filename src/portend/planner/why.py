@@ -12,11 +12,11 @@ import numpy as np
 from portend.errors import SearchError
 from portend.perfmodel.estimate import PARTS, Estimate
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import Plan
 from portend.planner.limits import Limits
 from portend.planner.metrics import Batch, Metric, latency
 from portend.planner.problem import Alternative, Problem, Solution, Why, choose
 from portend.planner.search import search
+from portend.values.plan import Plan
 
 __all__ = ["explain"]
 

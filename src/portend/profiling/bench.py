@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.profiling.journal import Journal
-from portend.runtime.coordinator import Deployment
-from portend.runtime.watch import Disturbance
+from portend.io.journal import Journal
+from portend.testbed.deployment import Deployment
+from portend.testbed.watch import Disturbance
 
 __all__ = ["Bench", "Job", "Progress"]
 

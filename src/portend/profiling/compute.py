@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import InvalidValue
-from portend.profile import BackboneSpec
 from portend.profiling.bench import Bench, Job
 from portend.profiling.prediction import measuring_order
+from portend.values.profile import BackboneSpec
 
 __all__ = ["Busy", "ComputeProfiling", "describe_spread", "expected_s", "measure_branches", "measure_compute"]
 

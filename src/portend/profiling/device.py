@@ -21,13 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.compute_fit import fit_compute
+from portend.data.dataset import Dataset, draw
 from portend.errors import InvalidValue
-from portend.execution import Execution
-from portend.models.data import Dataset, draw
-from portend.models.networkfile import read_spec
-from portend.plan import codec_parts
-from portend.profile import BackboneSpec, DeviceProfile, ValueRange
+from portend.io.journal import Journal
+from portend.networks.networkfile import read_spec
 from portend.profiling.bench import Bench, Progress
 from portend.profiling.compute import (
     Busy,
@@ -38,11 +35,14 @@ from portend.profiling.compute import (
     measure_compute,
 )
 from portend.profiling.environment import cpu_model, describe_machine, load_average
-from portend.profiling.journal import Journal
 from portend.profiling.messages import count_messages, profile_messages, profile_result
 from portend.profiling.prediction import checked
-from portend.runtime.coordinator import Deployment
-from portend.topology import Link, Tier, Topology
+from portend.testbed.deployment import Deployment
+from portend.values.compute_fit import fit_compute
+from portend.values.execution import Execution
+from portend.values.plan import codec_parts
+from portend.values.profile import BackboneSpec, DeviceProfile, ValueRange
+from portend.values.topology import Link, Tier, Topology
 
 __all__ = ["DeviceProfiling", "profile_device"]
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from portend.controlgroups import cpu_quota
-from portend.execution import available_cores
+from portend.values.execution import available_cores
 
 __all__ = ["cpu_model", "describe_machine", "load_average"]
 

@@ -25,8 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from portend.errors import law
-from portend.models.backbone import Backbone
-from portend.models.exits import score
+from portend.networks.backbone import Backbone
+from portend.networks.scores import score
 
 __all__ = ["Estimates", "compare_estimators"]
 

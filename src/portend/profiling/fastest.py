@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from portend.data.dataset import Dataset
 from portend.errors import law
-from portend.execution import Execution
-from portend.models.data import Dataset
-from portend.models.networkfile import read_spec
-from portend.runtime.coordinator import Deployment
-from portend.topology import Link, Tier, Topology
+from portend.networks.networkfile import read_spec
+from portend.testbed.deployment import Deployment
+from portend.values.execution import Execution
+from portend.values.topology import Link, Tier, Topology
 
 __all__ = ["Timing", "time_executions"]
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import ConfigError, InvalidValue
-from portend.plan import CRITERIA
-from portend.profile import (
+from portend.io.csv_tables import TIMES, Row, Table, table_of, text_lines, time_unit
+from portend.values.plan import CRITERIA
+from portend.values.profile import (
     BackboneSpec,
     CodecProfile,
     DeviceProfile,
@@ -27,7 +28,6 @@ from portend.profile import (
     SampleExits,
     TabulatedExits,
 )
-from portend.tables import TIMES, Row, Table, table_of, text_lines, time_unit
 
 __all__ = ["FRAMING_BYTES", "RESULT_BYTES", "device_from_csv", "profile_from_csv"]
 

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from portend.emulation.base import Emulation
 from portend.errors import DeploymentError
-from portend.runtime.links import Budget, LinkMeasurement
-from portend.storage import from_plain
-from portend.topology import Link, Topology, TransferCurve
+from portend.io.storage import from_plain
+from portend.runtime.link_probe import Budget, LinkMeasurement
+from portend.testbed.emulation.base import Emulation
+from portend.values.topology import Link, Topology, TransferCurve
 
 __all__ = ["measure_links", "measured_link", "measured_topology"]
 
-_MODULE = (sys.executable, "-m", "portend.runtime.links")
+_MODULE = (sys.executable, "-m", "portend.runtime.link_probe")
 
 
 def measure_links(emulation: Emulation, budget: Budget) -> tuple[LinkMeasurement, ...]:

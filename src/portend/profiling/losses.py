@@ -15,13 +15,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from portend.data.dataset import Dataset
 from portend.errors import InvalidValue
-from portend.models.data import Dataset
-from portend.models.evaluators import Evaluator
-from portend.models.scoring import check_fit
-from portend.plan import LOSSY
-from portend.profile import BackboneSpec, CodecLoss, ValueRange, channel_axis
+from portend.networks.evaluators import Evaluator
+from portend.networks.scoring import check_fit
 from portend.runtime.codecs import make_numbers
+from portend.values.plan import LOSSY
+from portend.values.profile import BackboneSpec, CodecLoss, ValueRange, channel_axis
 
 __all__ = ["lossy", "profile_codecs", "profile_losses", "profile_ranges"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from portend.errors import MismatchError
-from portend.profile import BackboneSpec, DeviceProfile, Profile
+from portend.values.profile import BackboneSpec, DeviceProfile, Profile
 
 __all__ = ["merge"]
 

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.models.data import Dataset
-from portend.profile import BackboneSpec, CodecProfile, ResultProfile
+from portend.data.dataset import Dataset
 from portend.profiling.bench import Bench
-from portend.runtime.messages import Header, pack_header, wire_bytes
+from portend.runtime.protocol import Header, pack_header, wire_bytes
+from portend.values.profile import BackboneSpec, CodecProfile, ResultProfile
 
 __all__ = ["count_messages", "profile_messages", "profile_result"]
 

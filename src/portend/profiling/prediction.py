@@ -1,7 +1,7 @@
 """Which partitions to measure where there is no time for all, and how far the estimate of the others is off.
 
-``portend.compute_fit`` estimates all partitions from those that were measured. Half of those are the ones that make
-the estimate least uncertain, half are drawn at random: each of these, estimated without itself, tells the error.
+``portend.values.compute_fit`` estimates all partitions from those that were measured. Half of those are the ones that
+make the estimate least uncertain, half are drawn at random: each of these, estimated without itself, tells the error.
 
 Axes: N+1 cuts, P partitions.
 """
@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portend.compute_fit import ComputeFit, Variation
 from portend.errors import law
-from portend.profile import BackboneSpec, Prediction
+from portend.values.compute_fit import ComputeFit, Variation
+from portend.values.profile import BackboneSpec, Prediction
 
 __all__ = ["checked", "measuring_order"]
 

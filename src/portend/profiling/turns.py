@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import InvalidValue
-from portend.measurement import Measurement
-from portend.plan import Plan
-from portend.profile import Profile
-from portend.runtime.coordinator import Deployment
-from portend.runtime.watch import Disturbance
-from portend.topology import Tier, Topology
+from portend.testbed.deployment import Deployment
+from portend.testbed.watch import Disturbance
+from portend.values.measurement import Measurement
+from portend.values.plan import Plan
+from portend.values.profile import Profile
+from portend.values.topology import Tier, Topology
 
 __all__ = ["TimedStep", "Turns", "burst_runs", "coding_tables", "run_in_turns", "timed_steps"]
 

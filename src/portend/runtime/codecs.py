@@ -18,10 +18,10 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from portend.data.decoding import InputDecoder
 from portend.errors import InvalidValue, MessageError
-from portend.models.decoding import InputDecoder
-from portend.plan import codec_parts
-from portend.profile import ValueRange, channel_axis
+from portend.values.plan import codec_parts
+from portend.values.profile import ValueRange, channel_axis
 
 __all__ = ["FLOAT32", "Codec", "Encoded", "Numbers", "Sample", "TensorCodec", "make_codec", "make_numbers"]
 

@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import Any
 
 from portend.errors import InvalidValue
-from portend.plan import takes_exit
 from portend.runtime.codecs import Codec
-from portend.runtime.executors import Executor, Partition
+from portend.runtime.executor import Executor, Partition
+from portend.values.plan import takes_exit
 
 __all__ = ["Deployed"]
 

@@ -11,11 +11,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from portend.errors import InvalidValue, choice
-from portend.execution import Execution
-from portend.models.onnxfile import load_onnx
-from portend.models.onnxsession import session
-from portend.plan import CRITERIA
-from portend.runtime.executors import Outcome
+from portend.networks.onnxfile import load_onnx
+from portend.networks.onnxsession import session
+from portend.runtime.executor import Outcome
+from portend.values.execution import Execution
+from portend.values.plan import CRITERIA
 
 __all__ = ["OnnxExecutor"]
 

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from portend.errors import DeploymentError, choice
-from portend.execution import Execution
-from portend.models.backbone import Backbone
-from portend.models.checkpoint import load_checkpoint
-from portend.models.exits import score
-from portend.plan import CRITERIA
-from portend.runtime.executors import Outcome
+from portend.networks.backbone import Backbone
+from portend.networks.checkpoint import load_checkpoint
+from portend.networks.scores import score
+from portend.runtime.executor import Outcome
+from portend.values.execution import Execution
+from portend.values.plan import CRITERIA
 
 __all__ = ["TorchExecutor"]
 

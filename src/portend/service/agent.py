@@ -33,8 +33,9 @@ import zmq
 from portend.address import is_loopback, read_address
 from portend.controlgroups import memory_bytes
 from portend.errors import ConfigError, DataError, DeploymentError, MessageError, PortendError
+from portend.io.storage import from_plain
 from portend.runtime.executors import make_executor
-from portend.runtime.messages import (
+from portend.runtime.protocol import (
     PROTOCOL_VERSION,
     Header,
     pack_control,
@@ -53,7 +54,6 @@ from portend.service.probes import Probes
 from portend.service.release import MOST_PLANS, Limits, NetworkFile, Release, read_release
 from portend.service.store import Store
 from portend.service.worker import Job, Worker
-from portend.storage import from_plain
 
 __all__ = ["ServiceAgent", "read_message"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from portend.data.dataset import Dataset
 from portend.errors import DataError, StorageError
-from portend.models.data import Dataset
 from portend.service.http import answer_json
 from portend.service.intake import Answer
 

@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from portend.perfmodel.exit_drift import ExitWatch, watch_exits
 from portend.service.metrics import Metrics
 from portend.service.release import MOST_PLANS, Release
+from portend.stats.exit_drift import ExitWatch, watch_exits
 
 __all__ = ["Exits"]
 

@@ -13,18 +13,16 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from importlib.metadata import version as package_version
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
 from portend.address import Address, is_loopback
 from portend.errors import DataError, DeploymentError
-from portend.service.intake import SAMPLE_ID, Answer
-
-if TYPE_CHECKING:
-    from portend.service.agent import ServiceAgent
+from portend.service.intake import SAMPLE_ID, Answer, Intake
+from portend.service.metrics import Metrics
 
 __all__ = ["answer_json", "openapi", "serve_http"]
 
@@ -132,8 +130,21 @@ def openapi() -> dict[str, Any]:
     }
 
 
+class Served(Protocol):
+    """What the interface asks of an agent (`portend.service.agent.ServiceAgent`)."""
+
+    intake: Intake
+    metrics: Metrics
+    stopped: bool
+
+    def check_source(self) -> None: ...
+    def is_crowded(self, encoded: bytes) -> bool: ...
+    def offer(self, sample_id: str, encoded: bytes, to: Hashable, deliver: Callable[[Answer], None]) -> str: ...
+    def status(self) -> dict[str, Any]: ...
+
+
 @contextlib.asynccontextmanager
-async def serve_http(agent: ServiceAgent, host: str, port: int) -> AsyncIterator[None]:
+async def serve_http(agent: Served, host: str, port: int) -> AsyncIterator[None]:
     """Serve the interface on a loopback address within the context.
 
     Raises:
@@ -174,7 +185,7 @@ async def serve_http(agent: ServiceAgent, host: str, port: int) -> AsyncIterator
 class _Doors:
     """Who may take how long, and who has to go for others: connections, and bodies that come in."""
 
-    def __init__(self, agent: ServiceAgent) -> None:
+    def __init__(self, agent: Served) -> None:
         self._agent = agent
         self._waiting: dict[web.RequestHandler, float] = {}  # connections that owe the head of a request, since
         self._bodies: dict[asyncio.Timeout, None] = {}
@@ -247,7 +258,7 @@ def _error(status: int, message: str, **headers: str) -> web.Response:
     return web.json_response({"error": message}, status=status, headers=headers)
 
 
-async def _sample(agent: ServiceAgent, doors: _Doors, request: web.Request) -> web.Response:
+async def _sample(agent: Served, doors: _Doors, request: web.Request) -> web.Response:
     try:
         agent.check_source()
     except DeploymentError as error:
@@ -311,13 +322,13 @@ async def _body(request: web.Request, most: int) -> bytes:
     return bytes(parts)
 
 
-async def _health(agent: ServiceAgent, _: web.Request) -> web.Response:
+async def _health(agent: Served, _: web.Request) -> web.Response:
     status = agent.status()
     fine = status["plan"] is not None if status["source"] else bool(status["versions"])
     return web.json_response(status, status=200 if fine and not agent.stopped else 503)
 
 
-async def _metrics(agent: ServiceAgent, _: web.Request) -> web.Response:
+async def _metrics(agent: Served, _: web.Request) -> web.Response:
     return web.Response(body=agent.metrics.page(), content_type="text/plain", charset="utf-8")
 
 

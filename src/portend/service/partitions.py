@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.controlgroups import memory_bytes
+from portend.data.decoding import InputDecoder, TensorDecoder, decoder_from_dict
+from portend.data.headers import values
 from portend.errors import DeploymentError, MessageError, PortendError
-from portend.models.decoding import InputDecoder, TensorDecoder, decoder_from_dict
-from portend.models.headers import values
-from portend.profile import BackboneSpec
 from portend.runtime.codecs import Codec, Payload, Sample, make_codec
 from portend.runtime.deployed import Deployed
-from portend.runtime.executors import Executor, Partition
+from portend.runtime.executor import Executor, Partition
 from portend.service.release import Release
+from portend.values.profile import BackboneSpec
 
 __all__ = ["Loaded", "Outcome", "Shared"]
 

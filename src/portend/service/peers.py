@@ -24,7 +24,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from portend.address import Address, read_address
 from portend.errors import DeploymentError, MessageError, PortendError
-from portend.runtime.messages import pack_control
+from portend.runtime.protocol import pack_control
 from portend.service.keys import Keys
 from portend.service.pieces import Ack, Outbox
 

@@ -87,7 +87,7 @@ class Probes:
         if len(self._running) >= _MOST:
             raise DeploymentError("links are being measured here already; wait until that is over")
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "portend.runtime.links", *words, stdin=PIPE, stdout=PIPE, stderr=PIPE
+            sys.executable, "-m", "portend.runtime.link_probe", *words, stdin=PIPE, stdout=PIPE, stderr=PIPE
         )  # fmt: skip
         self._running.add(process)
         assert process.stdin is not None

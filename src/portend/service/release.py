@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from portend.address import read_address
 from portend.errors import MessageError, PortendError, choice, law
-from portend.execution import Execution
-from portend.perfmodel.exit_drift import watch_exits
-from portend.plan import CODECS, CRITERIA, Plan
-from portend.profile import ValueRange
-from portend.storage import from_plain, to_plain
+from portend.io.storage import from_plain, to_plain
+from portend.stats.exit_drift import watch_exits
+from portend.values.execution import Execution
+from portend.values.plan import CODECS, CRITERIA, Plan
+from portend.values.profile import ValueRange
 
 __all__ = ["MOST_PLANS", "Limits", "NetworkFile", "Release", "read_release"]
 

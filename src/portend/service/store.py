@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Final
 
 from portend.errors import DeploymentError, MessageError, StorageError
+from portend.io.storage import write_json
 from portend.service.release import NetworkFile, Release, read_release
-from portend.storage import write_json
 
 __all__ = ["CHUNK", "Store", "file_sha256"]
 

@@ -1,0 +1,1 @@
+"""Labeled samples from any source, and how their bytes become network inputs."""

@@ -1,0 +1,1 @@
+"""Networks as chains of blocks with exit branches: split, built, stored, evaluated."""

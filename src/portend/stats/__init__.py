@@ -1,0 +1,1 @@
+"""Statistics that know no model: intervals of stratified rates, tests of exit rates."""

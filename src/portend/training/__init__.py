@@ -1,0 +1,1 @@
+"""Training and calibrating the exits of a network."""

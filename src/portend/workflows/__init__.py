@@ -1,0 +1,1 @@
+"""Long ways through many parts: the demo, campaigns, refinement."""
