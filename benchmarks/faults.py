@@ -5,23 +5,27 @@ Real processes on this machine, encrypted connections. All samples are of a smal
     python benchmarks/faults.py soak --samples 10000 --kills 20
     python benchmarks/faults.py switch --times 10
     python benchmarks/faults.py throughput --network NET.onnx
+    python benchmarks/faults.py flood --connections 1
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import zmq
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -30,9 +34,10 @@ from portend.data.decoding import decoder_from_dict  # noqa: E402
 from portend.data.encodings import png  # noqa: E402
 from portend.networks.onnxfile import load_onnx  # noqa: E402
 from portend.runtime.executors import make_executor  # noqa: E402
-from portend.runtime.protocol import wire_bytes  # noqa: E402
+from portend.runtime.protocol import Header, pack_header, wire_bytes  # noqa: E402
 from portend.service.keys import OPERATOR, Keys, load_keys, make_keys  # noqa: E402
 from portend.service.operator import Agents  # noqa: E402
+from portend.service.peers import call  # noqa: E402
 from portend.testbed.emulation.relay import Relay, Route  # noqa: E402
 from portend.values.execution import Execution  # noqa: E402
 from portend.values.plan import Plan  # noqa: E402
@@ -241,13 +246,64 @@ def partition_s(work: Workload, last: int, repeats: int = 200) -> tuple[float, f
     return (time.perf_counter() - began) / repeats, (time.process_time() - used) / repeats
 
 
+FLOODS: dict[str, Callable[[int, int], list[bytes]]] = {  # by the number of a plan and a ticket
+    "tensors": lambda plan, ticket: [pack_header(Header("tensor", plan, ticket, 2, 0)), bytes(4 * 8 * 16 * 16)],
+    "answers": lambda plan, ticket: [pack_header(Header("result", plan, ticket, 3, 0, exit_index=1, label=1))],
+    "60 MiB frames": lambda plan, ticket: [pack_header(Header("tensor", plan, ticket, 2, 0)), bytes(60 << 20)],
+}
+
+
+def flood(folder: Path, seconds: float, connections: int) -> dict[str, Any]:
+    """Latency of samples from the edge to the cloud while the base's key sends the cloud as much as it can."""
+    work, keys = make_workload(folder), secured(folder)
+    plans = [replace(work.plans[2], thresholds=(0.0,)), replace(work.plans[0], thresholds=(0.0, 0.0))]
+    found: dict[str, Any] = {}
+    with Hosts(folder, keys=folder / "keys") as hosts, Agents(hosts.topology, keys, patience_s=60) as agents:
+        number = work.release(agents, plans, **LIMITS).number(1)
+        whole(agents)
+        with Stream(agents, replace(work, plans=tuple(plans)), "flood", pace_s=0.05, pending=40) as stream:
+            for what in (None, *FLOODS):
+                if what is not None:
+                    of = (what, number, f"127.0.0.1:{hosts.listen['cloud']}", folder / "keys", connections)
+                    attacker = multiprocessing.get_context("spawn").Process(target=attack, args=of, daemon=True)
+                    attacker.start()
+                    time.sleep(2)  # it has begun
+                before = len(stream.got)
+                time.sleep(seconds)
+                took_ms = [1e3 * answer.latency_s for answer in stream.got[before:]]
+                if what is not None:
+                    attacker.kill()
+                    attacker.join()
+                p50, p99 = np.percentile(took_ms, (50, 99))
+                memory = psutil.Process(hosts.processes["cloud"].pid).memory_info().rss
+                found[what or "none"] = {
+                    "samples": len(took_ms), "p50 ms": p50, "p99 ms": p99, "cloud MB": round(1e-6 * memory)
+                }  # fmt: skip
+        stream.check()
+    return found
+
+
+def attack(what: str, plan: int, endpoint: str, keys: Path, connections: int) -> None:
+    """Send messages of one kind, without end."""
+    context = zmq.Context()
+    wires = [call(context, "cloud", endpoint, load_keys(keys, "base"), "base") for _ in range(connections)]
+    ticket = 1 << 40
+    while True:
+        for wire in wires:
+            try:
+                wire.send_multipart(FLOODS[what](plan, ticket), zmq.NOBLOCK)
+                ticket += 1
+            except zmq.Again:
+                time.sleep(0.0005)
+
+
 def compared(rate: float, due: float) -> dict[str, float]:
     return {"per second": rate, "due": due, "ratio": rate / due}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["soak", "switch", "throughput"])
+    parser.add_argument("what", choices=["soak", "switch", "throughput", "flood"])
     parser.add_argument("--samples", type=int, help="default: 10,000 of a soak, 1,000 else")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--rate", type=float, default=50.0, help="samples per second of a soak")
@@ -255,6 +311,8 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=8)
     parser.add_argument("--batch", type=int, default=1, help="of throughput: also in batches of at most so many")
     parser.add_argument("--network", type=Path, help="of `portend export`, for throughput; default: a small one")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each flood")
+    parser.add_argument("--connections", type=int, default=1, help="of who floods")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -264,6 +322,8 @@ def main() -> None:
             found = soak(folder, asked.samples or 10_000, asked.kills, asked.seed, asked.rate)
         elif asked.what == "switch":
             found = switch(folder, asked.times)
+        elif asked.what == "flood":
+            found = flood(folder, asked.seconds, asked.connections)
         else:
             found = throughput(folder, asked.network, asked.samples or 1_000, asked.window, asked.batch)
     print(json.dumps(found, indent=2))

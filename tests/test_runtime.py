@@ -129,11 +129,11 @@ def test_no_msgpack_value_breaks_the_decoders(value: object) -> None:
 
 def test_another_protocol_version_is_refused_by_name() -> None:
     values = msgpack.unpackb(pack_header(Header("credit", 1, 2, 3, 4)))
-    values[0] = 3
-    with pytest.raises(MessageError, match="speaks protocol 2, but got 3"):
+    values[0] = 4
+    with pytest.raises(MessageError, match="speaks protocol 3, but got 4"):
         unpack_header(msgpack.packb(values))
-    with pytest.raises(MessageError, match="protocol 2"):
-        unpack_control(pack_control("run").replace(b"version\x02", b"version\x01"))
+    with pytest.raises(MessageError, match="protocol 3"):
+        unpack_control(pack_control("run").replace(b"version\x03", b"version\x04"))
 
 
 def test_wire_bytes_count_zmtp_framing() -> None:

@@ -15,9 +15,12 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import msgpack
@@ -40,7 +43,7 @@ from portend.service.release import NetworkFile, Release, read_release
 from portend.service.store import Store
 from portend.values.execution import Execution
 from portend.values.plan import Plan
-from service_hosts import NAMES, Hosts, Workload, until
+from service_hosts import NAMES, Hosts, Workload, make_workload, until
 
 
 @pytest.fixture(scope="module")
@@ -476,6 +479,49 @@ def test_a_flood_of_one_peer_s_tensors_waits_in_no_long_queue(
     ]
 
 
+def test_samples_of_others_are_answered_before_a_flood_is_worked_off(
+    hosts: Hosts, agents: Agents, keys: Path, work: Workload, tmp_path: Path
+) -> None:
+    """The base sends the cloud all that its key may; samples go from the edge to the cloud, one after the other."""
+    heavy = make_workload(tmp_path, 8, heavy=8)
+    first = replace(heavy.plans[2], thresholds=(0.0,))
+    through_all = replace(heavy.plans[0], thresholds=(0.0, 0.0))
+    over = Event()
+    line = 'portend_term_seconds_count{term="compute"}'
+    full = 'portend_dropped_messages_total{why="queue_full"}'
+    release = heavy.release(agents, [first, through_all], deadline_s=120.0, retry_s=60.0)
+    until(lambda: agents.ask(0, "status")["plan"] == 0)
+    try:
+        with ThreadPoolExecutor(1) as pool, connected(hosts, keys, "base", to="cloud") as wire:
+
+            def flood() -> None:
+                tickets = iter(range(1 << 40, 1 << 41))
+                while not over.wait(0.005):
+                    for ticket in islice(tickets, 20):
+                        header = Header("tensor", release.number(1), ticket, 2, 0)
+                        with suppress(zmq.Again):
+                            wire.send_multipart([pack_header(header), bytes(4 * 8 * 16 * 16)], zmq.NOBLOCK)
+
+            flooding = pool.submit(flood)
+            try:
+                before = counter(hosts, "cloud", full)
+                until(lambda: counter(hosts, "cloud", full) > before)
+                computed = counter(hosts, "cloud", line)
+                named = [(f"turns-{i}", sample) for i, sample in enumerate(heavy.samples)]
+                answers = list(agents.submitter(1).answers(named))
+                computed = counter(hosts, "cloud", line) - computed
+            finally:
+                over.set()
+            flooding.result()
+        assert [(a.failed, a.id, a.label) for a in answers] == [
+            ("", name, heavy.expected(first, i)[0]) for i, (name, _) in enumerate(named)
+        ]
+        assert computed < 8 * len(answers)  # 16 of the base's wait all the time
+    finally:
+        work.release(agents)
+        until(lambda: agents.ask(0, "status")["plan"] == 0)
+
+
 def test_a_replayed_tensor_is_run_once(tmp_path: Path, work: Workload) -> None:
     with Hosts(tmp_path, ["edge", "base"]) as hosts, Agents(hosts.topology, None, patience_s=30) as agents:
         shape = work.decoder.shape
@@ -764,6 +810,9 @@ def test_a_user_is_told_what_is_wrong_in_one_line(hosts: Hosts, work: Workload, 
         ((*deploying, "--batch", "moon=2"), 2, "a tier of edge, but got 'moon=2'"),
         ((*deploying, "--batch", "edge=0"), 2, "TIER=COUNT"),
         ((*deploying, "--largest-sample", "8"), 2, "no unit"),
+        ((*deploying, "--largest-sample", "8 s"), 2, "unknown unit 's'"),
+        ((*deploying, "--largest-sample", "1 GiB"), 2, "at most 256 MiB"),
+        ((*deploying, "--window", "100000"), 2, "at most 65,536"),
         ((*deploying, "--profile", tmp_path / "none.zip"), 1, "there is no file"),
     ):
         done = portend(*arguments)

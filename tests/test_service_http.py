@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ import soundfile
 from PIL import Image
 
 from portend.data import headers
+from portend.data.decoding import AudioDecoder
 from portend.data.encodings import png
 from portend.service.operator import Agents
 from service_hosts import Hosts, Workload, until
@@ -126,6 +129,97 @@ def test_a_picture_of_two_sizes_is_refused(edge: Hosts) -> None:
     both = small[:33] + large[8:]  # the header of one before all of the other
     status, told = post(edge, both)
     assert (status, told["failed"]) == (422, "sample")
+
+
+# -- sounds ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hears(tmp_path_factory: pytest.TempPathFactory, work: Workload) -> Iterator[tuple[Hosts, Workload]]:
+    """An agent alone that takes sounds of half a second, and such sounds."""
+    noise = np.random.default_rng(1).uniform(-0.5, 0.5, (8, 8_000))
+    work = replace(
+        work,
+        decoder=AudioDecoder(bands=16, frames=16),
+        samples=tuple(sound(np.sin(np.arange(8_000) * n / 10) * noise[n], 16_000, "WAV") for n in range(8)),
+    )
+    with (
+        Hosts(tmp_path_factory.mktemp("hears"), ["edge"]) as hosts,
+        Agents(hosts.topology, None, patience_s=30) as agents,
+    ):
+        work.release(agents, work.plans[-1:], deadline_s=120.0)
+        yield hosts, work
+
+
+def sound(samples: np.ndarray, rate: int, kind: str) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind)
+    return file.getvalue()
+
+
+def silence(seconds: int, kind: str, channels: int = 1) -> bytes:
+    """A file that unpacks to so many seconds of zeros."""
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", 48_000, channels, format=kind) as out:
+        for _ in range(seconds):
+            out.write(np.zeros((48_000, channels), np.float32))
+    return file.getvalue()
+
+
+def changed(data: bytes, at: int, more: bytes) -> bytes:
+    return data[:at] + more + data[at + len(more) :]
+
+
+def sound_bombs(seconds: int) -> dict[str, bytes]:
+    """Files that say that they are huge, or that are."""
+    wave, flac = sound(np.zeros(800), 16_000, "WAV"), sound(np.zeros(800), 16_000, "FLAC")
+    rate_and_count = int.from_bytes(flac[18:26], "big")
+    return {
+        "FLAC of hours by its header": changed(flac, 18, (rate_and_count | ((1 << 36) - 1)).to_bytes(8, "big")),
+        "FLAC of no length": changed(flac, 18, (rate_and_count & ~((1 << 36) - 1)).to_bytes(8, "big")),
+        "FLAC of silence": silence(seconds, "FLAC"),
+        "FLAC of 8 channels of silence": silence(seconds // 8 + 1, "FLAC", 8),
+        "FLAC of silence and no length": changed(silence(seconds, "FLAC"), 21, bytes([0xF0, 0, 0, 0, 0])),
+        "Ogg of silence": silence(seconds, "OGG"),
+        "WAV of 65,535 channels": changed(wave, 22, b"\xff\xff"),
+        "WAV of no channels": changed(wave, 22, b"\0\0"),
+        "WAV of 4 GHz": changed(wave, 24, b"\xff\xff\xff\xff"),
+        "WAV of 0 Hz": changed(wave, 24, bytes(4)),
+        "WAV of 1 Hz": changed(silence(1, "WAV"), 24, b"\1\0\0\0"),
+        "WAV of 4 GB": changed(changed(wave, 4, b"\xf0\xff\xff\xff"), 40, b"\xc0\xff\xff\xff"),
+        "WAV of frames of no bytes": changed(wave, 32, bytes(4)),
+    }
+
+
+def peak_mb(hosts: Hosts) -> float:
+    """The most memory that the agent has had since the last call."""
+    folder = Path(f"/proc/{hosts.processes['edge'].pid}")
+    lines = (folder / "status").read_text().splitlines()
+    (folder / "clear_refs").write_text("5")
+    return next(float(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "times"), [(60, 1), *(pytest.param(seconds, 5, marks=pytest.mark.slow) for seconds in (400, 430))]
+)
+def test_sounds_that_are_huge_or_say_so_keep_no_other_waiting(
+    hears: tuple[Hosts, Workload], seconds: int, times: int
+) -> None:
+    """7 minutes of silence at 48 kHz are beyond the limit of 20 million samples."""
+    hosts, work = hears
+    bombs = [bomb for bomb in sound_bombs(seconds).items() for _ in range(times)]
+    before = peak_mb(hosts)
+    with ThreadPoolExecutor(16) as pool, Honest(hosts, work):
+        found = list(pool.map(lambda bomb: (bomb[0], *post(hosts, bomb[1])), bombs))
+    statuses = {name: {status for each, status, _ in found if each == name} for name, _ in bombs}
+    print(statuses, before, peak := peak_mb(hosts))
+    assert set.union(*statuses.values()) <= {200, 422, 503}
+    assert all(told.get("failed") == "sample" for _, status, told in found if status == 422)
+    huge = [name for name in statuses if "of silence" not in name and name != "WAV of 4 GB"]
+    assert all(200 not in statuses[name] for name in huge), statuses
+    if seconds > 420:
+        assert all(200 not in statuses[name] for name in statuses if name in ("FLAC of silence", "Ogg of silence"))
+    assert peak < before + 400
 
 
 def test_slow_bodies_and_headers_take_no_places(edge: Hosts, work: Workload) -> None:

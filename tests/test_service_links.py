@@ -230,7 +230,10 @@ time.time_ns = lambda: real_ns() + 3600 * 10**9 * int(hours.read_text())
 
 
 @pytest.mark.slow
-def test_wall_clocks_that_are_stepped_by_an_hour_change_nothing(tmp_path: Path, keys: Path, pair: Workload) -> None:
+@pytest.mark.parametrize("limits", [{}, LIMITS | {"retry_s": 10.0, "silence_s": 3.0}], ids=["usual", "patient"])
+def test_wall_clocks_that_are_stepped_by_an_hour_change_nothing(
+    tmp_path: Path, keys: Path, pair: Workload, limits: dict[str, Any]
+) -> None:
     """Python's wall clock of each agent: the libraries below it are not stepped."""
     hosts = Hosts(tmp_path, NAMES, keys=keys)
 
@@ -246,7 +249,7 @@ def test_wall_clocks_that_are_stepped_by_an_hour_change_nothing(tmp_path: Path, 
             hosts.environment = {"PYTHONPATH": str(tmp_path / f"clock-{name}")}
             hosts.start(name)
         with Agents(hosts.topology, load_keys(keys, OPERATOR), patience_s=60) as agents:
-            pair.release(agents, **LIMITS | {"retry_s": 10.0, "silence_s": 3.0})
+            pair.release(agents, **limits)
             whole(agents)
             with Stream(agents, pair, "stepped", pace_s=0.02) as stream:
                 for edge, cloud in ((1, 0), (1, -1), (-1, 1), (0, 0)):

@@ -36,8 +36,8 @@ class Bench:
             raise RuntimeError("13 cannot run")
         return [10 * value for value in payloads]
 
-    def add(self, kind: str, value: int, most: int = 1) -> None:
-        self.worker.add(Job(kind, self._run, value, lambda result: self.found.update({value: result})), most)
+    def add(self, kind: str, value: int, most: int = 1, sender: str = "") -> None:
+        self.worker.add(Job(kind, self._run, value, lambda result: self.found.update({value: result}), sender), most)
 
     def open(self, count: int) -> None:
         self._gate.set()
@@ -68,6 +68,24 @@ def test_jobs_of_one_kind_that_wait_run_together_as_many_as_may(bench: Bench) ->
     bench.open(7)
     assert bench.batches == [[0, 1, 3], [2, 5], [4, 6]]
     assert bench.found == {value: 10 * value for value in range(7)}
+
+
+def test_who_sends_much_keeps_no_other_waiting(bench: Bench) -> None:
+    for value in range(20, 26):
+        bench.add("a", value, sender="flood")
+    for value in range(3):
+        bench.add("a", value, sender="honest")
+    bench.open(9)
+    assert bench.batches == [[20], [0], [21], [1], [22], [2], [23], [24], [25]]
+
+
+def test_a_batch_has_something_of_each_sender(bench: Bench) -> None:
+    for value in range(20, 26):
+        bench.add("a", value, 4, sender="flood")
+    bench.add("b", 1, 4, sender="honest")
+    bench.add("a", 2, 4, sender="honest")
+    bench.open(8)
+    assert bench.batches == [[20, 2, 21, 22], [1], [23, 24, 25]]
 
 
 def test_one_that_cannot_run_does_not_take_its_batch_with_it(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from portend.cli.options import Command, FileOf, Quantity, allow_code, as_json, say
-from portend.errors import ConfigError, MismatchError, PortendError
+from portend.errors import ConfigError, InvalidValue, MismatchError, PortendError
 
 if TYPE_CHECKING:
     from portend.data.decoding import InputDecoder
@@ -173,16 +173,19 @@ def deploy(
     from portend.progress import progress
     from portend.service.release import Limits
 
+    try:
+        limits = Limits(
+            window=window, waiting=waiting, deadline_s=deadline, retry_s=retry, attempts=attempts, silence_s=silence,
+            beat_s=min(0.2, silence / 5), sample_bytes=int(largest_sample),
+        )  # fmt: skip
+    except InvalidValue as error:
+        raise click.UsageError(str(error)) from None
     planned, places = planned_for(plan, topology)
     plans = list(planned.plans)
     spec = read_spec(network, allow_code=allow_code)
     planned.check_network(spec, plan, network)
     ranges = {str(cut): limits.to_dict() for cut, limits in planned.ranges.items()}
     tier_executions = executions(planned, network, places)
-    limits = Limits(
-        window=window, waiting=waiting, deadline_s=deadline, retry_s=retry, attempts=attempts, silence_s=silence,
-        beat_s=min(0.2, silence / 5), sample_bytes=int(largest_sample),
-    )  # fmt: skip
     largest_batches = _batches(batches, [tier.name for tier in places.tiers])
     exit_counts = _exit_counts(profile, plans, spec)
     files = [_file_for(execution.executor, Path(network), allow_code) for execution in tier_executions]

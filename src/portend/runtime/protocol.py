@@ -25,7 +25,7 @@ __all__ = [
     "wire_bytes",
 ]
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 _KINDS: Final = ("tensor", "result", "credit", "probe")
 _HEADER_LIMIT: Final = 256
 _WHOLE: Final = 7

@@ -64,7 +64,7 @@ _MOST_FRAMES: Final = 2
 _MOST_JOBS: Final = 1024  # partitions that wait for the processor; the source's window is far below
 _SEEN: Final = 8192  # messages that are remembered, so that none is run twice
 _MOST_ORDERS: Final = 16  # that take their time, at once
-_MOST_AT_ONCE: Final = 64  # messages that are read before anything else has its turn
+_MOST_AT_ONCE: Final = 16  # messages that are read before anything else has its turn
 _STOP_S: Final = 5.0
 _SETTLE_S: Final = 3.0  # how long an activation waits for the wanted plan when another one can be used
 _WORKING_S: Final = 1.0  # how often an order's sender hears that it is being worked on
@@ -145,6 +145,8 @@ class ServiceAgent:
         self._told = self._ticked = self._looked = time.monotonic()
         self._complaints = 0
         self._source_oldest = 0
+        self._receives = False
+        self._acks: dict[bytes, Ack] = {}  # that are due, by connection
         self.stopping = asyncio.Event()
         self.stopped = False
 
@@ -179,8 +181,8 @@ class ServiceAgent:
                     from portend.service.http import serve_http
 
                     await web.enter_async_context(serve_http(self, *self._http))
-                self._loop.add_reader(self._inbox.fileno(), self._receive)
-                self._loop.call_soon(self._receive)
+                self._loop.add_reader(self._inbox.fileno(), self._receive_soon)
+                self._receive_soon()
                 watch = asyncio.create_task(self._tick(who))
                 _LOG.info("listening on %s", self._listen)
                 ready()
@@ -195,7 +197,7 @@ class ServiceAgent:
         inbox: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         inbox.setsockopt(zmq.LINGER, 0)
         inbox.setsockopt(zmq.MAXMSGSIZE, 4 * _LARGEST_FRAME)
-        inbox.setsockopt(zmq.RCVHWM, 1000)
+        inbox.setsockopt(zmq.RCVHWM, 100)
         inbox.setsockopt(zmq.SNDHWM, 1000)
         inbox.setsockopt(zmq.HANDSHAKE_IVL, 10_000)  # about 1.5 kB each way, on links of some kbit/s too
         for option, value in ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 10), (zmq.TCP_KEEPALIVE_INTVL, 5)):
@@ -243,13 +245,23 @@ class ServiceAgent:
 
     # -- messages ------------------------------------------------------------------------------
 
+    def _receive_soon(self) -> None:
+        """Read in the loop's next turn, once however often it is asked for."""
+        if not self._receives:
+            self._receives = True
+            self._loop.call_soon(self._receive)
+
     def _receive(self) -> None:
         """Read what came, and let others have a turn after some messages."""
-        for _ in range(0 if self._inbox.closed else _MOST_AT_ONCE):
-            try:
-                frames = self._inbox.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
+        self._receives = False
+        if self._inbox.closed:
+            return
+        for _ in range(_MOST_AT_ONCE):
+            if not int(self._inbox.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                if not self._acknowledge():
+                    return
+                continue  # what came while that was sent is not announced
+            frames = self._inbox.recv_multipart(zmq.NOBLOCK, copy=False)
             received_ns = time.monotonic_ns()
             self.metrics.received_bytes.inc(sum(len(frame) for frame in frames))
             try:
@@ -259,8 +271,16 @@ class ServiceAgent:
             except Exception:  # whatever a message does, the agent lives on
                 self.metrics.dropped.labels("error").inc()
                 _LOG.exception("a message could not be handled")
-        if not self._inbox.closed:
-            self._loop.call_soon(self._receive)
+        self._acknowledge()
+        self._receive_soon()
+
+    def _acknowledge(self) -> bool:
+        """Acknowledge the last piece of each connection, and so those before it; return whether there was any."""
+        acks, self._acks = self._acks, {}
+        for routing, ack in acks.items():
+            with contextlib.suppress(zmq.Again, zmq.ZMQError):  # the next one says the same of these pieces
+                self._inbox.send_multipart([routing, ack.packed()], zmq.NOBLOCK)
+        return bool(acks)
 
     def _read(self, frames: Sequence[zmq.Frame], received_ns: int) -> None:
         routing, parts = frames[0].bytes, [frame.buffer for frame in frames[1:]]
@@ -291,13 +311,12 @@ class ServiceAgent:
             self._obey(routing, message, payload)
 
     def _piece(self, who: str, routing: bytes, parts: list[Any], received_ns: int) -> list[Any] | None:
-        """Acknowledge a piece of a message; return the message's frames if it is complete."""
+        """Take a piece of a message, to be acknowledged; return the message's frames if it is complete."""
         if not who or who == OPERATOR:
             self.drop("not_allowed", f"{who!r} is no tier and sends no pieces")
             return None
         number, end, whole = self._assembly.add(who, routing, parts)
-        with contextlib.suppress(zmq.Again, zmq.ZMQError):  # the next one says the same of this piece
-            self._inbox.send_multipart([routing, Ack(number, end, self.incarnation, received_ns).packed()], zmq.NOBLOCK)
+        self._acks[routing] = Ack(number, end, self.incarnation, received_ns)
         return whole
 
     def _called(self, name: str) -> list[Peer]:
@@ -326,7 +345,7 @@ class ServiceAgent:
     def _reply(self, routing: bytes, command: str, **values: Any) -> None:
         with contextlib.suppress(zmq.Again, zmq.ZMQError):  # who is gone, or takes nothing, asks again
             self._inbox.send_multipart([routing, pack_control(command, **values)], zmq.NOBLOCK)
-        self._loop.call_soon(self._receive)  # a message that came meanwhile is not announced again
+        self._receive_soon()  # a message that came meanwhile is not announced again
 
     # -- samples -------------------------------------------------------------------------------
 
@@ -399,7 +418,7 @@ class ServiceAgent:
             else:
                 self._worker.add(replace(job, payload=found), loaded.batch)
 
-        self._decoder.add(Job("decode", loaded.decode, job.payload, decoded))
+        self._decoder.add(Job("decode", loaded.decode, job.payload, decoded, job.sender))
 
     def _ran(self, sender: str, then: Callable[[Any], None], found: Any) -> None:
         self._jobs[sender] -= 1
@@ -533,7 +552,7 @@ class ServiceAgent:
             self._jobs[sender] += 1
             work = partial(loaded.carry_on, index, header.step)
             then = partial(self._ran, sender, partial(self._moved, loaded, index, header.request))
-            job = Job((header.run, header.step), work, payload, then)
+            job = Job((header.run, header.step), work, payload, then, sender)
             self._run(loaded, job, decodes=loaded.takes_encoded(index, header.step))
             return
         failure = self._checked_answer(header, payload, len(plan), loaded.spec.num_classes)

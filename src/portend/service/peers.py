@@ -283,27 +283,26 @@ class Peer:
     def _turn(self) -> None:
         """Read acknowledgments and send what may be sent, until there is nothing of either."""
         while self._socket is not None:
-            self._read()
-            if self._socket is None or not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+            events = int(self._socket.getsockopt(zmq.EVENTS))
+            if events & zmq.POLLIN:
+                self._read(self._socket)
+                continue
+            if not events & zmq.POLLOUT:
                 return
             if (frames := self.outbox.next(time.monotonic())) is None:
                 return
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
-    def _read(self) -> None:
-        while self._socket is not None:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            now_ns = time.monotonic_ns()
-            try:
-                ack = Ack.read(frames[0])
-            except MessageError:
-                continue
-            sent_s = self.outbox.acked(ack, 1e-9 * now_ns)
-            if sent_s is not None:
-                self._arrived(ack, sent_s, now_ns)
+    def _read(self, socket: zmq.Socket[bytes]) -> None:
+        frames = socket.recv_multipart(zmq.NOBLOCK)
+        now_ns = time.monotonic_ns()
+        try:
+            ack = Ack.read(frames[0])
+        except MessageError:
+            return
+        sent_s = self.outbox.acked(ack, 1e-9 * now_ns)
+        if sent_s is not None:
+            self._arrived(ack, sent_s, now_ns)
 
     def _arrived(self, ack: Ack, sent_s: float, now_ns: int) -> None:
         if ack.incarnation != self.incarnation:

@@ -3,7 +3,8 @@
 So a life sign waits behind a tenth of a second of data and not behind all that is due, every piece that arrives shows
 that the way works, and the sender knows what it still has itself. Three things are learned from the acknowledgments:
 
-- the round trip without a queue: the least of the last 10 to 20 s. Every 10 s the way is let run empty for it.
+- the round trip without a queue: the least of the last 10 to 20 s. Every 10 s (less often where that takes long) the
+  way is let run empty for it.
 - the rate, from below: bytes on the way by their round trip.
 - the window, the bytes that may be on the way: as many as keep the round trip within 0.1 s of the one without a queue.
   It grows by what is acknowledged while it is full (by thrice that as long as there is no queue), and falls to what
@@ -29,12 +30,16 @@ _MAGIC: Final = 0xC1  # no msgpack begins with it
 _PIECE: Final = struct.Struct("!BIII")
 _ACK: Final = struct.Struct("!BIIQq")
 _QUEUE_S: Final = 0.1
-_LEAST: Final = 256
-_FULL: Final = 1330
+_LEAST: Final = 512
+_FULL: Final = 1390
 """Bytes of the smallest piece, and of one that fills a packet."""
+_INLINE: Final = 4096
+"""Bytes of a piece up to which it is copied behind its header: a frame more costs 35 bytes and more time than that."""
 _EXTRA: Final = 120
 """Bytes of a small message besides its payload: encryption, framing, TCP, IP."""
 _EPOCH_S: Final = 10.0
+_DRAINS: Final = 32
+"""An epoch is so many times what the way takes to run empty, if that is longer."""
 _MOST_BYTES: Final = 64 << 20
 _MOST_AT_ONCE: Final = 2
 """Unfinished messages that are kept of one sender: of a connection and of the one before it."""
@@ -142,7 +147,7 @@ class Outbox:
 
     def next(self, now: float) -> list[Any] | None:
         """Return the frames of the next piece, if one may be sent now; it counts as sent."""
-        if now - self._epoch_s >= _EPOCH_S:
+        if now - self._epoch_s >= max(_EPOCH_S, _DRAINS * self._flight_s()):
             self._epoch_s = now
             self._least = [math.inf, self._least[0]]
             if self._filled:  # otherwise nothing new is known of the rate
@@ -153,25 +158,26 @@ class Outbox:
             message = self._urgent.popleft()
             message.number = self._next_number()
             self._sent(message, 0, _EXTRA + len(message.head), now, last=True)
-            return [_PIECE.pack(_MAGIC, message.number, 0, 0), message.head]
+            return [_PIECE.pack(_MAGIC, message.number, 0, 0) + message.head]
         if not self._data or self._draining:
             return None
         message, size = self._data[0], self._piece_bytes()
         left = len(message.payload) - message.sent
-        room = int(max(self._window, 2 * (size + _EXTRA)) - self.flight) - _EXTRA
+        room = int(max(self._window, 2 * (size + 2 * _EXTRA)) - self.flight) - _EXTRA  # two pieces and a life sign
         if self.flight and room < min(left, size):
             return None
         part = message.payload[message.sent : message.sent + (left if left <= room else size)]
-        head = [] if message.sent else [message.head]
         if not message.sent:
             message.number = self._next_number()
         piece = _PIECE.pack(_MAGIC, message.number, message.sent, len(message.payload))
+        inline = message.sent and len(part) <= _INLINE
+        frames = [piece + part] if inline else [piece + (b"" if message.sent else message.head), part]
         message.sent += len(part)
         last = message.sent == len(message.payload)
         self._sent(message, message.sent, _EXTRA + len(part), now, last=last, full=not last or len(part) >= room - size)
         if last:
             self._data.popleft()
-        return [piece, *head, part]
+        return frames
 
     def _next_number(self) -> int:
         self._number = (self._number + 1) & 0xFFFFFFFF
@@ -186,7 +192,7 @@ class Outbox:
         """Take an acknowledgment in, and those before it that got lost; return when its piece was sent, if it was."""
         if not any((piece.number, piece.end) == (ack.number, ack.end) for piece in self._on_the_way):
             return None
-        self._acked_s = now
+        self._acked_s, before = now, self.flight
         while True:
             piece = self._on_the_way.popleft()
             self.flight -= piece.bytes
@@ -194,10 +200,10 @@ class Outbox:
                 piece.done()
             if (piece.number, piece.end) == (ack.number, ack.end):
                 break
-        self._learn(piece, max(now - piece.sent_s, 1e-6))
+        self._learn(piece, before - self.flight, max(now - piece.sent_s, 1e-6))
         return piece.sent_s
 
-    def _learn(self, piece: _OnTheWay, round_trip_s: float) -> None:
+    def _learn(self, piece: _OnTheWay, acked: int, round_trip_s: float) -> None:
         self._least[0] = min(self._least[0], round_trip_s)
         self._rates[0] = max(self._rates[0], piece.flight / round_trip_s)
         self._filled = self._filled or piece.full
@@ -207,13 +213,17 @@ class Outbox:
         elif piece.full and round_trip_s > allowed_s:
             self._window = min(self._window, piece.flight * allowed_s / round_trip_s)
         elif piece.full and piece.flight >= self._window / 2:
-            grown = piece.bytes * (3 if round_trip_s < allowed_s - 0.9 * _QUEUE_S else 1)
+            grown = acked * (3 if round_trip_s < allowed_s - 0.9 * _QUEUE_S else 1)
             self._window = min(self._window + grown, _MOST_BYTES)
 
     def patience_s(self) -> float:
         """Seconds until an acknowledgment must have come: the silence, and twice what all on the way takes."""
-        rate, round_trip_s = max(self._rates), self.round_trip_s or 0.0
-        return self.silence_s + 2 * (round_trip_s + (self.flight / rate if rate else 0.0))
+        return self.silence_s + 2 * ((self.round_trip_s or 0.0) + self._flight_s())
+
+    def _flight_s(self) -> float:
+        """Seconds that all on the way takes by the rate, as far as that is known."""
+        rate = max(self._rates)
+        return self.flight / rate if rate else 0.0
 
     def excuse(self, now: float) -> None:
         """Wait anew for acknowledgments: this process stood still, and has not read what came."""
@@ -231,7 +241,7 @@ class Outbox:
 
 def is_piece(frame: Any) -> bool:
     """Whether a first frame is that of a piece."""
-    return len(frame) == _PIECE.size and frame[0] == _MAGIC
+    return len(frame) >= _PIECE.size and frame[0] == _MAGIC
 
 
 @dataclass(eq=False, slots=True)
@@ -255,15 +265,15 @@ class Assembly:
         Raises:
             MessageError: it follows no other, or its message is too large.
         """
-        _, number, offset, size = _PIECE.unpack(frames[0])
-        parts = frames[1:]
+        _, number, offset, size = _PIECE.unpack_from(frames[0])
+        parts = [frames[0][_PIECE.size :], *frames[1:]]
         if size > self._largest:
             raise MessageError(f"a frame has at most {self._largest} bytes, but got {size}")
-        if not 1 <= len(parts) <= 2 or (offset > 0) != (len(parts) == 1 and size > 0):
+        if len(parts) > 2 or not (parts[0] if not offset else size):
             raise MessageError(f"a piece has a header first, and then bytes, but got {len(parts)} frames at {offset}")
-        end = offset + (len(parts[-1]) if size else 0)
-        if end > size:
-            raise MessageError(f"a message of {size} bytes has no byte {end}")
+        end = offset + (sum(map(len, parts if offset else parts[1:])) if size else 0)
+        if end > size or (size and end == offset):
+            raise MessageError(f"a message of {size} bytes has no piece of bytes {offset} to {end}")
         begun = self._begun.setdefault(sender, OrderedDict())
         if not offset:
             if end == size:
@@ -277,7 +287,8 @@ class Assembly:
             if found is None or (found.number, len(found.payload)) != (number, offset):
                 raise MessageError(f"a piece of message {number} at byte {offset} follows no other")
             one = found
-        one.payload += parts[-1]
+        for part in parts if offset else parts[1:]:
+            one.payload += part
         if end < size:
             return number, end, None
         del begun[connection]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
+
+from portend.service.turns import Turns
 
 __all__ = ["Job", "Worker"]
 
@@ -23,19 +24,20 @@ class Job:
 
     Attributes:
         kind: jobs of one kind can run in one batch. run: gives, of their payloads, what came of each.
-        then: gets what came of this one, or the exception.
+        then: gets what came of this one, or the exception. sender: who gave it.
     """
 
     kind: Hashable
     run: Callable[[Sequence[Any]], Sequence[Any]]
     payload: Any
     then: Callable[[Any], None]
+    sender: str = ""
 
 
 class Worker:
-    """Runs jobs in the order in which they came, except that those of one kind that wait go together.
+    """Runs the jobs of each sender in the order in which they came, senders in turns; those of one kind go together.
 
-    Nobody waits for others: a batch is what is there when the thread is free.
+    Nobody waits for a batch to fill: it is what is there when the thread is free.
 
     Args:
         deliver: called in the thread with what to do now where the jobs came from.
@@ -63,13 +65,13 @@ class Worker:
         self._thread.join()
 
     def _serve(self) -> None:
-        here: deque[tuple[Job, int]] = deque()
+        here: Turns[tuple[Job, int]] = Turns()
         while True:
             while not here or not self._queue.empty():
                 item = self._queue.get()
                 if item is _STOP:
                     return
-                here.append(item)
+                here.add(item[0].sender, item)
             batch = _together(here)
             found = run_together(batch)
             self._deliver(partial(self._hand_back, batch, found))
@@ -84,15 +86,14 @@ class Worker:
                 _LOG.exception("what came of a sample could not be passed on")
 
 
-def _together(waiting: deque[tuple[Job, int]]) -> list[Job]:
-    """Take the first job, and those of its kind among the others."""
-    first, most = waiting.popleft()
+def _together(waiting: Turns[tuple[Job, int]]) -> list[Job]:
+    """Take the job whose turn it is, and others of its kind."""
+    taken = waiting.next()
+    assert taken is not None
+    first, most = taken
     batch = [first]
-    if most > 1:
-        others = [item for item in waiting if item[0].kind == first.kind][: most - 1]
-        batch += [job for job, _ in others]
-        for item in others:
-            waiting.remove(item)
+    while len(batch) < most and (found := waiting.next(lambda item: item[0].kind == first.kind)) is not None:
+        batch.append(found[0])
     return batch
 
 
