@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from portend.emulation.namespaces import Namespaces, unavailable
-from portend.execution import Execution
-from portend.models.onnxfile import OnnxNetwork, load_onnx
-from portend.runtime.coordinator import Deployment
-from portend.service.coordinator import Agents
+from portend.networks.onnxfile import OnnxNetwork, load_onnx
 from portend.service.keys import OPERATOR, load_keys
-from portend.topology import Link, Tier, Topology
+from portend.service.operator import Agents
+from portend.testbed.deployment import Deployment
+from portend.testbed.emulation.namespaces import Namespaces, unavailable
+from portend.values.execution import Execution
+from portend.values.topology import Link, Tier, Topology
 from service_hosts import Hosts, Stream, Workload, make_workload, until, whole
 
 pytestmark = [

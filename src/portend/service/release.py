@@ -47,7 +47,10 @@ class Limits:
     def __post_init__(self) -> None:
         law(1 <= self.window <= 1 << 16, f"at least one sample is under way, at most 65,536, but got {self.window}")
         law(0 <= self.waiting <= 1 << 16, f"0 to 65,536 samples wait, but got {self.waiting}")
-        law(1 <= self.sample_bytes <= 1 << 28, f"a sample has at least 1 B and at most 256 MiB, but got {self.sample_bytes} B")
+        law(
+            1 <= self.sample_bytes <= 1 << 28,
+            f"a sample has at least 1 B and at most 256 MiB, but got {self.sample_bytes} B",
+        )
         law(1 <= self.attempts <= 1000, f"a sample is sent once to 1,000 times, but got {self.attempts}")
         seconds = (self.retry_s, self.deadline_s, self.beat_s, self.silence_s)
         law(all(0 < s < math.inf for s in seconds), f"times of a service are positive, but got {seconds} s")
