@@ -5,6 +5,7 @@ each time the fastest plan above a bound on accuracy is chosen, and what is said
 the population's. "Naive" is the interval of a plan that was fixed beforehand (``Estimate.draws``).
 
     python benchmarks/chosen_intervals.py --draws 400 --rows rows.jsonl
+    python benchmarks/chosen_intervals.py --draws 100 --rows latency.jsonl --latency   # of the mean latency instead
 
 Every draw is one line of the file; the command goes on with it, and prints the table of what is there.
 """
@@ -83,6 +84,29 @@ def one_draw(exits: SampleExits, truth: PerformanceModel, problem: Problem, size
     }
 
 
+def one_latency(
+    exits: SampleExits, truth: PerformanceModel, problem: Problem, size: int, seed: int
+) -> dict[str, float]:
+    """Choose a plan as ``one_draw`` does, and compare the interval of its mean latency with the population."""
+    rng = np.random.default_rng([seed, size])
+    drawn = exits.part(rng.choice(exits.samples, size, replace=False))
+    found = search(problem, PerformanceModel(replace(truth.profile, exits=drawn), truth.topology)).estimate
+    low, high = found.draws(count=4000).interval("mean")
+    return {"truth": truth.estimate(found.plan).mean_s, "seen": found.mean_s, "low": float(low), "high": float(high)}
+
+
+def latency_table(known: dict[tuple[str, int], list[dict[str, float]]], plans: dict[str, int]) -> str:
+    """The settings of ``--latency`` as a table in Markdown; the optimism is in % of the true mean latency."""
+    lines = ["| Plans | Samples | Draws | Optimism | Holds, width |", "|---|---|---|---|---|"]
+    for (name, size), rows in sorted(known.items(), key=lambda one: (list(SPACES).index(one[0][0]), one[0][1])):
+        truth, seen, low, high = (np.array([row[key] for row in rows]) for key in ("truth", "seen", "low", "high"))
+        lines.append(
+            f"| {name}, {plans[name]:,} | {size:,} | {len(rows)} | {100 * (1 - seen / truth).mean():.2f} % "
+            f"| {100 * ((low <= truth) & (truth <= high)).mean():.1f} %, {100 * ((high - low) / truth).mean():.1f} % |"
+        )
+    return "\n".join(lines)
+
+
 def summary(rows: list[dict[str, float]], bound: float) -> dict[str, float]:
     """What happened in one setting: shares of the draws, and means."""
     column = {key: np.array([row[key] for row in rows]) for key in rows[0]}
@@ -124,6 +148,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--spaces", nargs="+", default=list(SPACES), choices=list(SPACES))
     parser.add_argument("--rows", type=Path, required=True, help="Where every draw is kept.")
+    parser.add_argument(
+        "--latency", action="store_true", help="The interval of the mean latency instead; another file."
+    )
     options = parser.parse_args()
     exits = population()
     case = random_case(0, blocks=BLOCKS, tiers=TIERS, estimator="sample")
@@ -140,12 +167,13 @@ def main() -> None:
             for name in options.spaces:
                 for size in (size for size in options.sizes if (name, size, seed) not in done):
                     problem = Problem(minimize=latency, subject_to=(accuracy >= bound,), space=SPACES[name])
-                    values = one_draw(exits, truth, problem, size, seed)
+                    values = (one_latency if options.latency else one_draw)(exits, truth, problem, size, seed)
                     known.setdefault((name, size), []).append(values)
                     row = {"space": name, "samples": size, "seed": seed, "values": values}
                     file.write(json.dumps(row) + "\n")
                     file.flush()
-    print(table(known, bound, {name: count_plans(space, truth) for name, space in SPACES.items()}))
+    plans = {name: count_plans(space, truth) for name, space in SPACES.items()}
+    print(latency_table(known, plans) if options.latency else table(known, bound, plans))
 
 
 if __name__ == "__main__":

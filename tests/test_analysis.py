@@ -378,6 +378,7 @@ def report_data(*, measured: bool = True, name: str = "split") -> ReportData:
             "front_latency_s": np.array([0.01, 0.05]),
             "front_accuracy": np.array([0.5, 0.9]),
         },
+        new_samples={name: "at least 71.00 % right", "edge-only": "at least 93.00 % right"},
         summary={"plans": "20 <i>"},
         provenance={"seed": "0"},
     )
@@ -390,6 +391,8 @@ def test_report_is_one_file_that_loads_nothing(tmp_path: Path, measured: bool) -
     tags = Tags()
     tags.feed(text)
     assert tags.loads == []
+    for told, times in (("71.00", 2), ("93.00", 1)):
+        assert text.count(f"at least {told}&nbsp;% right") == times, "in the table; of the chosen plan also at the top"
     assert {"link", "img", "iframe", "object", "base"}.isdisjoint(tags.opened)
     assert "default-src 'none'" in text
     assert text.count("plotly.js v") == 1

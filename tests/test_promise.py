@@ -179,6 +179,13 @@ def test_what_is_said_of_a_choice_is_in_the_answer() -> None:
     assert told["new_samples"]["at_least"] == new.at_least
     assert told["estimate"]["accuracy_interval"] == list(new.interval)
     assert solve(problem, model, baselines=False, new_samples=False).new_samples is None
+    assert solve(problem, model).baselines["edge-only"].new_samples is None, "of baselines only where it is asked for"
+    rivals = solve(problem, model, new_samples=True).baselines
+    assert all(rival.new_samples for rival in rivals.values())
+    fixed = rivals["edge-only"]
+    assert fixed.new_samples is not None
+    assert fixed.new_samples.optimism == pytest.approx(0, abs=0.02), "nothing was chosen"
+    assert fixed.new_samples.at_least < fixed.estimate.accuracy < fixed.new_samples.interval[1]
     promised = search(replace(problem, subject_to=(accuracy >= 0.7,), robust=0.9), model)
     assert promised.new_samples is not None
     assert promised.new_samples.confidence == 0.9

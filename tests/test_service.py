@@ -751,7 +751,7 @@ def test_the_commands_deploy_feed_and_tell(hosts: Hosts, agents: Agents, work: W
     assert {name: each["active"] for name, each in json.loads(told.stdout).items()} == dict.fromkeys(
         NAMES, agents.ask(0, "status")["active"]
     )
-    assert "source: plan 0" in portend("status", *common).stdout
+    assert "source: the wanted plan" in portend("status", *common).stdout
 
     (tmp_path / "in").mkdir()
     (tmp_path / "in/one.png").write_bytes(work.samples[1])

@@ -490,7 +490,7 @@ def test_bandwidth_follows_a_trace() -> None:
     trace = BandwidthTrace(name="two steps", times_s=(0, 0.2), bandwidths_bps=(8e6, 40e6), period_s=2.0)
     link = Link(bandwidth_bps=1e6, propagation_delay_s=0.005)
     with Namespaces(chain(link), traces={0: trace}) as made:
-        assert "link 0 follows two steps" in made.label
+        assert "link t0–t1 follows two steps" in made.label
         size = 500_000
         wired = size / 1448 * 1500
         for attempt in range(3):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -254,3 +256,26 @@ def one_of(annotation: ast.expr, words: set[str]) -> bool:
 )
 def test_the_first_difference_is_named_by_its_key(there: object, here: object, told: str) -> None:
     assert first_difference(there, here) == told
+
+
+NAMED_BY_INDEX = {
+    "plan.py: tier {tier}": "a plan alone does not know what its tiers are called",
+}
+"""Where messages may say an index, and why."""
+
+
+def test_messages_call_tiers_by_name_and_count_blocks_and_exits_from_one() -> None:
+    found = {}
+    for path in sorted(SOURCES.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.JoinedStr):
+                continue
+            for text, value in pairwise(node.values):
+                if not (isinstance(text, ast.Constant) and isinstance(value, ast.FormattedValue)):
+                    continue
+                noun = re.search(r"\b(tiers?|blocks?|exits?|partitions?|plan|link) $", str(text.value))
+                index = ast.unparse(value.value)
+                if noun and re.fullmatch(r"([a-z_]+\.)?(tier|step|index|k|start|place|number|\w+_index)", index):
+                    found[f"{path.relative_to(SOURCES).as_posix()}: {noun[1]} {{{index}}}"] = node.lineno
+    assert sorted(set(found) - set(NAMED_BY_INDEX)) == [], "name it, or count from 1"
+    assert sorted(set(NAMED_BY_INDEX) - set(found)) == []

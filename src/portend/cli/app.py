@@ -965,7 +965,7 @@ def plan(
     with _limited(seconds, memory, None if as_json else problem.objectives[0][0].format) as limits:
         solution = solve(problem, model, limits=limits.part(0.8) if fallbacks else limits)
         others = find_fallbacks(solution, model, limits=limits) if fallbacks else ()
-    names = [tier.name for tier in places.tiers]
+    names = places.names
     planned = PlanFile.of(solution, model, others, front=with_front)
     usable = solution.met or allow_infeasible
     if out and usable:
@@ -1118,7 +1118,7 @@ def refine(
 def _show_rounds(found: Any, places: Topology, rounds: int) -> None:
     from portend.workflows.refine import refinement_table
 
-    terminal().print(refinement_table(found, [tier.name for tier in places.tiers]))
+    terminal().print(refinement_table(found, places.names))
     best = found.rounds[found.best]
     still = "the plan stands still" if found.stands_still else f"the plan still moves after {rounds} rounds"
     files = "".join(f"\n  {path}" for path in (best.plan, best.checkpoint) if path)
@@ -1213,7 +1213,7 @@ def run(
         click.echo(json.dumps(answer))
     else:
         say(
-            f"{chosen.describe([tier.name for tier in places.tiers])}\n{len(measured)} samples: "
+            f"{chosen.describe(places.names)}\n{len(measured)} samples: "
             f"mean {1e3 * measured.mean_s:.2f} ms, p95 {1e3 * measured.quantile_s(0.95):.2f} ms, "
             f"accuracy {100 * measured.accuracy:.2f} %, "
             f"exit rates {', '.join(f'{100 * rate:.1f} %' for rate in measured.exit_rates())}\n{out}"
@@ -1236,9 +1236,7 @@ def _load_traces(traces: dict[str, str], places: Topology) -> dict[int, Bandwidt
 
     for link in traces:
         if not (link.isdecimal() and int(link) < len(places.links)):
-            raise ConfigError(
-                f"--trace {link}=...: the topology has {len(places.links)} links, numbered from 0 at the first tier on"
-            )
+            raise ConfigError(f"--trace {link}=...: the links of the topology are {places.numbered_links()}")
     return {int(link): trace_from(text) for link, text in traces.items()}
 
 
@@ -1485,7 +1483,7 @@ def validate(
 
     from portend.report.validation_page import targets_table, worst_table
 
-    terminal().print(targets_table(found), worst_table(found, [tier.name for tier in places.tiers]))
+    terminal().print(targets_table(found), worst_table(found, places.names))
     say(f"Everything is in {out}; open {Path(out) / 'report.html'}")
 
 
@@ -1530,7 +1528,7 @@ def drift(
         measured = load_measurement(path)
         _check_weights(path, measured, profile, loaded)
         runs[path] = (measured.plan, np.bincount(measured.exit_index, minlength=len(measured.plan)))
-        names[path] = [tier.name for tier in measured.topology.tiers]
+        names[path] = measured.topology.names
     each = 1 - (1 - level) / len(runs)
     found = {name: exit_drift(ran, exit_counts(loaded.exits, ran), left, each) for name, (ran, left) in runs.items()}
     drifted = any(check.found for check in found.values())
@@ -1570,8 +1568,8 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
         model, space = PerformanceModel(loaded.viewed_for(first.plan), first.topology), SearchSpace()
     else:
         model, space = asked.model(loaded, first.topology), asked.space
-    kept = dict(first.provenance)
-    told, plans = {"new samples": said} if (said := kept.pop("new samples", "")) else {}, count_plans(space, model)
+    judged = {case.name: case.measurement.provenance.get("new samples", "") for case in cases}
+    told, plans = {}, count_plans(space, model)
     if plans > FRONT_LIMIT:
         space = replace(space, exits_per_tier=1)
         told["plans"] = f"the plan was searched among {plans:,}; drawn are those with one exit for each tier"
@@ -1588,8 +1586,13 @@ def report(profile: str, measurements: tuple[str, ...], out: str, title: str) ->
         chosen=cases[0].name,
         comparisons=cases,
         cloud=cloud,
+        new_samples={name: said for name, said in judged.items() if said},
         summary=told,
-        provenance={key: text for key, text in {**loaded.provenance, **kept}.items() if key != "search"},
+        provenance={
+            key: text
+            for key, text in {**loaded.provenance, **first.provenance}.items()
+            if key not in ("search", "new samples")
+        },
     )
     click.echo(str(write_report(out, data)))
 

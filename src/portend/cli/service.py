@@ -358,6 +358,8 @@ def status(topology: str, keys: str | None, plain: bool, as_json: bool) -> int:
 
 
 def _state(told: dict[str, Any]) -> str:
+    from portend.service.release import plan_name
+
     if "error" in told:
         return str(told["error"])
     peers = ", ".join(
@@ -367,7 +369,7 @@ def _state(told: dict[str, Any]) -> str:
     )
     line = f"release {told['active'] or 'none'}; {peers or 'no peers'}"
     if told["source"]:
-        plan = "no plan can be used" if told["plan"] is None else f"plan {told['plan']}"
+        plan = "no plan can be used" if told["plan"] is None else plan_name(told["plan"])
         plan += f" ({'; '.join(told['lacks'])})" if told["lacks"] else ""
         line += f"; source: {plan}, {told['under_way']} of {told['window']} under way, {told['waiting']} waiting"
     return line

@@ -8,11 +8,12 @@ from dataclasses import replace
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.limits import Limits
-from portend.planner.problem import Problem, SearchSpace, Solution, Status
+from portend.planner.problem import NewSamples, Problem, SearchSpace, Solution, Status
+from portend.planner.promise import on_new_samples
 from portend.planner.search import search
 from portend.values.profile import SampleExits
 
-__all__ = ["baseline_spaces", "solve_baselines"]
+__all__ = ["baseline_spaces", "judged", "solve_baselines"]
 
 
 def baseline_spaces(model: PerformanceModel, space: SearchSpace) -> dict[str, SearchSpace]:
@@ -49,11 +50,22 @@ def baseline_spaces(model: PerformanceModel, space: SearchSpace) -> dict[str, Se
     return spaces
 
 
-def solve_baselines(problem: Problem, model: PerformanceModel, *, limits: Limits | None = None) -> dict[str, Solution]:
+def judged(solution: Solution, model: PerformanceModel, limits: Limits) -> NewSamples | None:
+    """Return what accuracy an answer has on new samples; None without samples, or where a half took too long."""
+    try:
+        return on_new_samples(solution, model, lambda on, at, most: search(on, at, limits=limits.within(most)))
+    except SearchError:
+        return None
+
+
+def solve_baselines(
+    problem: Problem, model: PerformanceModel, *, limits: Limits | None = None, new_samples: bool = False
+) -> dict[str, Solution]:
     """Return each baseline's best plan under the problem's constraints; those without time for them are left out.
 
     ``the paper`` searches the paper's space (one exit per tier, one global threshold) with the
-    paper's marginal estimator; its choice is then judged by the model's own estimator.
+    paper's marginal estimator; its choice is then judged by the model's own estimator. ``new_samples``: also say what
+    accuracy each has on new samples.
     """
     limits = limits or Limits()
     solutions: dict[str, Solution] = {}
@@ -62,16 +74,17 @@ def solve_baselines(problem: Problem, model: PerformanceModel, *, limits: Limits
         if limits.over():
             return solutions
         try:
-            solutions[name] = search(replace(problem, space=space), model, limits=limits.part(1 / (left + 1)))
+            found = search(replace(problem, space=space), model, limits=limits.part(1 / (left + 1)))
+            solutions[name] = replace(found, new_samples=judged(found, model, limits)) if new_samples else found
         except SearchError:
             continue  # such as cloud-only where the encoded input was not profiled
     if isinstance(model.profile.exits, SampleExits) and model.estimator == "sample" and not limits.over():
         with contextlib.suppress(SearchError):  # the paper's space can be too large where the problem's is not
-            solutions["the paper"] = _paper(problem, model, limits)
+            solutions["the paper"] = _paper(problem, model, limits, new_samples)
     return solutions
 
 
-def _paper(problem: Problem, model: PerformanceModel, limits: Limits) -> Solution:
+def _paper(problem: Problem, model: PerformanceModel, limits: Limits, new_samples: bool) -> Solution:
     space = SearchSpace(thresholds=problem.space.thresholds, codecs=_raw(model), exits_per_tier=1)
     marginal = PerformanceModel(
         model.profile, model.topology, estimator="marginal", codec_tolerance=model.codec_tolerance
@@ -83,7 +96,8 @@ def _paper(problem: Problem, model: PerformanceModel, limits: Limits) -> Solutio
     whole = chosen.status in ("optimal", "infeasible")
     status: Status = chosen.status if problem.robust else "optimal" if whole else "feasible"
     status = status if met else "infeasible" if whole else "unknown"
-    return replace(chosen, estimate=estimate, values=values, status=status, bound=None, gap=None)
+    found = replace(chosen, estimate=estimate, values=values, status=status, bound=None, gap=None)
+    return replace(found, new_samples=judged(found, marginal, limits)) if new_samples else found
 
 
 def _raw(model: PerformanceModel) -> tuple[str, ...] | None:

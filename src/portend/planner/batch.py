@@ -87,6 +87,14 @@ class Batch(_Columns):
     share: Floats
     correct: Floats
 
+    def plan(self, index: int) -> Plan:
+        """Return one of the plans, without its codecs."""
+        return Plan(
+            cuts=tuple(self.cuts[index].tolist()),
+            placement=self.placement,
+            thresholds=tuple(self.thresholds[index].tolist()),
+        )
+
     @classmethod
     def of(cls, plan: Plan, model: PerformanceModel) -> Self:
         """Return the batch of a single plan."""

@@ -108,8 +108,7 @@ class Metric:
             i = int(np.flatnonzero(np.isnan(values))[0])
             batch = plans.flat if isinstance(plans, Block) else plans
             raise InvalidValue(
-                f"the metric {self.name!r} is not a number for cuts {batch.cuts[i].tolist()}, "
-                f"placement {list(batch.placement)}, thresholds {batch.thresholds[i].tolist()}"
+                f"the metric {self.name!r} is not a number for {batch.plan(i).describe(batch.model.topology.names)}"
             )
         return values
 
@@ -314,7 +313,8 @@ class _LinkBytes(Additive):
         if self.link is None:
             return np.asarray(np.abs(tiers[:, None] - tiers))
         if self.link >= links:
-            raise MismatchError(f"the topology has {links} links, counted from 0, but link {self.link} is asked for")
+            known = model.topology.numbered_links()
+            raise MismatchError(f"the topology has the links {known}, but link {self.link} is asked for")
         low, high = np.minimum(tiers[:, None], tiers), np.maximum(tiers[:, None], tiers)
         return ((low <= self.link) & (self.link < high)).astype(np.intp)
 

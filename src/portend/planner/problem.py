@@ -460,6 +460,7 @@ class Solution:
                     "estimate": s.estimate.to_dict(),
                     "metrics": s.metrics,
                 }
+                | ({"new_samples": s.new_samples.to_dict()} if s.new_samples else {})
                 for name, s in self.baselines.items()
             },
             "front": [

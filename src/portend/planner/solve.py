@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
-from portend.planner.baselines import solve_baselines
+from portend.planner.baselines import judged, solve_baselines
 from portend.planner.limits import Limits, Progress
-from portend.planner.problem import NewSamples, Problem, Solution
-from portend.planner.promise import HALVINGS, on_new_samples
+from portend.planner.problem import Problem, Solution
+from portend.planner.promise import HALVINGS
 from portend.planner.search import search
 from portend.planner.why import explain
 
@@ -51,7 +50,7 @@ def solve(
         progress: called about five times a second with the best value so far and its bound.
         limits: in place of the three.
         new_samples: whether to say what accuracy the plan has on new samples (``Solution.new_samples``), for which the
-            choice is made again several times; None: where that takes about two seconds at most.
+            choice is made again several times; None: of the plan alone, where that takes about two seconds at most.
 
     Raises:
         SearchError: the space is empty, or too large to compute metrics of every plan, or a limit was met before
@@ -67,18 +66,13 @@ def solve(
             solution = replace(solution, front=front)
         expected_s = HALVINGS * solution.stats.seconds
         if problem.robust is None and (expected_s <= NEW_SAMPLES_S if new_samples is None else new_samples):
-            solution = replace(solution, new_samples=_on_new_samples(solution, model, limits.silent()))
+            solution = replace(solution, new_samples=judged(solution, model, limits.silent()))
         if not baselines or limits.over():
             return solution
         limits = limits.silent()
         if solution.status in ("feasible", "unknown"):
             limits = limits.within(max(solution.stats.seconds, UNPROVEN_S))
         why = explain(solution, model, limits=limits.part(0.5))
-        return replace(solution, baselines=solve_baselines(problem, model, limits=limits), why=why)
-
-
-def _on_new_samples(solution: Solution, model: PerformanceModel, limits: Limits) -> NewSamples | None:
-    try:
-        return on_new_samples(solution, model, lambda on, at, most: search(on, at, limits=limits.within(most)))
-    except SearchError:  # a half was not searched in time
-        return None
+        judge = problem.robust is None and bool(new_samples)
+        rivals = solve_baselines(problem, model, limits=limits, new_samples=judge)
+        return replace(solution, baselines=rivals, why=why)

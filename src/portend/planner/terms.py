@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from portend.errors import InvalidValue, MismatchError
 from portend.perfmodel.estimate import PARTS
 from portend.perfmodel.model import PerformanceModel
+from portend.plan import blocks
 from portend.planner.batch import Block, OnBlocks
 
 __all__ = ["Additive", "Hops", "OwnCosts", "Results", "Runs", "Terms", "message_bytes"]
@@ -29,11 +30,6 @@ Ints = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 
 _MOST: Final = 1e100
-_AXES: Final = {
-    "compute": ("woken", "branch", "tier", "start", "end"),
-    "hop": ("codec", "cut", "sender", "receiver"),
-    "result": ("tier",),
-}
 _ENCODE, _DECODE = PARTS.index("encode"), PARTS.index("decode")
 
 
@@ -216,12 +212,24 @@ class OwnCosts(Additive):
         wrong = ~((costs >= 0) & ((costs <= _MOST) | np.isposinf(costs)))
         if wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
-            where = ", ".join(f"{name} {index}" for name, index in zip(_AXES[what], at, strict=True))
             raise InvalidValue(
                 f"an additive metric's costs are 0 to {_MOST:g}, or inf where a step is forbidden, but {self.name!r} "
-                f"gives {costs[at]} to the {what} with {where}"
+                f"gives {costs[at]} to the {what} {_step(what, at, steps.model)}"
             )
         return costs
+
+
+def _step(what: str, at: tuple[int, ...], model: PerformanceModel) -> str:
+    """What an element of a step's costs is of, in words."""
+    names = model.topology.names
+    if what == "compute":
+        woken, branch, tier, start, end = at
+        kind = ("after idling" if woken else "") + (" with its exit" if branch else "")
+        return f"of {blocks(start, end)} on {names[tier]} {kind}".rstrip()
+    if what == "hop":
+        codec, cut, sender, receiver = at
+        return f"by {model.tables.codecs[codec]} at cut {cut} from {names[sender]} to {names[receiver]}"
+    return f"from {names[at[0]]}"
 
 
 def _runs(model: PerformanceModel) -> Runs:

@@ -16,7 +16,7 @@ from portend.planner.limits import Limits
 from portend.planner.metrics import Batch, Metric, latency
 from portend.planner.problem import Alternative, Problem, Solution, Why, choose
 from portend.planner.search import search
-from portend.values.plan import Plan
+from portend.values.plan import Plan, blocks
 
 __all__ = ["explain"]
 
@@ -59,8 +59,7 @@ def _steps(estimate: Estimate, model: PerformanceModel, cost: Metric) -> tuple[t
     for (start, end), tier, hop, run in zip(plan.partitions, plan.placement, hops, runs, strict=True):
         if hop:
             steps.append((f"to {tiers[tier]}", hop))
-        blocks = f"block {end}" if end == start + 1 else f"blocks {start + 1}–{end}"
-        steps.append((f"{blocks} on {tiers[tier]}", {"compute": run}))
+        steps.append((f"{blocks(start, end)} on {tiers[tier]}", {"compute": run}))
     return (*steps, ("result", result)) if result else tuple(steps)
 
 
@@ -265,8 +264,7 @@ def _caution(plan: Plan, model: PerformanceModel) -> str:
     for (start, end), tier in zip(plan.partitions, plan.placement, strict=True):
         device = devices[tiers[tier].device]
         if device.prediction is not None and device.predicts(start, end):
-            blocks = f"block {end}" if end == start + 1 else f"blocks {start + 1}–{end}"
-            parts.append(f"{blocks} on {tiers[tier].name}")
+            parts.append(f"{blocks(start, end)} on {tiers[tier].name}")
             errors.append((device.prediction.mean_error, device.prediction.worst_error))
     told = dict.fromkeys(devices[tiers[tier].device].environment.get("assumed", "") for tier in plan.placement)
     cautions = [f"Assumed: {text}." for text in told if text]

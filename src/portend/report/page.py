@@ -21,7 +21,7 @@ from portend.io.storage import write_text
 from portend.perfmodel.estimate import PARTS, Estimate
 from portend.report import figures as plots
 from portend.units import format_bandwidth, format_time
-from portend.values.plan import CRITERIA
+from portend.values.plan import CRITERIA, blocks
 from portend.values.profile import Profile, SampleExits
 from portend.values.topology import Topology
 
@@ -55,6 +55,7 @@ class ReportData:
         estimates: plans that did not run; with no comparisons at all, the report is of predictions only.
         baselines: names of the plans that the chosen one is judged by; empty: all the others.
         cloud: arrays of all evaluated plans (see ``plots.tradeoff_rows``); None: no trade-off figure.
+        new_samples: what is said of plans' accuracy on new samples, by name (``str(Solution.new_samples)``).
         summary: facts on the search and the test, such as how many plans were evaluated.
         provenance: environment, versions, seeds.
     """
@@ -68,10 +69,14 @@ class ReportData:
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     baselines: Sequence[str] = ()
     cloud: Mapping[str, ArrayLike] | None = None
+    new_samples: Mapping[str, str] = field(default_factory=dict)
     summary: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.new_samples if name not in self.plans]
+        if unknown:
+            raise InvalidValue(f"new samples are judged of the report's plans, but got {unknown}")
         names = [*(case.name for case in self.comparisons), *self.estimates]
         if len(set(names)) != len(names):
             raise InvalidValue(f"the plans of a report have different names, but got {names}")
@@ -133,10 +138,11 @@ def html_page(title: str, body: str, style: str, *, scripts: bool = True) -> str
 def _headline(data: ReportData) -> str:
     words = escape(_in_words(data))
     speed = "".join(f"<p>{line}</p>" for line in _speedups(data))
+    said = {"new samples": data.new_samples[data.chosen]} if data.chosen in data.new_samples else {}
     return (
         f"<header><h1>{escape(data.title)}</h1><p class='problem'>{escape(data.problem)}</p></header>"
         f"<section class='headline'><p class='lead'><b class='chosen'>{escape(data.chosen)}</b> {words}</p>"
-        f"<div class='cards'>{_cards(data)}</div>{speed}{html_facts(data.summary)}</section>"
+        f"<div class='cards'>{_cards(data)}</div>{speed}{html_facts(said | dict(data.summary))}</section>"
     )
 
 
@@ -147,7 +153,7 @@ def _in_words(data: ReportData) -> str:
     phrases = []
     for tier in dict.fromkeys(plan.placement):
         own = [k for k, placed in enumerate(plan.placement) if placed == tier]
-        phrase = f"{_range(plan.partitions[own[0]][0], plan.cuts[own[-1]])} on {data.tier_names[tier]}"
+        phrase = f"{blocks(plan.partitions[own[0]][0], plan.cuts[own[-1]])} on {data.tier_names[tier]}"
         leaves = [
             f"{format_share(float(estimate.share[k]))} after block {plan.cuts[k]}"
             for k in own
@@ -157,10 +163,6 @@ def _in_words(data: ReportData) -> str:
     cut_off = data.profile.num_blocks - plan.cuts[-1]
     rest = f"; the last {cut_off} of {data.profile.num_blocks} blocks are not used" if cut_off else ""
     return f"runs {', then '.join(phrases)}{rest}."
-
-
-def _range(start: int, end: int) -> str:
-    return f"block {end}" if end == start + 1 else f"blocks {start + 1}–{end}"
 
 
 def _cards(data: ReportData) -> str:
@@ -306,7 +308,7 @@ def _blocks(start: int, end: int, count: int) -> str:
         f"class='{'on' if start <= i < end else 'off'}'/>"
         for i in range(count)
     )
-    label = _range(start, end)
+    label = blocks(start, end)
     return f"<b>{label}</b><svg viewBox='0 0 150 14' role='img' aria-label='{label} of {count}'>{boxes}</svg>"
 
 
@@ -398,7 +400,8 @@ def _plan_name(data: ReportData, name: str) -> str:
     kind = " class='chosen'" if name == data.chosen else ""
     steps = data.plans[name].plan.describe(data.tier_names).split(" → ")
     description = " → ".join(f"<span class='step'>{escape(step)}</span>" for step in steps)
-    return f"<span{kind}>{escape(name)}</span><small>{description}</small>"
+    told = f"<small>{escape(data.new_samples[name])}</small>" if name in data.new_samples else ""
+    return f"<span{kind}>{escape(name)}</span><small>{description}</small>{told}"
 
 
 def _agreement(data: ReportData) -> str:

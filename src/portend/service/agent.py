@@ -51,7 +51,7 @@ from portend.service.partitions import Loaded, Outcome, Shared
 from portend.service.peers import Beat, Peer, read_beat
 from portend.service.pieces import Ack, Assembly, is_piece
 from portend.service.probes import Probes
-from portend.service.release import MOST_PLANS, Limits, NetworkFile, Release, read_release
+from portend.service.release import MOST_PLANS, Limits, NetworkFile, Release, plan_name, read_release
 from portend.service.store import Store
 from portend.service.worker import Job, Worker
 
@@ -526,7 +526,7 @@ class ServiceAgent:
         version, index = divmod(header.run, MOST_PLANS)
         loaded = self.releases.get(version)
         if loaded is None or index >= len(loaded.plans):
-            self.drop("unknown_plan", f"plan {index} of release {version} is not loaded here")
+            self.drop("unknown_plan", f"{plan_name(index)} of release {version} is not loaded here")
             return
         plan, release = loaded.release.plans[index], loaded.release
         sender = peers[0].name
@@ -538,14 +538,14 @@ class ServiceAgent:
             self.metrics.terms.labels("transfer").observe(seconds)
         if header.kind == "tensor":
             if payload is None or not 0 <= header.step < len(plan) or plan.placement[header.step] != loaded.tier:
-                raise MessageError(f"tier {self.name} runs no partition {header.step} of this plan, or got no tensor")
+                raise MessageError(f"{self.name} runs no partition {header.step + 1} of this plan, or got no tensor")
             if self._is_replayed(header):
                 return
             if self._worker.waiting + self._decoder.waiting >= _MOST_JOBS:
                 self.drop("queue_full", f"{_MOST_JOBS} partitions wait already")
                 return
             if len(payload) > loaded.most_bytes(index, header.step):
-                raise MessageError(f"partition {header.step} takes no tensor of {len(payload)} bytes")
+                raise MessageError(f"partition {header.step + 1} takes no tensor of {len(payload)} bytes")
             if self._jobs[sender] >= 2 * release.limits.window:  # what is under way, and was sent once more
                 self.drop("queue_full", f"{self._jobs[sender]} partitions wait already that {sender} sent")
                 return
@@ -562,13 +562,13 @@ class ServiceAgent:
         elif header.kind == "credit" and loaded.tier == release.source:
             self._close(header.request, header.run, *answer[1:])
         else:
-            raise MessageError(f"tier {self.name} is neither where results go nor where credits do")
+            raise MessageError(f"{self.name} is neither where results go nor where credits do")
 
     def _is_replayed(self, header: Header) -> bool:
         """Whether the same message came before; each sending of a sample has a ticket of its own."""
         key = (header.request, header.step)
         if key in self._seen:
-            self.drop("replayed", f"partition {header.step} ran already for ticket {header.request}")
+            self.drop("replayed", f"partition {header.step + 1} ran already for ticket {header.request}")
             return True
         self._seen[key] = None
         if len(self._seen) > _SEEN:
@@ -579,7 +579,7 @@ class ServiceAgent:
         """Return why the sample failed, as ``kind:reason``; empty if it did not."""
         if payload is None:
             if not (0 <= header.exit_index < length and 0 <= header.label < classes):
-                raise MessageError(f"there is no exit {header.exit_index} with a label {header.label}")
+                raise MessageError(f"there is no exit {header.exit_index + 1} with a label {header.label}")
             return ""
         failure = bytes(payload[:2000]).decode(errors="replace")
         if failure.partition(":")[0] not in _FAILURES:

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from portend.service.metrics import Metrics
-from portend.service.release import MOST_PLANS, Release
+from portend.service.release import MOST_PLANS, Release, plan_name
 from portend.stats.exit_drift import ExitWatch, watch_exits
 
 __all__ = ["Exits"]
@@ -53,9 +53,10 @@ class Exits:
             self._metrics.exit_drift.labels(place).set(watch.alarm)
             self._metrics.drift_evidence.labels(place).set(float(watch.evidence.max()))
             if watch.alarm and not before:
-                _LOG.warning("plan %s: %s", place, watch.describe())
+                _LOG.warning("%s: %s", plan_name(plan % MOST_PLANS), watch.describe())
             self._watches[plan] = watch.restarted() if watch.samples >= _WATCHED else watch
 
     def describe(self) -> list[str]:
         """Return what has drifted, in sentences."""
-        return [f"plan {plan % MOST_PLANS}: {watch.describe()}" for plan, watch in self._watches.items() if watch.alarm]
+        alarms = ((plan % MOST_PLANS, watch) for plan, watch in self._watches.items() if watch.alarm)
+        return [f"{plan_name(index)}: {watch.describe()}" for index, watch in alarms]

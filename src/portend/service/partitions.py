@@ -18,7 +18,7 @@ from portend.errors import DeploymentError, MessageError, PortendError
 from portend.runtime.codecs import Codec, Payload, Sample, make_codec
 from portend.runtime.deployed import Deployed
 from portend.runtime.executor import Executor, Partition
-from portend.service.release import Release
+from portend.service.release import Release, plan_name
 from portend.values.profile import BackboneSpec
 
 __all__ = ["Loaded", "Outcome", "Shared"]
@@ -189,7 +189,7 @@ class Loaded:
         codec = plan.codecs[step] if step in plan.partitions else None
         if codec is None:
             raise MessageError(
-                f"tier {self.release.tiers[self.tier]!r} takes no message for partition {step + 1} of plan {index + 1}"
+                f"{self.release.tiers[self.tier]!r} takes no message for partition {step + 1} of {plan_name(index)}"
             )
         shape = self.spec.cut_shapes[plan.cuts[step]]
         return self._walk(plan, step, [_tried(_received, codec, payload, shape, step) for payload in payloads])

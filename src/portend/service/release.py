@@ -15,12 +15,17 @@ from portend.values.execution import Execution
 from portend.values.plan import CODECS, CRITERIA, Plan
 from portend.values.profile import ValueRange
 
-__all__ = ["MOST_PLANS", "Limits", "NetworkFile", "Release", "read_release"]
+__all__ = ["MOST_PLANS", "Limits", "NetworkFile", "Release", "plan_name", "read_release"]
 
 MOST_PLANS: Final = 256
 """Plans of one release; a plan's number is the release's version times this, plus its place."""
 
 MOST_IN_A_BATCH: Final = 256
+
+
+def plan_name(index: int) -> str:
+    """Return what messages call the plan at this place of a release."""
+    return f"fallback {index}" if index else "the wanted plan"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,11 +168,11 @@ class Release:
         for step, (sender, tier, codec) in enumerate(zip(senders, plan.placement, plan.codecs, strict=True)):
             usable = CODECS if step == 0 else tuple(name for name in CODECS if name != "encoded")
             if sender != tier or (step == 0 and self.ingest == "message"):
-                law(codec in usable, f"partition {step} takes its tensor by a codec, but the plan says {codec!r}")
+                law(codec in usable, f"partition {step + 1} takes its tensor by a codec, but the plan says {codec!r}")
             cut = str((0, *plan.cuts)[step])
             law(
                 codec is None or not codec.startswith("int8") or cut in self.ranges,
-                f"partition {step} takes its tensor by {codec}, but there is no range of the values at cut {cut}",
+                f"partition {step + 1} takes its tensor by {codec}, but there is no range of the values at cut {cut}",
             )
 
     def number(self, index: int) -> int:

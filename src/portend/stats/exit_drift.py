@@ -348,7 +348,7 @@ def _check(plan: Plan, profile_counts: Floats, run_counts: Ints, level: float) -
     if closed:
         raise MismatchError(
             f"nobody leaves at an exit with threshold 0, but {run_counts[closed[0]]} samples of the run left at "
-            f"partition {closed[0]}; check that these are counts of this plan: {plan.describe()}"
+            f"{_exit(plan, closed[0])}; check that these are counts of this plan: {plan.describe()}"
         )
 
 

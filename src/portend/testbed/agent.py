@@ -482,12 +482,11 @@ class Agent:
     def _decode(self, header: Header, payload: list[memoryview], received: int) -> Tensor:
         plan = self._deployed()
         if header.step not in plan.partitions or len(payload) != 1:
-            raise MessageError(
-                f"tier {self.tier} runs the partitions {list(plan.partitions)}, but got one for {header.step}"
-            )
+            here = ", ".join(str(step + 1) for step in plan.partitions) or "none"
+            raise MessageError(f"of the plan's partitions {here} run here, but a tensor came for {header.step + 1}")
         codec = plan.codecs[header.step]
         if codec is None:
-            raise MessageError(f"partition {header.step} takes its tensor in process, but got a message")
+            raise MessageError(f"partition {header.step + 1} takes its tensor in process, but got a message")
         tensor, end = self._decoded(codec, payload[0], plan.cuts[header.step], received)
         self._span(header.request, _TRANSFER, header.step, header.sent_ns, received)
         self._span(header.request, _DECODE, header.step, received, end)
@@ -529,7 +528,7 @@ class Agent:
     def _pass_on(self, request: int, step: int, value: Tensor | Sample) -> None:
         codec = self._deployed().codecs[step]
         if codec is None:
-            raise DeploymentError(f"partition {step} is on another tier, but the plan names no codec for it")
+            raise DeploymentError(f"partition {step + 1} is on another tier, but the plan names no codec for it")
         began = time.monotonic_ns()
         payload, ended = self._encoded(codec, value, began)
         self._span(request, _ENCODE, step, began, ended)

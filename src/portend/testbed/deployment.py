@@ -337,14 +337,14 @@ class Deployment:
             usable = tuple(name for name in CODECS if step == 0 or name != "encoded")
             if by_message and codec not in usable:
                 raise InvalidValue(
-                    f"partition {step} takes its tensor by one of the codecs {', '.join(usable)}, "
+                    f"partition {step + 1} takes its tensor by one of the codecs {', '.join(usable)}, "
                     f"but the plan says {codec!r}"
                 )
             cut = (0, *plan.cuts)[step]
             if codec is not None and codec.startswith("int8") and cut not in self._ranges:
                 raise InvalidValue(
-                    f"partition {step} takes its tensor by {codec}, but the deployment has no range of the values at "
-                    f"cut {cut}; give it the ranges of the profile that the plan was made with"
+                    f"partition {step + 1} takes its tensor by {codec}, but the deployment has no range of the values "
+                    f"at cut {cut}; give it the ranges of the profile that the plan was made with"
                 )
         for tier in self._processes:
             self._tell(tier, "deploy", plan=plan.to_dict())

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import InvalidValue, choice, law
 
-__all__ = ["CODECS", "CRITERIA", "LOSSY", "NUMBERS", "Plan", "PlanBatch", "codec_parts", "takes_exit"]
+__all__ = ["CODECS", "CRITERIA", "LOSSY", "NUMBERS", "Plan", "PlanBatch", "blocks", "codec_parts", "takes_exit"]
 
 CRITERIA: Final = MappingProxyType({"entropy": "η", "max_probability": "1−p₁", "margin": "1−(p₁−p₂)"})
 """How a score is made of a branch's soft-max (``models.exits.score``), and how it is written."""
@@ -51,6 +51,11 @@ def codec_parts(name: str) -> tuple[str, str]:
     if name == "encoded" or numbers not in NUMBERS or compressor not in _COMPRESSORS or bool(plus) != bool(compressor):
         choice("a codec that writes numbers", name, [codec for codec in CODECS if codec != "encoded"])
     return numbers, compressor
+
+
+def blocks(start: int, end: int) -> str:
+    """Return what messages call the blocks between two cuts, such as ``blocks 3–5`` or ``block 3``."""
+    return f"block {end}" if end == start + 1 else f"blocks {start + 1}–{end}"
 
 
 def takes_exit(score: ArrayLike, threshold: ArrayLike) -> NDArray[np.bool_]:

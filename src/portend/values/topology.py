@@ -201,6 +201,20 @@ class Topology:
             )
         choice("ingest", self.ingest, get_args(Ingest))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tiers' names."""
+        return tuple(tier.name for tier in self.tiers)
+
+    @property
+    def link_names(self) -> tuple[str, ...]:
+        """What messages call the links, such as ``edge–cloud``."""
+        return tuple(f"{one}–{other}" for one, other in pairwise(self.names))
+
+    def numbered_links(self) -> str:
+        """Return the links with the numbers by which options and paths take them, such as ``0 (edge–cloud)``."""
+        return ", ".join(f"{index} ({name})" for index, name in enumerate(self.link_names)) or "none"
+
     def tier_index(self, name: str) -> int:
         """Return the index of the tier called ``name``, or that has this number, from 0 on; InvalidValue if none."""
         names = [tier.name for tier in self.tiers]

@@ -161,7 +161,7 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
     model = PerformanceModel(profile, config.topology)
     bound = accuracy >= profile.full_accuracy - config.drop
     problem = Problem(minimize=latency, subject_to=(bound,), space=config.space)
-    solution = solve(problem, model)
+    solution = solve(problem, model, new_samples=True)
     if solution.met:
         PlanFile.of(solution, model).save(folder / "plan.json")
     clock.lap("plan")
@@ -194,9 +194,13 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
             chosen="Portend",
             comparisons=comparisons,
             cloud=cloud,
+            new_samples={
+                name: str(found.new_samples)
+                for name, found in {"Portend": solution, **solution.baselines}.items()
+                if found.new_samples
+            },
             summary={
                 "plans evaluated": f"{solution.stats.plans:,} in {1e3 * solution.stats.seconds:.0f} ms",
-                "new samples": str(solution.new_samples or "not judged"),
                 "verdict": summary["verdict"],
                 "speed drift": describe_speed_drift(summary["speed_drift"]),
                 "duration": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in clock.laps.items()),

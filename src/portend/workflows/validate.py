@@ -303,8 +303,9 @@ class _Bench:
         return {
             "network": self._profile.backbone.name,
             "weights": self._profile.backbone.weights_sha256,
-            **{f"tier {number}": to_plain(tier) for number, tier in enumerate(places.tiers)},
-            **{f"link {number}": to_plain(link) for number, link in enumerate(places.links)},
+            "tiers": [tier.name for tier in places.tiers],
+            **{f"tier {tier.name}": to_plain(tier) for tier in places.tiers},
+            **{f"link {name}": to_plain(link) for name, link in zip(places.link_names, places.links, strict=True)},
             "ends": [places.source, places.destination, places.ingest],
             **_plain(self._campaign),
             "gap_s": self._gap_s,

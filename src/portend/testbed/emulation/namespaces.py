@@ -142,7 +142,7 @@ class Namespaces(Emulation):
         for index in traces:
             if not 0 <= index < len(topology.links):
                 raise InvalidValue(
-                    f"a trace is for one of the {len(topology.links)} links, numbered from 0, but got one for {index}"
+                    f"a trace is for one of the links {topology.numbered_links()}, but got one for {index}"
                 )
         for link in topology.links:
             device_mtu(link)
@@ -168,7 +168,8 @@ class Namespaces(Emulation):
     @property
     def label(self) -> str:  # type: ignore[override]
         """What measurements say of their links."""
-        traced = "".join(f"; link {index} follows {trace.name}" for index, trace in sorted(self._traces.items()))
+        names = self.topology.link_names
+        traced = "".join(f"; link {names[index]} follows {trace.name}" for index, trace in sorted(self._traces.items()))
         start = self.topology.slow_start
         slow = "" if start is None else f", slow start from {start.initial_window} packets"
         other = "" if self._congestion_control == _CONGESTION_CONTROL else f", {self._congestion_control}"

@@ -160,7 +160,7 @@ class Network:
         if room <= 0:
             raise InvalidValue(
                 f"the smallest MTU of a path must exceed its largest header, but {room} B are left "
-                f"between the tiers {start} and {end}"
+                f"on the links {low + 1} to {high}, counted from 1"
             )
         servers = self._up[low:high] if start < end else self._down[low:high][::-1]
         return Flow(tuple(servers), room, header)
