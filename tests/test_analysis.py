@@ -475,3 +475,10 @@ def test_exits_are_tabulated_by_hand() -> None:
     tables = TabulatedExits(thresholds=np.array([0.3]), exited=np.array([[0, 2]]), correct=np.array([0, 3]), samples=4)
     (row,) = exit_rows(tables, spec, (0.3,))
     assert (row["accuracy"], row["leaves"], row["right"]) == (0.75, {"0.3": 0.5}, {"0.3": None})
+
+
+def test_the_axes_of_means_show_the_whole_intervals() -> None:
+    row = {"plan": "run", "measured_ms": 27.2, "standard_error_ms": 1.1, "predicted_ms": 30.5, "error": 0.12}
+    low, high = plots.plot_means([row]).layout.xaxis.range
+    assert low < 27.2 - 1.96 * 1.1
+    assert high > 30.5

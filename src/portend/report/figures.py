@@ -408,7 +408,10 @@ def plot_means(rows: Sequence[Row], chosen: str = "") -> Figure:
     """Draw predicted over measured mean latency, with the line of equality and a band of ±5 %."""
     from plotly import graph_objects as go
 
-    values = [row[key] for row in rows for key in ("measured_ms", "predicted_ms")]
+    spreads = [1.96 * row["standard_error_ms"] for row in rows]
+    values = [row["predicted_ms"] for row in rows]
+    for row, spread in zip(rows, spreads, strict=True):
+        values += [max(row["measured_ms"] - spread, 0.1 * row["measured_ms"]), row["measured_ms"] + spread]
     limits, logarithmic = axis_range(values, ratio=6)
     ends = [10**x for x in limits] if logarithmic else [max(x, 0.0) for x in limits]
     figure = go.Figure()
@@ -416,12 +419,11 @@ def plot_means(rows: Sequence[Row], chosen: str = "") -> Figure:
     figure.add_scatter(**band, fill="toself", fillcolor=GRID, mode="none", name="±5 %", hoverinfo="skip")
     line = {"color": QUIET, "width": 1}
     figure.add_scatter(x=ends, y=ends, mode="lines", line=line, name="predicted = measured", hoverinfo="skip")
-    for row in rows:
+    for row, spread in zip(rows, spreads, strict=True):
         color = CHOSEN if row["plan"] == chosen else INK
-        spread = {"array": [1.96 * row["standard_error_ms"]], "thickness": 1.2, "width": 4}
         figure.add_scatter(
             **_xy([row], "measured_ms", "predicted_ms"), mode="markers", marker={"color": color, "size": 9},
-            error_x=spread, name=_text(row["plan"]), showlegend=False,
+            error_x={"array": [spread], "thickness": 1.2, "width": 4}, name=_text(row["plan"]), showlegend=False,
         )  # fmt: skip
     apply_style(figure, height=520)
     figure.update_xaxes(**log_axis(logarithmic, limits), title_text="mean latency [ms], measured")

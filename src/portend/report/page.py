@@ -595,7 +595,7 @@ _POLICY: Final = (
 _STILL: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 STYLE: Final = """
-:root { color-scheme: light; --ink: #1f2933; --quiet: #5b6773; --line: #e1e6eb; --chosen: #c2500a; }
+:root { color-scheme: only light; --ink: #1f2933; --quiet: #5b6773; --line: #e1e6eb; --chosen: #c2500a; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #f6f7f9; color: var(--ink); line-height: 1.5;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
