@@ -101,10 +101,10 @@ def test_bytes_over_all_links() -> None:
     [
         (
             {"compute": lambda run: -run.seconds},
-            r"costs are 0 to 1e\+100, .* gives -4.0 to the compute of block 1 on edge",
+            r"costs are 0 to 1e\+100, .* gives -4.0 to the compute of block 1 on a",
         ),
         ({"hop": lambda hop: hop.bytes * 1e200}, r"0 to 1e\+100, .* gives 2e\+203 to the hop by float32 at cut 0 from"),
-        ({"result": lambda result: result.tier * math.nan}, "gives nan to the result from edge"),
+        ({"result": lambda result: result.tier * math.nan}, "gives nan to the result from a"),
         ({"result": lambda result: [1.0, 2.0]}, r"broadcast to \(3,\), but got \(2,\)"),
         ({"compute": lambda run: np.ones((2, 1, 1, 1, 1, 1))}, "the compute costs of the metric 'own' broadcast"),
     ],

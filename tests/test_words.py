@@ -259,7 +259,7 @@ def test_the_first_difference_is_named_by_its_key(there: object, here: object, t
 
 
 NAMED_BY_INDEX = {
-    "plan.py: tier {tier}": "a plan alone does not know what its tiers are called",
+    "values/plan.py: tier {tier}": "a plan alone does not know what its tiers are called",
 }
 """Where messages may say an index, and why."""
 

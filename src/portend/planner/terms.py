@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from portend.errors import InvalidValue, MismatchError
 from portend.perfmodel.estimate import PARTS
 from portend.perfmodel.model import PerformanceModel
-from portend.plan import blocks
 from portend.planner.batch import Block, OnBlocks
+from portend.values.plan import blocks
 
 __all__ = ["Additive", "Hops", "OwnCosts", "Results", "Runs", "Terms", "message_bytes"]
 
