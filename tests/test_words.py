@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import portend as pt
+from commands import ROOT
 from portend.analysis.validation import Validation
 from portend.analysis.whatif import Scenario
 from portend.errors import ConfigError, DataError, InvalidValue, PortendError, first_difference
@@ -279,3 +280,11 @@ def test_messages_call_tiers_by_name_and_count_blocks_and_exits_from_one() -> No
                     found[f"{path.relative_to(SOURCES).as_posix()}: {noun[1]} {{{index}}}"] = node.lineno
     assert sorted(set(found) - set(NAMED_BY_INDEX)) == [], "name it, or count from 1"
     assert sorted(set(NAMED_BY_INDEX) - set(found)) == []
+
+
+def test_the_sign_of_entropy_is_explained_wherever_it_stands() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    told = {page.name: page.read_text(encoding="utf-8") for page in pages}
+    assert [
+        name for name, text in told.items() if "η" in text and "normalized entropy" not in " ".join(text.split())
+    ] == []
