@@ -261,12 +261,40 @@ def test_descents_find_the_best_plan_where_the_first_look_does_not() -> None:
     goal = BestGoal(run.none(), replay._canonical, need=need, budget=space.limit, fastest=True)
     run.look(goal, Limits())
     looked = goal.value
-    run.priced = Completions(space, Limits()).best(goal)
-    run.descend(goal, Limits())
+    common = space.part(replace(space.space, per_exit_thresholds=False))
+    run.descend(goal, Completions(common, Limits()).best(goal), Limits())
     best = fastest(space, need)
     assert looked is not None
     assert best is not None
     assert goal.value == best.latency < looked
+
+
+@pytest.mark.parametrize("block", draws(4, 1))
+def test_no_plan_beats_what_the_sharper_bounds_say(block: int) -> None:
+    """A plan that is best at a price of a right answer lies on the front, and so does the most accurate one."""
+    seen = set()
+    for case, hints in (a_case(seed, "sample") for seed in range(40 * block, 40 * block + 40)):
+        space = PlanSpace(hints, case.model())
+        if space.bits is None or not space.count():
+            continue
+        longer = [found for found in the_front(space) if len(found.plan) > 1]
+        run, completions = replay._Search(space), Completions(space, Limits())
+        goal = BestGoal(run.none(), replay._canonical, need=1.0, budget=math.inf, fastest=True)
+        loose = completions.best(goal)
+        rights = completions.right()
+        assert rights is not None
+        assert -rights.whole.min() >= max((found.right for found in longer), default=-math.inf)
+        for price in (loose.price, loose.price * 10, loose.price / 10):
+            for sharp in completions.sharper(loose, goal, price):
+                for found in longer:
+                    rows = [int(np.searchsorted(space.theta, t)) for t in found.plan.thresholds if t > 0]
+                    value = found.latency - sharp.price * found.right
+                    at_least = sharp.whole - np.abs(sharp.whole) * 1e-12 - 8
+                    row = rows[0] if rows and not hints.per_exit_thresholds else slice(None)
+                    assert np.min(at_least[row]) <= np.max(value[row])
+                    seen.add((hints.per_exit_thresholds, len(found.plan)))
+    assert {kind for kind, _ in seen} == {True, False}
+    assert max(length for _, length in seen) >= 4
 
 
 def test_descents_change_no_optimum(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,9 @@ class Descent:
         """The less the better."""
         if self.fastest:
             return np.asarray(latency + dearer * price * np.maximum(self.need - right, 0.0))
-        return np.asarray(dearer * np.maximum(latency - self.budget, 0.0) - price * right)
+        possible = np.isfinite(latency)
+        over = np.maximum(np.where(possible, latency, 0.0) - self.budget, 0.0)
+        return np.where(possible, dearer * over - price * right, np.inf)
 
     def _relaxed(self, cuts: Ints, used: Flags, reach: Floats) -> Floats:
         """At most the least latency [C]: a tier may be visited again, and hold any number of partitions."""

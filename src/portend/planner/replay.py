@@ -131,6 +131,8 @@ class _Search:
         self.size = space.blocks + 1
         self.per_exit = hints.per_exit_thresholds
         self.priced: Priced | None = None
+        self.rights: Priced | None = None
+        """Bounds on right answers, where no plan that has enough of them is known."""
         self.open: list[tuple[_Nodes, int]] = []  # nodes to go through, with the length of the partitions to come
         ends = space.last | space.inner
         self.cover: Words = np.zeros_like(self.bits.right)
@@ -214,25 +216,61 @@ class _Search:
         finally:
             self.limits, self.open = own, [(self._root(), 1)]
 
-    def descend(self, goal: BestGoal[_Ends], limits: Limits) -> None:
+    def descend(self, goal: BestGoal[_Ends], priced: Priced | None, limits: Limits) -> None:
         """Look for good plans by descents, from each threshold that may be the best one's, the most promising first.
+
+        ``priced`` says what is proven of plans with one threshold; None: nothing is.
 
         Raises:
             Over: a limit is met; the goal has what was found so far.
         """
-        assert self.priced is not None
-        descent, priced = Descent(self.space, self._placed, goal), self.priced
-        if self.per_exit:
-            common = replace(self.space.space, per_exit_thresholds=False)
-            priced = Completions(self.space.part(common), limits).best(goal)
-        proven = priced.proven(goal)
+        descent = Descent(self.space, self._placed, goal)
+        size = self.space.theta.size
+        price, proven = (
+            (np.ones(size), np.full(size, -math.inf)) if priced is None else (priced.price, priced.proven(goal))
+        )
         rows = np.argsort(proven, kind="stable").tolist()
         for row in rows[:_STARTS] if self.per_exit else rows:
             if not self.per_exit and proven[row] > (goal.budget if goal.fastest else -goal.need):
                 break
-            for chain, latency, right in descent.from_row(row, float(priced.price[row]), limits):
+            for chain, latency, right in descent.from_row(row, float(price[row]), limits):
                 if goal.wants(np.array([latency]), np.array([right])).all():
                     goal.add(self._ends(chain, latency, right))
+
+    def prepare(self, goal: BestGoal[_Ends]) -> None:
+        """Find a plan to compare with, and bounds; in small spaces only what is found at once.
+
+        Raises:
+            Over: a limit is met; the goal and the search have what was found so far.
+        """
+        known = math.isfinite(goal.need if goal.fastest else goal.budget)
+        if goal.fastest and not known:
+            return
+        completions = Completions(self.space, self.limits)
+        common: Priced | None = None
+        if known:
+            self.priced = common = completions.best(goal)
+        if self.space.count() <= _FEW:
+            if known:
+                self.look(goal, self.limits)
+            return
+        if goal.value is None or not known:
+            self.rights = completions.right()
+            if self.rights is not None and -self.rights.whole.min() < goal.need:
+                return
+        some = self.limits.part(_FOR_DESCENTS)
+        with some.until_met():
+            if known and self.per_exit:
+                hints = replace(self.space.space, per_exit_thresholds=False)
+                common = Completions(self.space.part(hints), some).best(goal)
+            self.descend(goal, common, some)
+        if self.priced is not None and common is not None:
+            price = common.price
+            if self.per_exit:
+                price = np.full_like(price, price[common.proven(goal).argmin()])
+            for priced in completions.sharper(self.priced, goal, price):
+                self.priced = priced
+                self.limits.check()
 
     def _ends(self, chain: Chain, latency: float, right: float) -> _Ends:
         """One plan but for the placement."""
@@ -273,6 +311,11 @@ class _Search:
         if self.priced is not None:
             whole = float(self.priced.proven(goal).min())
             whole -= abs(whole) * 1e-12 + 8  # a price is no whole number
+        if self.rights is not None:
+            most = -float(self.rights.whole.min())
+            if most < goal.need:
+                return math.inf if goal.fastest else -math.inf
+            whole = whole if goal.fastest else max(whole, -most)
         if goal.fastest:
             return max(min(float(nodes.least.min()) for nodes in left), self.space.least_cost(), whole)
         return min(max(float(nodes.most.max()) for nodes in left), self.space.most_right(), -whole)
@@ -393,10 +436,12 @@ class _Search:
         else:
             most = right + _count(stay & self.cover[cut])
         least = (latency + count[:, None] * self.least[cut]).min(axis=1)
+        base, left = nodes.right[i] + _count(nodes.stay[i] & self.bits.right[cut]), self.lengths.stop - 1 - length
+        if self.rights is not None:
+            rest = self.rights.onward(left, nodes.rows[i], nodes.cuts[i], row, cut)[:, self.tiers]
+            most = np.minimum(most, base - np.where(np.isfinite(latency), rest, NEVER).min(axis=1))
         if self.priced is not None and isinstance(goal, BestGoal):
-            base = nodes.right[i] + _count(nodes.stay[i] & self.bits.right[cut])
-            before = nodes.cuts[i, -1] if length > 1 else np.zeros_like(cut)
-            rest = self.priced.onward(self.lengths.stop - 1 - length, row, before, cut)[:, self.tiers]
+            rest = self.priced.onward(left, nodes.rows[i], nodes.cuts[i], row, cut)[:, self.tiers]
             value = (latency + rest).min(axis=1) - self.priced.price[row] * base
             least, most = self._bounded(goal, self.priced.price[row], value, least, most)
         wanted = goal.wants(least, most) & (least < NEVER)
@@ -572,16 +617,7 @@ def best(
     goal = BestGoal(search.none(), _canonical, need=need, budget=min(budget, space.limit), fastest=fastest)
     search.look(goal, Limits())  # whatever the limits, so that there is an answer
     with search.limits.until_met():
-        if math.isfinite(need if fastest else goal.budget):
-            completions = Completions(space, search.limits)
-            search.priced = completions.best(goal)
-            if space.count() <= _FEW:
-                search.look(goal, search.limits)
-            else:
-                some = search.limits.part(_FOR_DESCENTS)
-                with some.until_met():
-                    search.descend(goal, some)
-                search.priced = completions.sharper(search.priced, goal)
+        search.prepare(goal)
         search.run(goal)
     bound = search.proven(goal)  # where no nodes are left: that there is no other plan
     found = search.answer(goal.best, 0) if len(goal.best) else None

@@ -98,7 +98,9 @@ def _one(problem: Problem, space: PlanSpace, limits: Limits) -> tuple[Found | No
     found, bound, proven = _best(space, need, most, fastest=problem.minimize is not None, limits=limits)
     if found is not None:
         return found, "optimal" if proven else "feasible", bound
-    nearest, _, _ = _best(space, need, math.inf, fastest=True, limits=limits)
+    nearest = None
+    if problem.minimize is None or math.isfinite(most):  # else that is what was searched
+        nearest, _, _ = _best(space, need, math.inf, fastest=True, limits=limits)
     if nearest is None:
         nearest, _, _ = _best(space, -math.inf, math.inf, fastest=False, limits=limits)
     if nearest is None and not limits.over():
