@@ -171,7 +171,7 @@ def deploy(
     from portend.cli.inputs import executions, planned_for
     from portend.networks.networkfile import read_spec
     from portend.progress import progress
-    from portend.service.release import Limits
+    from portend.service.release import Limits, plan_name
 
     try:
         limits = Limits(
@@ -213,7 +213,7 @@ def deploy(
     names = [tier.name for tier in places.tiers]
     say(f"release {release.version} runs on {', '.join(names)}")
     for index, each in enumerate(plans):
-        say(f"  {'wanted' if index == 0 else 'else':<7}{each.describe(names)}")
+        say(f"  {plan_name(index)}: {each.describe(names)}")
     for agent in found:
         say(f"  clock of {agent.name}: {1e3 * agent.offset_s:+.2f} ms, give or take {1e3 * agent.within_s:.2f} ms")
     if lacks:
@@ -329,7 +329,7 @@ def feed(
             click.echo(json.dumps(told))
         else:
             accuracy = f", {100 * right / now:.2f} % right" if labels and now else ""
-            counts = f"{before} before; {answers.failed} reported failed"
+            counts = f"{before} answered before; {answers.failed} reported failed"
             say(f"{now} answers in {seconds:.1f} s{accuracy}, {counts}; {journal}")
         return SOME_FAILED if answers.failed else 0
 
