@@ -60,7 +60,7 @@ def rows_of(profile: Profile, topology: Topology, full_accuracy: float, exits_pe
             space = SearchSpace(exits_per_tier=exits_per_tier, codecs=codecs)
             for drop in DROPS:
                 problem = Problem(minimize=latency, subject_to=(accuracy >= full_accuracy - drop,), space=space)
-                found = solve(problem, model, baselines=False)
+                found = solve(problem, model, baselines=False, new_samples=False)
                 if found.status == "infeasible":
                     continue
                 sent = tuple(codec for codec in found.plan.codecs if codec is not None)

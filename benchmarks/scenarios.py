@@ -66,7 +66,7 @@ def best(profile: Profile, topology: Topology, space: SearchSpace, bound: float)
     """Return the fastest plan of a space that reaches ``bound``; None if none does."""
     try:
         problem = Problem(minimize=latency, subject_to=(accuracy >= bound,), space=space)
-        found = solve(problem, PerformanceModel(profile, topology), baselines=False)
+        found = solve(problem, PerformanceModel(profile, topology), baselines=False, new_samples=False)
     except SearchError:
         return None
     return None if found.status == "infeasible" else found

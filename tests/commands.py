@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 from unittest import mock
 
 import pytest
@@ -48,3 +51,21 @@ def portend(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess
 def too_wide(text: str, columns: int = 80) -> list[str]:
     """The lines of more than so many columns, unless it is one word that is."""
     return [line for line in text.splitlines() if cell_len(line.rstrip()) > columns and len(line.split()) > 1]
+
+
+@contextlib.contextmanager
+def killed(folder: Path) -> Iterator[Callable[[], NoReturn]]:
+    """A way to end a run within the context that leaves what SIGKILL would leave of ``folder``.
+
+    That is what is in it when the run is ended, and nothing that it does to end well.
+    """
+    left = folder.with_name(f"{folder.name}.left")
+
+    def kill() -> NoReturn:
+        shutil.copytree(folder, left)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        yield kill
+    shutil.rmtree(folder)
+    left.rename(folder)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -287,18 +288,25 @@ def test_ctrl_c_ends_training_with_a_state_to_go_on_from(tmp_path: Path) -> None
     config.write_text(
         f"network: resnet8\n{DIGITS}training: {{epochs: 500, batch_size: 32, learning_rate: 0.1, threads: 1}}\n"
     )
-    command = [sys.executable, "-m", "portend.cli.app", "train", str(config), "--out", str(tmp_path / "run")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        for _ in range(600):
-            if (tmp_path / "run" / "state.safetensors").exists():
-                break
-            time.sleep(0.1)
-        child.send_signal(signal.SIGINT)
-        out, errors = child.communicate(timeout=60)
-    assert child.returncode == 130
-    assert "interrupted; the same command goes on from the last state" in errors
-    assert "Traceback" not in errors
-    assert out == ""
+
+    def press() -> None:
+        while not (tmp_path / "run" / "state.safetensors").exists():
+            if ended.wait(0.05):
+                return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    ended = threading.Event()
+    presses = threading.Thread(target=press)
+    presses.start()
+    try:
+        done = portend("train", config, "--out", tmp_path / "run")
+    finally:
+        ended.set()
+        presses.join()
+    assert done.returncode == 130
+    assert "interrupted; the same command goes on from the last state" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"state.safetensors", "history.csv"}
 
 

@@ -155,7 +155,7 @@ def test_two_contenders_are_equally_fast_where_a_scenario_says_so(network: Netwo
     topology = load_topology(folder / "small.yaml").with_tier(1, slowdown=60.0)
     values, points = scenarios.ranges("compute", topology)
     assert (values[0], values[-1]) == pytest.approx((0.05, 60.0))
-    found = scenarios.measure(network, topology, "compute", values, (), 0.01, FEW, exits_of(network), quiet)
+    found = scenarios.measure(network, topology, "compute", values[::5], (), 0.01, FEW, exits_of(network), quiet)
     assert points == [0.25, 1.0, 4.0]
     (crossing,) = [one for one in found["crossings"] if set(one["contenders"]) == {"base-only", "cloud-only"}]
     there = topology.with_tier(1, slowdown=60.0 / crossing["value"])

@@ -100,8 +100,9 @@ def some_hints(seed: int, blocks: int, tiers: int) -> SearchSpace:
 
 @pytest.fixture
 def few_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start from hardly more than plans of one partition, so that evolution has to find the rest."""
+    """Start from hardly more than plans of one partition, so that evolution has to find the rest, and soon."""
     monkeypatch.setattr(evolutionary, "_SEED_PLANS", 100)
+    monkeypatch.setattr(evolutionary, "_PATIENCE", 8)
 
 
 @pytest.mark.usefixtures("few_seeds")
@@ -177,6 +178,7 @@ def test_it_claims_nothing_that_is_not_proven(monkeypatch: pytest.MonkeyPatch) -
     problem = Problem(minimize=latency_quantile(0.95), space=SearchSpace(thresholds=THRESHOLDS, exits_per_tier=2))
     assert search.search(problem, model).status == "optimal"
     monkeypatch.setattr(search, "METRIC_LIMIT", 1000)
+    monkeypatch.setattr(evolutionary, "_PATIENCE", 8)
     found = search.search(problem, model)
     assert (found.status, found.gap) == ("feasible", None)
     assert "no certificate" in found.describe()
@@ -187,8 +189,8 @@ def test_it_claims_nothing_that_is_not_proven(monkeypatch: pytest.MonkeyPatch) -
     assert quick.stats.plans <= found.stats.plans
 
 
-def test_bounds_that_no_plan_meets_are_answered_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evolutionary, "_SEED_PLANS", 100)
+@pytest.mark.usefixtures("few_seeds")
+def test_bounds_that_no_plan_meets_are_answered_with_the_nearest() -> None:
     model = a_model(2, blocks=5)
     space = SearchSpace(thresholds=THRESHOLDS, exits_per_tier=2)
     problem = Problem(minimize=energy, subject_to=(latency_quantile(0.95) <= 1e-6,), space=space)

@@ -23,7 +23,7 @@ from portend.networks.backbone import Backbone
 from portend.networks.checkpoint import load_checkpoint, save_checkpoint
 from portend.networks.tensorfile import write_tensors
 from portend.testbed.deployment import Deployment
-from portend.values.topology import Link, Tier, Topology
+from portend.values.topology import Tier, Topology
 from test_models import rewrite
 from test_networks import same_outputs
 
@@ -319,9 +319,8 @@ def test_a_crafted_checkpoint_is_refused(changes: dict[str, Any], message: str, 
         load_checkpoint(path)
 
 
-def two_tiers() -> Topology:
-    tiers = (Tier(name="a", device="x"), Tier(name="b", device="x"))
-    return Topology(name="two", tiers=tiers, links=(Link(bandwidth_bps=1e9, propagation_delay_s=0.0),))
+def one_tier() -> Topology:
+    return Topology(name="one", tiers=(Tier(name="a", device="x"),), links=())
 
 
 def test_agents_import_only_what_they_were_started_with(crafted: tuple[str, Path, Path]) -> None:
@@ -329,11 +328,11 @@ def test_agents_import_only_what_they_were_started_with(crafted: tuple[str, Path
     decoder = ImageDecoder(channels=1, size=8, mean=(0.5,), std=(0.5,))
     with (
         pytest.raises(DeploymentError, match="names code that would be imported"),
-        Deployment(two_tiers(), path, decoder, emulation="none"),
+        Deployment(one_tier(), path, decoder, emulation="none"),
     ):
         pass
     assert not witness.exists()
-    with Deployment(two_tiers(), path, decoder, emulation="none", allow_code=[code]):
+    with Deployment(one_tier(), path, decoder, emulation="none", allow_code=[code]):
         assert witness.exists()
 
 

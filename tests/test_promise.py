@@ -59,18 +59,19 @@ def test_the_parts_are_apart_and_always_the_same() -> None:
         assert sorted([*choosing.score[:, 0], *testing.score[:, 0]]) == list(range(100))
 
 
-def test_the_best_of_many_plans_breaks_a_promise_as_seldom_as_it_says() -> None:
-    """No plan is right four times in five and a bit, so every promise of it is broken: at most 5 of 100, here 12 of 150
-    with a probability below 2 %. Asking one plan's margin of the best of many breaks it nearly always."""
+@pytest.mark.parametrize(("profiles", "least"), [(40, 6), pytest.param(150, 13, marks=pytest.mark.slow)])
+def test_the_best_of_many_plans_breaks_a_promise_as_seldom_as_it_says(profiles: int, least: int) -> None:
+    """No plan is right four times in five and a bit, so every promise of it is broken: at most 5 of 100, ``least`` with
+    a probability below 2 %. Asking one plan's margin of the best of many breaks it nearly always."""
     broken, naive = 0, 0
     problem = Problem(minimize=latency, subject_to=(accuracy >= 0.8 + 1e-9,), space=SPACE, robust=0.95)
     assert count_plans(SPACE, a_model(0)) > 10_000
-    for seed in range(150):
+    for seed in range(profiles):
         model = a_model(seed)
         broken += search(problem, model).status != "infeasible"
         naive += search(problem.promised(model.samples), model).status == "optimal"
-    assert broken < 13
-    assert naive > 100
+    assert broken < least
+    assert naive > 2 / 3 * profiles
 
 
 @pytest.mark.parametrize("seed", range(6))

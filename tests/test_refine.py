@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands import portend
+from commands import killed, portend
 from portend.data.dataset import Dataset, Splits, make_splits
 from portend.data.sources import load_dataset
 from portend.errors import InvalidValue, MismatchError
@@ -167,7 +164,7 @@ def test_everything_is_left_in_the_folder(refined: Refinement, folder: Path) -> 
 
 
 def test_a_killed_refinement_goes_on_to_the_same_end(
-    refined: Refinement, checkpoint: Path, profile: Profile, tmp_path: Path
+    digits: Dataset, splits: Splits, refined: Refinement, checkpoint: Path, profile: Profile, tmp_path: Path
 ) -> None:
     save(profile, tmp_path / "profile.zip")
     (tmp_path / "t.yaml").write_text(TOPOLOGY_YAML)
@@ -175,14 +172,13 @@ def test_a_killed_refinement_goes_on_to_the_same_end(
     command = ["refine", "profile.zip", "--checkpoint", str(checkpoint), "--topology", "t.yaml"]
     command += ["--min-accuracy", "0.8", "--exits-per-tier", "2", "--rounds", "3"]
     command += ["--training", "tuning.yaml", "--out", "out"]
-    alone = [sys.executable, "-m", "portend.cli.app", *command]
-    with subprocess.Popen(alone, cwd=tmp_path, stderr=subprocess.DEVNULL) as child:
-        state = tmp_path / "out/round-1/training/state.safetensors"
-        for _ in range(1200):
-            if state.exists():
-                break
-            time.sleep(0.05)
-        child.kill()
+    with killed(tmp_path / "out") as kill:
+
+        def stop(*at: object) -> None:
+            if (tmp_path / "out/round-1/training/state.safetensors").exists():
+                kill()
+
+        refine(profile, checkpoint, digits, splits, TOPOLOGY, PROBLEM, tmp_path / "out", training=TUNING, tell=stop)
     left = json.loads((tmp_path / "out/refinement.json").read_text(encoding="utf-8"))
     assert len(left["rounds"]) < len(refined.rounds)
     done = portend(*command, "--json", cwd=tmp_path)

@@ -95,7 +95,7 @@ def drawn(sizes: Floats, mean: float, apart: float, repeats: int, rng: np.random
 @pytest.mark.parametrize(("name", "sizes", "mean", "apart"), families())
 def test_intervals_hold_the_truth_as_often_as_they_say(name: str, sizes: Floats, mean: float, apart: float) -> None:
     rng = np.random.default_rng(1)
-    yes, truth = drawn(sizes, mean, apart, 4000, rng)
+    yes, truth = drawn(sizes, mean, apart, 1500, rng)
     low, high = rate_interval(yes, sizes, 0.95)
     assert np.mean((low <= truth) & (truth <= high)) == HOLDS, name
     low, high = rate_interval(yes, sizes, 0.8)
@@ -112,8 +112,9 @@ def test_intervals_of_each_class_hold_its_truth() -> None:
 
 @pytest.mark.parametrize(("name", "sizes", "mean", "apart"), families())
 def test_draws_hold_the_truth_as_often_as_they_say(name: str, sizes: Floats, mean: float, apart: float) -> None:
+    """The truth is one more draw: of 199, it lies from the 5th to the 195th in 190 cases of 200."""
     rng = np.random.default_rng(3)
-    repeats, count = 600, 1000
+    repeats, count = 600, 199
     yes, truth = drawn(sizes, mean, apart, repeats, rng)
     inside = 0
     for i in range(repeats):
@@ -121,8 +122,7 @@ def test_draws_hold_the_truth_as_often_as_they_say(name: str, sizes: Floats, mea
             np.stack([yes[:, i], sizes - yes[:, i]], axis=1), possible=np.ones(2, np.bool_), count=count, rng=rng
         )
         assert np.allclose(rates.sum(axis=1), 1)
-        low, high = np.quantile(rates[:, 0], [0.025, 0.975])
-        inside += low <= truth[i] <= high
+        inside += 5 <= np.sum(rates[:, 0] < truth[i]) < 195
     assert inside / repeats == pytest.approx(0.95, abs=0.03), name  # 600 repetitions: a standard error of 0.9 %
 
 
@@ -185,7 +185,7 @@ def test_intervals_of_a_plan_hold_the_truth_of_many_more_samples() -> None:
     for _ in range(250):
         chosen = np.concatenate([5000 * label + rng.integers(0, 5000, 30) for label in range(8)])
         few = PerformanceModel(replace(model.profile, exits=exits.part(chosen)), model.topology)
-        draws = few.estimate(plan).draws(count=2000, seed=int(rng.integers(1 << 30)))
+        draws = few.estimate(plan).draws(count=500, seed=int(rng.integers(1 << 30)))
         rates, accuracy = draws.interval("exit_rates"), draws.interval("accuracy")
         inside.append(
             [*(rates[0] <= truth.share) & (truth.share <= rates[1]), accuracy[0] <= truth.accuracy <= accuracy[1]]

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from commands import killed
 from portend.data.augment import augmented
 from portend.data.dataset import Dataset, Splits, make_splits
 from portend.data.sources import load_dataset
@@ -162,7 +163,30 @@ def test_an_interrupted_run_loses_the_begun_epoch_at_most(
     assert outcome(resumed) == outcome(whole)
 
 
-def test_a_killed_run_ends_with_the_same_bits(digits: Dataset, splits: Splits, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("minutes", "first"), [(0.0, 10), (2.0, 7)])
+def test_a_killed_run_ends_with_the_same_bits(
+    digits: Dataset, splits: Splits, tmp_path: Path, minutes: float, first: int
+) -> None:
+    """Killed after step 9: it goes on from the state of that step, or from that of the first epoch."""
+    config = replace(CONFIG, checkpoint_minutes=minutes, augment="crop")
+    whole = train(network(), digits, splits, config, tmp_path / "whole")
+    with killed(tmp_path / "parts") as kill:
+
+        def stop(event: Progress) -> None:
+            if event.step == 9:
+                kill()
+
+        train(network(), digits, splits, config, tmp_path / "parts", on_progress=stop)
+    assert not (tmp_path / "parts/checkpoint.safetensors").exists()
+    events: list[Progress] = []
+    resumed = train(network(), digits, splits, config, tmp_path / "parts", on_progress=events.append)
+    assert events[0].step == first
+    assert digest(resumed.checkpoint) == digest(whole.checkpoint)
+    assert outcome(resumed) == outcome(whole)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_with_the_same_bits(digits: Dataset, splits: Splits, tmp_path: Path) -> None:
     config = replace(CONFIG, epochs=10, checkpoint_minutes=0.001, early_stopping=None)
     whole = train(network(), digits, splits, config, tmp_path / "whole")
     with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "killed")], stdout=subprocess.PIPE) as child:

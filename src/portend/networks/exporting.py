@@ -6,6 +6,7 @@ Axes: B batch, K classes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -167,8 +168,7 @@ def _graph(backbone: Backbone, batch: Any) -> onnx.ModelProto:
         names += [cut_value(cut), f"logits_{cut}"] if cut in backbone.exits else [cut_value(cut)]
     example = torch.zeros(1 if batch is None else 2, *backbone.input_shape)
     graph = _model(_Whole(backbone), example, names, batch)
-    shape = (1 if batch is None else 2, backbone.num_classes)
-    function = _function(_model(_Exit(), torch.zeros(shape), ["logits", *_EXIT_VALUES], batch))
+    function = _exit_function(backbone.num_classes, batch is not None)
     outputs = []
     for value in graph.graph.output:
         kind, _, cut = value.name.rpartition("_")
@@ -208,6 +208,13 @@ def _model(module: nn.Module, example: Tensor, names: list[str], batch: Any) -> 
         )
     model: onnx.ModelProto = program.model_proto
     return model
+
+
+@functools.lru_cache(maxsize=16)
+def _exit_function(classes: int, batches: bool) -> onnx.FunctionProto:
+    """What every exit does with its logits [B, classes]: PyTorch's exporter takes as long for it as for a network."""
+    example, batch = torch.zeros(2 if batches else 1, classes), torch.export.Dim(BATCH) if batches else None
+    return _function(_model(_Exit(), example, ["logits", *_EXIT_VALUES], batch))
 
 
 def _function(model: onnx.ModelProto) -> onnx.FunctionProto:

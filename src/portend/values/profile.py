@@ -523,11 +523,11 @@ class CodecProfile:
     @property
     def dispatch_s(self) -> Floats:
         """Mean seconds that the runtime spends per message, [N+1]."""
-        return np.maximum(_filled(mean_repeats(self.dispatch_repeats_s), self.message_bytes), 0.0)
+        return np.maximum(_filled(_mean(_Same(self.dispatch_repeats_s)), self.message_bytes), 0.0)
 
 
 def _slowed(first_repeats: Floats, busy_repeats: Floats, slowdown: float) -> Floats:
-    first, busy = mean_repeats(first_repeats), mean_repeats(busy_repeats)
+    first, busy = _mean(_Same(first_repeats)), _mean(_Same(busy_repeats))
     line = busy + _filled(first - busy, busy)
     return slowed(np.where(np.isfinite(first), first, line), busy, slowdown)
 
@@ -710,7 +710,10 @@ class DeviceProfile:
 
     def starts(self, slowdown: float = 1.0) -> StartFit:
         """What partitions take longer at first, after idling and after another one, ``slowdown`` times slower."""
-        return fit_starts(self.idle_repeats_s, self.following_repeats_s, self.compute_s, slowdown)
+        following = self.following_repeats_s
+        return _started(
+            _Same(self.idle_repeats_s), None if following is None else _Same(following), _Same(self.compute_s), slowdown
+        )
 
     def woken_s(self, slowdown: float = 1.0) -> Floats:
         """Seconds for blocks start:end with the branch, after idling, ``slowdown`` times slower, [N+1, N+1].
@@ -817,6 +820,22 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.array is other.array
+
+
+@lru_cache(maxsize=256)
+def _mean(repeats: _Same) -> Floats:
+    """``mean_repeats`` of an array that is read-only: a sweep asks for the same ones at each of its points."""
+    mean = mean_repeats(repeats.array)
+    mean.setflags(write=False)
+    return mean
+
+
+@lru_cache(maxsize=32)
+def _started(woken: _Same, following: _Same | None, busy: _Same, slowdown: float) -> StartFit:
+    fit = fit_starts(woken.array, None if following is None else following.array, busy.array, slowdown)
+    for table in (fit.woken_s, fit.following_s):
+        table.setflags(write=False)
+    return fit
 
 
 @lru_cache(maxsize=16)
