@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx
@@ -81,7 +81,7 @@ class Hosts:
         self.within: list[str] = []
         self.environment: dict[str, str] = {}
 
-    def __enter__(self) -> Hosts:
+    def __enter__(self) -> Self:
         for name in self.names:
             self.start(name)
         return self
@@ -140,7 +140,7 @@ class Hosts:
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
         """Send a signal that ends the agent; return its exit code."""
         self.processes[name].send_signal(number)
-        return self.processes[name].wait(30)
+        return self.processes[name].wait(60)
 
     def send(self, name: str, number: int) -> None:
         self.processes[name].send_signal(number)
@@ -373,7 +373,24 @@ class Cable:
         time.sleep(wait_s)
 
 
-def until(condition: Callable[[], object], within_s: float = 30.0) -> float:
+class Cabled(Hosts):
+    """Hosts of which each but the first is reached through a cable of its own; ``how``: of all cables."""
+
+    def __init__(
+        self, folder: Path, names: Sequence[str] = ("edge", "cloud"), *, keys: Path | None = None, **how: float
+    ) -> None:
+        ports = zip(names[1:], free_ports(len(names) - 1), strict=True)
+        self.cables = {name: Cable(port, **how) for name, port in ports}
+        super().__init__(folder, names, keys=keys, through={name: cable.port for name, cable in self.cables.items()})
+        self.listen |= {name: cable.to for name, cable in self.cables.items()}
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for cable in self.cables.values():
+            cable.close()
+
+
+def until(condition: Callable[[], object], within_s: float = 60.0) -> float:
     """Wait until it holds; return after how many seconds."""
     began = time.monotonic()
     while time.monotonic() - began < within_s:

@@ -176,10 +176,10 @@ def patched(offset: int, layout: str, *values: int) -> bytes:
 def test_a_malformed_clip_is_a_data_error_at_once(data: bytes) -> None:
     VGGISH.decode(GOOD)
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(DataError):
         VGGISH.decode(data)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
 

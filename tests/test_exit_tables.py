@@ -304,9 +304,9 @@ def now():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, float(
         next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
 before = now()
-start = time.perf_counter()
+start = time.process_time()
 exits = portend.io.storage.load_profile(sys.argv[1]).exits.by("margin")
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 loaded = now()
 tables = BitTables(exits, np.linspace(0.1, 0.9, 9))
 print(seconds, loaded[0] - before[0], loaded[1] - before[1], now()[1] - before[1], int(tables.right[1].size))

@@ -24,28 +24,20 @@ from portend.service.drivers import Journal, from_folder
 from portend.service.intake import Answer
 from portend.service.keys import OPERATOR, load_keys
 from portend.service.operator import Agents
-from service_hosts import NAMES, Cable, Hosts, Stream, Workload, free_ports, until, whole
+from service_hosts import NAMES, Cable, Cabled, Hosts, Stream, Workload, until, whole
 
 LIMITS: dict[str, Any] = {"retry_s": 2.0, "deadline_s": 60.0, "attempts": 20, "silence_s": 1.0}
 
 
 @pytest.fixture(scope="module")
-def cables() -> Iterator[dict[str, Cable]]:
-    ports = free_ports(2)
-    made = {name: Cable(port) for name, port in zip(("base", "cloud"), ports, strict=True)}
-    yield made
-    for cable in made.values():
-        cable.close()
+def hosts(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[Cabled]:
+    with Cabled(tmp_path_factory.mktemp("hosts"), NAMES, keys=keys) as hosts:
+        yield hosts
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory, keys: Path, cables: dict[str, Cable]) -> Iterator[Hosts]:
-    hosts = Hosts(
-        tmp_path_factory.mktemp("hosts"), keys=keys, through={name: cable.port for name, cable in cables.items()}
-    )
-    hosts.listen |= {name: cable.to for name, cable in cables.items()}
-    with hosts:
-        yield hosts
+def cables(hosts: Cabled) -> dict[str, Cable]:
+    return hosts.cables
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +104,7 @@ def test_agents_take_up_their_work_without_a_coordinator(hosts: Hosts, agents: A
 
     def healthy() -> bool:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
+            with urllib.request.urlopen(f"{url}/health", timeout=60) as response:
                 return bool(json.loads(response.read())["plan"] == 0)
         except OSError:
             return False

@@ -18,25 +18,21 @@ import pytest
 from portend.errors import DeploymentError
 from portend.service.keys import OPERATOR, load_keys
 from portend.service.operator import Agents
-from service_hosts import Cable, Hosts, Stream, Workload, free_ports, until, whole
+from service_hosts import Cable, Cabled, Hosts, Stream, Workload, free_ports, until, whole
 
 NAMES = ("edge", "cloud")
 LIMITS: dict[str, Any] = {"retry_s": 2.0, "deadline_s": 60.0, "attempts": 20, "silence_s": 1.0}
 
 
 @pytest.fixture(scope="module")
-def cable() -> Iterator[Cable]:
-    made = Cable(*free_ports(1))
-    yield made
-    made.close()
+def hosts(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[Cabled]:
+    with Cabled(tmp_path_factory.mktemp("hosts"), keys=keys) as hosts:
+        yield hosts
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory, keys: Path, cable: Cable) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path_factory.mktemp("hosts"), NAMES, keys=keys, through={"cloud": cable.port})
-    hosts.listen |= {"cloud": cable.to}
-    with hosts:
-        yield hosts
+def cable(hosts: Cabled) -> Cable:
+    return hosts.cables["cloud"]
 
 
 @pytest.fixture(scope="module")
@@ -102,21 +98,18 @@ def test_a_tensor_that_takes_longer_than_the_silence_is_answered_once(
     tmp_path: Path, keys: Path, pair: Workload
 ) -> None:
     """8 kB over 25 kbit/s take 2.7 s; so does most of the network's way there. Nothing of the link is broken."""
-    slow = Cable(*free_ports(1), rate_bps=25e3, delay_s=0.03)
-    hosts = Hosts(tmp_path, NAMES, keys=keys, through={"cloud": slow.port})
-    hosts.listen |= {"cloud": slow.to}
     plan = replace(pair.plans[0], thresholds=(0.0,))  # nobody leaves on the edge
-    try:
-        with hosts, Agents(hosts.topology, load_keys(keys, OPERATOR), patience_s=60) as far:
-            pair.release(far, [plan, pair.plans[1]], retry_s=1.0)
-            whole(far)
-            answers = list(far.submitter().answers((f"slow-{i}", pair.samples[i]) for i in range(2)))
-        assert [(answer.failed, answer.attempts, answer.plan % 256) for answer in answers] == [("", 1, 0)] * 2
-        expected = {f"slow-{i}": pair.expected(plan, i) for i in range(2)}
-        assert {answer.id: (answer.label, answer.exit_index) for answer in answers} == expected
-        assert min(answer.latency_s for answer in answers) > 2.0
-    finally:
-        slow.close()
+    with (
+        Cabled(tmp_path, keys=keys, rate_bps=25e3, delay_s=0.03) as hosts,
+        Agents(hosts.topology, load_keys(keys, OPERATOR), patience_s=60) as far,
+    ):
+        pair.release(far, [plan, pair.plans[1]], retry_s=1.0)
+        whole(far)
+        answers = list(far.submitter().answers((f"slow-{i}", pair.samples[i]) for i in range(2)))
+    assert [(answer.failed, answer.attempts, answer.plan % 256) for answer in answers] == [("", 1, 0)] * 2
+    expected = {f"slow-{i}": pair.expected(plan, i) for i in range(2)}
+    assert {answer.id: (answer.label, answer.exit_index) for answer in answers} == expected
+    assert min(answer.latency_s for answer in answers) > 2.0
 
 
 @pytest.mark.parametrize("ways", [(), ("there",), ("back",)])

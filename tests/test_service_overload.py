@@ -14,24 +14,18 @@ from portend.runtime.executors import make_executor
 from portend.service.keys import OPERATOR, load_keys
 from portend.service.operator import Agents
 from portend.values.execution import Execution
-from service_hosts import Cable, Hosts, Stream, Workload, free_ports, make_workload, whole
-
-NAMES = ("edge", "cloud")
+from service_hosts import Cable, Cabled, Hosts, Stream, Workload, make_workload, whole
 
 
 @pytest.fixture(scope="module")
-def cable() -> Iterator[Cable]:
-    made = Cable(*free_ports(1), rate_bps=3e6)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory, keys: Path, cable: Cable) -> Iterator[Hosts]:
-    hosts = Hosts(tmp_path_factory.mktemp("hosts"), NAMES, keys=keys, through={"cloud": cable.port})
-    hosts.listen |= {"cloud": cable.to}
-    with hosts:
+def hosts(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[Cabled]:
+    with Cabled(tmp_path_factory.mktemp("hosts"), keys=keys, rate_bps=3e6) as hosts:
         yield hosts
+
+
+@pytest.fixture(scope="module")
+def cable(hosts: Cabled) -> Cable:
+    return hosts.cables["cloud"]
 
 
 @pytest.fixture(scope="module")
