@@ -811,7 +811,7 @@ def test_a_user_is_told_what_is_wrong_in_one_line(hosts: Hosts, work: Workload, 
         ((*deploying, "--batch", "edge=0"), 2, "TIER=COUNT"),
         ((*deploying, "--largest-sample", "8"), 2, "no unit"),
         ((*deploying, "--largest-sample", "8 s"), 2, "unknown unit 's'"),
-        ((*deploying, "--largest-sample", "1 GiB"), 2, "256 MiB at most"),
+        ((*deploying, "--largest-sample", "1 GiB"), 2, "at most 256 MiB"),
         ((*deploying, "--window", "100000"), 2, "at most 65,536"),
         ((*deploying, "--profile", tmp_path / "none.zip"), 1, "there is no file"),
     ):

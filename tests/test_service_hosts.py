@@ -313,6 +313,32 @@ def test_deploys_at_once_and_killed_ones_leave_a_service_that_answers(
         until(lambda: all(agents.ask(tier, "status")["versions"] == [active] for tier in range(3)))
 
 
+def test_what_a_killed_deploy_loaded_is_let_go(tmp_path: Path, work: Workload) -> None:
+    """Agents for which 15 minutes take a second."""
+    hurried = (
+        "import sys, portend.service.agent as agent; agent._UNUSED_S = 1.0; from portend.cli.app import main; main()"
+    )
+    hosts = Hosts(tmp_path, ["edge", "cloud"])
+    command = hosts.command
+    hosts.command = lambda *words: [sys.executable, "-c", hurried, *command(*words)[3:]]  # type: ignore[method-assign]
+    with hosts, Agents(hosts.topology, None, patience_s=30) as agents:
+
+        def loaded() -> list[list[int]]:
+            return [agents.ask(tier, "status")["versions"] for tier in range(2)]
+
+        plans = [work.plans[1]]
+        first = work.release(agents, plans)
+        later = replace(first, version=first.version + 1).to_dict()
+        for tier in range(2):
+            agents.ask(tier, "load", release=later)
+        until(lambda: loaded() == [[first.version]] * 2)
+        time.sleep(1.5)
+        assert loaded() == [[first.version]] * 2  # what is active stays
+        assert work.release(agents, plans).version == first.version + 1
+        assert len(list(agents.submitter().answers([("after", work.samples[0])]))) == 1
+    assert "unloaded release 2" in hosts.log("edge")
+
+
 @pytest.mark.slow
 def test_six_releases_one_after_the_other_while_all_places_are_taken(
     hosts: Hosts, own_keys: Path, work: Workload

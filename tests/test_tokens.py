@@ -22,9 +22,12 @@ from portend.profiling.losses import profile_losses, profile_ranges
 from portend.runtime.codecs import FLOAT32
 from portend.runtime.onnx_executor import OnnxExecutor
 from portend.runtime.torch_executor import TorchExecutor
+from portend.service.operator import Agents
 from portend.training.config import TrainingConfig
 from portend.training.training import train
 from portend.values.execution import Execution
+from portend.values.plan import Plan
+from service_hosts import Hosts, Workload
 
 WORDS = 50_000
 CONFIG = TrainingConfig(epochs=1, batch_size=16, learning_rate=0.01)
@@ -91,6 +94,27 @@ def test_tokens_are_trained_saved_exported_and_run_exactly(tmp_path: Path) -> No
         first, second = executor.partition(0, 1, branch=False), executor.partition(1, 2, branch=True)
         for given in (sent, list(samples)):
             assert [second(first(one).features).label for one in given] == answers[:, 1].tolist()
+
+
+def test_agents_answer_tokens_over_a_link_as_one_process_does(tmp_path: Path) -> None:
+    """Plans that send tokens as they are, tokens as numbers, and the tensor after the embedding."""
+    dataset, backbone = data(), build(f"{__name__}:Text", input_shape=[6]).eval()
+    path = tmp_path / "net.onnx"
+    export(backbone).save(path)
+    with torch.no_grad():
+        expected = backbone(torch.from_numpy(dataset.tensors(range(48))))[-1].argmax(1).tolist()
+    codecs: list[tuple[tuple[int, ...], tuple[int, ...], tuple[str | None, ...]]] = [
+        ((2,), (1,), ("encoded",)), ((2,), (1,), ("float32",)), ((1, 2), (0, 1), (None, "float32"))
+    ]  # fmt: skip
+    with Hosts(tmp_path, ("edge", "cloud")) as hosts, Agents(hosts.topology, None, patience_s=30) as agents:
+        for number, (cuts, placement, named) in enumerate(codecs):
+            plan = Plan(cuts=cuts, placement=placement, thresholds=(0.0,) * (len(cuts) - 1), codecs=named)
+            work = Workload(path, dataset.decoder, tuple(dataset.encoded), (plan,))
+            work.release(agents)
+            samples = ((f"{number}-{i}", sample) for i, sample in enumerate(dataset.encoded))
+            answers = list(agents.submitter().answers(samples))
+            assert not [answer.reason for answer in answers if answer.failed]
+            assert {a.id: a.label for a in answers} == {f"{number}-{i}": label for i, label in enumerate(expected)}
 
 
 def test_no_codec_that_rounds_tokens_is_ever_admitted() -> None:

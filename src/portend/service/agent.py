@@ -70,6 +70,7 @@ _SETTLE_S: Final = 3.0  # how long an activation waits for the wanted plan when 
 _WORKING_S: Final = 1.0  # how often an order's sender hears that it is being worked on
 _COMPLAINTS_PER_S: Final = 10
 _PACKAGE: Final = package_version("portend")
+_UNUSED_S: Final = 900.0  # a release that was loaded and not activated is kept so long: its deploy was killed
 _KEYS_S: Final = 1.0  # how often the folder of keys is looked at
 
 _FAILURES: Final = ("sample", "error")
@@ -127,6 +128,7 @@ class ServiceAgent:
         self.metrics = Metrics()
         self.incarnation = secrets.randbits(62) + 1
         self.releases: dict[int, Loaded] = {}
+        self._taken_s: dict[int, float] = {}
         self.active = 0
         self.intake = Intake(Limits(), time.time_ns())
         self._probes = Probes()
@@ -799,6 +801,7 @@ class ServiceAgent:
             raise
         self._peers |= made
         self.releases[release.version] = loaded
+        self._taken_s[release.version] = time.monotonic()
         if not self.active:
             self.intake.limits = release.limits  # beats and silence count before it is active
 
@@ -816,13 +819,22 @@ class ServiceAgent:
         _LOG.info("release %d is active", version)
         self._judge(time.monotonic())
 
+    def _is_abandoned(self, loaded: Loaded) -> bool:
+        """Whether a release was loaded long ago and its source, asked now, has not activated it."""
+        release = loaded.release
+        if time.monotonic() - self._taken_s[release.version] < _UNUSED_S:
+            return False
+        source = self._peer(release, release.source)
+        active = self.active if source is None else source.says.active if source.says else math.inf
+        return active < release.version
+
     def _unload(self, oldest: int) -> None:
         """Let releases go that nobody uses any more."""
-        gone = [version for version in self.releases if version < oldest]
+        gone = [version for version, each in self.releases.items() if version < oldest or self._is_abandoned(each)]
         if not gone:
             return
         for version in gone:
-            del self.releases[version]
+            del self.releases[version], self._taken_s[version]
         kept = [loaded.release for loaded in self.releases.values()]
         places = [(each, each.tiers.index(self.name)) for each in kept]
         used = {(r.networks[t].sha256, r.executions[t], r.criterion, r.batches[t]) for r, t in places}
