@@ -93,7 +93,7 @@ def test_a_tensor_over_a_slow_link_takes_little_more_than_its_bytes(tmp_path: Pa
             took.append(answer.latency_s)
     print("seconds:", took)
     assert min(took) > 8 * 4 * 8 * 16 * 16 / 25e3
-    assert max(took[1:]) < 1.2 * 8 * 4 * 8 * 16 * 16 / 25e3 + 0.2, took
+    assert max(took[1:]) < 1.4 * 8 * 4 * 8 * 16 * 16 / 25e3, took  # with framing, life signs, and the answer
 
 
 def test_a_large_network_is_deployed_over_a_slow_link(tmp_path: Path, keys: Path) -> None:
