@@ -134,7 +134,7 @@ def test_a_run_waits_longer_than_its_patience_for_what_is_under_way(work: Worklo
         running.deploy(plan)
         found = running.run(warmup=0)
     print("seconds:", found.latency_s)
-    assert 65 < found.latency_s[0] < 80
+    assert 65 < found.latency_s[0] < 100
 
 
 # -- cuts ------------------------------------------------------------------------------------------
