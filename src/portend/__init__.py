@@ -9,9 +9,15 @@ What needs no torch is imported here::
     problem = pt.Problem(minimize=pt.latency, subject_to=[pt.accuracy >= 0.97])
     print(pt.solve(problem, pt.PerformanceModel(profile, topology)))
 
-Training, profiling and running live in ``portend.models``, ``portend.profiling`` and ``portend.runtime``; of these
-``split``, ``multi_exit``, ``adopt`` and ``Chain`` have their names here too, and are loaded, with torch, when they are
-first used.
+The verbs ``split, multi_exit, adopt, train, profile, run, compare, sweep, refine, deploy`` and ``Client`` are loaded,
+with what they need, when they are first used::
+
+    net = pt.multi_exit(pt.split(model, example), num_classes=10)
+    trained = pt.train(net, "folder:pictures", out="runs/a")
+    profile = pt.profile(trained)
+    ...
+    measured = pt.run(solution.plan, trained, topology, profile=profile)
+    print(pt.compare(profile, measured))
 """
 
 from __future__ import annotations
@@ -60,24 +66,50 @@ from portend.values.profile import (
 from portend.values.topology import Link, SlowStart, Tier, Topology
 
 if TYPE_CHECKING:
+    from portend.analysis.whatif import Scenario, parse_axis, sweep
     from portend.networks.adopting import adopt
     from portend.networks.heads import multi_exit
     from portend.networks.split import Chain, split
+    from portend.planner.planfile import PlanFile, load_plan
+    from portend.service.client import Client
+    from portend.verbs.compare import compare
+    from portend.verbs.deploy import deploy
+    from portend.verbs.profile import profile, profile_machine
+    from portend.verbs.run import run
+    from portend.verbs.train import train
+    from portend.workflows.refine import refine
 
 __version__ = "0.1.0"
 
-_WITH_TORCH = {
+_LATE = {
     "Chain": "networks.split",
+    "Client": "service.client",
+    "PlanFile": "planner.planfile",
+    "Scenario": "analysis.whatif",
     "adopt": "networks.adopting",
+    "compare": "verbs.compare",
+    "deploy": "verbs.deploy",
+    "load_plan": "planner.planfile",
     "multi_exit": "networks.heads",
+    "parse_axis": "analysis.whatif",
+    "profile": "verbs.profile",
+    "profile_machine": "verbs.profile",
+    "refine": "workflows.refine",
+    "run": "verbs.run",
     "split": "networks.split",
+    "sweep": "analysis.whatif",
+    "train": "verbs.train",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WITH_TORCH:
+    if name not in _LATE:
         raise AttributeError(f"module 'portend' has no attribute {name!r}")
-    return getattr(import_module(f"portend.{_WITH_TORCH[name]}"), name)
+    return getattr(import_module(f"portend.{_LATE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})
 
 
 __all__ = [
@@ -85,6 +117,7 @@ __all__ = [
     "Batch",
     "Block",
     "Chain",
+    "Client",
     "CodecLoss",
     "CodecProfile",
     "DeviceProfile",
@@ -96,11 +129,13 @@ __all__ = [
     "PerformanceModel",
     "Plan",
     "PlanBatch",
+    "PlanFile",
     "PortendError",
     "Problem",
     "Profile",
     "ResultProfile",
     "SampleExits",
+    "Scenario",
     "SearchSpace",
     "SlowStart",
     "Solution",
@@ -111,23 +146,33 @@ __all__ = [
     "accuracy",
     "additive",
     "adopt",
+    "compare",
     "deadline_misses",
+    "deploy",
     "energy",
     "latency",
     "latency_quantile",
     "link_bytes",
     "load_measurement",
     "load_metric",
+    "load_plan",
     "load_profile",
     "load_topology",
     "memory",
     "metric",
     "multi_exit",
+    "parse_axis",
     "price",
+    "profile",
+    "profile_machine",
+    "refine",
+    "run",
     "save",
     "solve",
     "split",
+    "sweep",
     "takes_exit",
     "throughput",
+    "train",
     "utilization",
 ]

@@ -494,6 +494,9 @@ def parse_axis(scenario: Scenario, text: str) -> Axis:
 
     Raises:
         InvalidValue: no such field, or a value that is none of its values.
+
+    Example:
+        >>> pt.parse_axis(scenario, "links[0].bandwidth=1..100 Mbit/s log 20")
     """
     path, equals, values = text.partition("=")
     law(bool(equals and values.strip()), f"a sweep is written like 'links[0].bandwidth=1,2,5 Mbit/s', but got {text!r}")
@@ -653,7 +656,7 @@ def _json(value: Any) -> Any:
 
 def sweep(
     scenario: Scenario,
-    axes: Sequence[Axis],
+    axes: Sequence[Axis | str],
     *,
     zipped: bool = False,
     baselines: bool = True,
@@ -665,6 +668,7 @@ def sweep(
     """Plan at every point of a grid, or of a list (``zipped``).
 
     Args:
+        axes: fields and their values, also as text (``parse_axis``).
         limits: for all points together; each gets an equal share of the time that is left. Where a limit ended a
             search, the point's ``status`` and gap say so; points without time are not planned.
         n_jobs, backend: as in ``joblib.Parallel``. By default points are planned one after the other, without
@@ -674,19 +678,24 @@ def sweep(
 
     Raises:
         InvalidValue: no such field, or a value that breaks a law of its field (before anything is planned).
+
+    Example:
+        >>> scenario = pt.Scenario(profile=profile, topology=topology, problem=problem)
+        >>> pt.sweep(scenario, ["links[0].bandwidth=1..100 Mbit/s log 20"]).points[0].solution
     """
-    axes = tuple(replace(axis, path=find_field(scenario, axis.path).path) for axis in axes)
-    paths = [axis.path for axis in axes]
-    law(len(axes) >= 1, "a sweep needs at least one field")
+    given = (parse_axis(scenario, axis) if isinstance(axis, str) else axis for axis in axes)
+    swept = tuple(replace(axis, path=find_field(scenario, axis.path).path) for axis in given)
+    paths = [axis.path for axis in swept]
+    law(len(swept) >= 1, "a sweep needs at least one field")
     law(len(set(paths)) == len(paths), f"each field is swept once, but got {paths}")
-    lengths = [len(axis.values) for axis in axes]
+    lengths = [len(axis.values) for axis in swept]
     law(not zipped or len(set(lengths)) == 1, f"fields swept together have equally many values, but got {lengths}")
-    values = list(zip(*(axis.values for axis in axes), strict=True) if zipped else product(*(a.values for a in axes)))
+    values = list(zip(*(axis.values for axis in swept), strict=True) if zipped else product(*(a.values for a in swept)))
     for point in values:
         scenario.changed(dict(zip(paths, point, strict=True)))
     task = partial(_plan_at, scenario, tuple(paths), baselines)
     points = _each(task, values, limits=limits, n_jobs=n_jobs, backend=backend, on_progress=on_progress)
-    return Sweep(scenario=scenario, axes=axes, zipped=zipped, points=tuple(points))
+    return Sweep(scenario=scenario, axes=swept, zipped=zipped, points=tuple(points))
 
 
 def _plan_at(

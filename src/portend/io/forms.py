@@ -377,6 +377,9 @@ def load_topology(path: str | Path) -> Topology:
 
     Raises:
         ConfigError: the file, the place in it, what is wrong there, and the remedy.
+
+    Example:
+        >>> topology = pt.load_topology("configs/topologies/three_tier.yaml")
     """
     root = read_yaml(path, "topology")
     values = {"name": Path(path).stem, "links": ()} | TOPOLOGY.read(root)

@@ -105,7 +105,11 @@ def write_json(value: Any, path: str | Path) -> None:
 
 
 def save(value: Profile | DeviceProfile | Measurement, path: str | Path) -> None:
-    """Save a value as one file, atomically."""
+    """Save a value as one file, atomically.
+
+    Example:
+        >>> pt.save(profile, "profile.zip")
+    """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     document = {
         "format": "portend",
@@ -172,7 +176,11 @@ def load(path: str | Path, kind: type[_V]) -> _V:
 
 
 def load_profile(path: str | Path) -> Profile:
-    """Load a profile; StorageError names what is wrong with the file."""
+    """Load a profile; StorageError names what is wrong with the file.
+
+    Example:
+        >>> profile = pt.load_profile("profiles/resnet20-digits.zip")
+    """
     return load(path, Profile)
 
 
@@ -182,7 +190,11 @@ def load_profile_or_device(path: str | Path) -> Profile | DeviceProfile:
 
 
 def load_measurement(path: str | Path) -> Measurement:
-    """Load a measurement; StorageError names what is wrong with the file."""
+    """Load a measurement; StorageError names what is wrong with the file.
+
+    Example:
+        >>> pt.load_measurement("runs/digits/run.zip").mean_s
+    """
     return load(path, Measurement)
 
 

@@ -41,6 +41,9 @@ def adopt(
     Raises:
         SplitError: the network gives no list, tuple or mapping of logits, cannot be traced, or two exits leave at
             the same place.
+
+    Example:
+        >>> backbone = pt.adopt(branchynet, torch.zeros(1, 3, 32, 32))
     """
     expected = []
     larger = torch.cat([example, example[:1]]).roll(1, -1)

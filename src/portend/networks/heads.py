@@ -95,6 +95,9 @@ def multi_exit(
     Raises:
         InvalidValue: a cut or block that does not exist, or fewer than two classes.
         MismatchError: a head does not fit the tensor at its cut.
+
+    Example:
+        >>> net = pt.multi_exit(pt.split(model, example), num_classes=10, exits=[2, 4])
     """
     classes = chain.num_outputs if num_classes is None else num_classes
     if classes < 2:

@@ -123,6 +123,9 @@ def split(
     Raises:
         SplitError: the network cannot be copied or traced, does not run on the example, has several inputs or
             outputs, or cannot be cut where ``at`` says.
+
+    Example:
+        >>> chain = pt.split(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224), blocks=8)
     """
     choice("the cost of a block", cost, get_args(Cost))
     sample = _one_input(example)

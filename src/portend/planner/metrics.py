@@ -394,6 +394,9 @@ def metric(
     @metric("s")
     def slowest(batch):
         return batch.latency_s.max(axis=1)
+
+    Example:
+        >>> problem = pt.Problem(minimize=slowest, subject_to=(pt.accuracy >= 0.9,))
     """
 
     law(not (each and block), "a metric gets estimates one by one or a whole block, not both")
@@ -423,6 +426,9 @@ def additive(
     )
 
     The functions get all steps at once, as arrays, and return arrays that broadcast to them.
+
+    Example:
+        >>> problem = pt.Problem(minimize=carbon, subject_to=(pt.accuracy >= 0.9,))
     """
     return Metric(name, unit, OwnCosts(name=name, compute=compute, hop=hop, result=result))
 
@@ -451,6 +457,10 @@ def load_metric(text: str) -> Metric:
 
     Raises:
         ConfigError: there is no such metric, module or function.
+
+    Example:
+        >>> pt.load_metric("energy")
+        >>> pt.load_metric("mine.costs:carbon")
     """
     text = text.strip()
     if ":" in text:

@@ -283,6 +283,10 @@ def load_plan(path: str | Path) -> PlanFile:
 
     Raises:
         StorageError: there is no such file, or it holds no plan; says what is wrong.
+
+    Example:
+        >>> planned = pt.load_plan("plan.json")
+        >>> measured = pt.run(planned, "runs/digits/checkpoint.safetensors", topology)
     """
     try:
         document = json.loads(Path(path).read_bytes(), object_pairs_hook=_each_once)

@@ -55,6 +55,10 @@ def solve(
     Raises:
         SearchError: the space is empty, or too large to compute metrics of every plan, or a limit was met before
             any plan was found.
+
+    Example:
+        >>> problem = pt.Problem(minimize=pt.latency, subject_to=(pt.accuracy >= 0.9,))
+        >>> print(pt.solve(problem, pt.PerformanceModel(profile, topology)))
     """
     limits = limits or Limits(seconds=seconds, memory=memory, progress=progress)
     with limits.interruptible():

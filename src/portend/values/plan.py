@@ -64,6 +64,10 @@ def takes_exit(score: ArrayLike, threshold: ArrayLike) -> NDArray[np.bool_]:
     Strictly below (paper, Sec. II-A); a NaN score never leaves. The one rule that the profile,
     the model and the runtime share. A plan's last branch takes everyone and never asks.
     Compared in float64 whatever the scores' dtype: a threshold is never rounded to float32.
+
+    Example:
+        >>> pt.takes_exit([0.1, 0.3, 0.5], 0.3).tolist()
+        [True, False, False]
     """
     with np.errstate(invalid="ignore"):
         return np.asarray(np.less(score, np.asarray(threshold, dtype=np.float64)))

@@ -152,6 +152,12 @@ def refine(
 
     Raises:
         MismatchError: profile and checkpoint are of different networks; others as ``train`` and ``solve``.
+
+    Example:
+        >>> found = pt.refine(
+        ...     profile, "checkpoint.safetensors", dataset, splits, topology, problem, "runs/refined", rounds=3
+        ... )
+        >>> found.rounds[found.best].solution
     """
     law(rounds >= 1, f"rounds is at least 1, but got {rounds}")
     law(not training.exits, f"the plans say which exits are trained, but training names {training.exits}")
