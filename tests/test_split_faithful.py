@@ -406,6 +406,26 @@ def test_operations_keep_their_autocast() -> None:
     assert torch.equal(chain.sequential()(images(3)), network(images(3)))
 
 
+class Precise(nn.Module):
+    """What must not be computed in bfloat16 whatever the caller asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return torch.einsum("bchw,cd->bdhw", self.conv(x.float()), torch.eye(3))
+
+
+def test_operations_keep_that_autocast_was_switched_off() -> None:
+    network = Small(nn.Sequential(Precise(), Reduced(), Precise())).eval()
+    chain, x = pt.split(network, images()).sequential(), images(3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(chain(x), network(x))
+    assert torch.equal(chain(x), network(x))
+
+
 class AsksForTensor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x) if isinstance(x, Tensor) and torch.is_tensor(x) else x

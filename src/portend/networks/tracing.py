@@ -71,15 +71,24 @@ class Mode(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Surroundings:
-    """The contexts of PyTorch in which an operation ran: without gradients, in inference mode, under autocast."""
+    """The contexts of PyTorch in which an operation ran: without gradients, in inference mode, under autocast.
+
+    ``autocast``: kinds of devices and their dtype; None: it was switched off there, as code does that is too imprecise
+    under the autocast of its caller.
+    """
 
     grad: bool
     inference: bool
-    autocast: tuple[tuple[str, torch.dtype], ...]
+    autocast: tuple[tuple[str, torch.dtype | None], ...]
 
     @classmethod
-    def now(cls) -> Surroundings:
-        kinds = tuple((kind, torch.get_autocast_dtype(kind)) for kind in _DEVICES if torch.is_autocast_enabled(kind))
+    def now(cls, switched_off: Iterable[str] = ()) -> Surroundings:
+        """Return the contexts of this place; PyTorch itself cannot tell autocast that is switched off from none."""
+        kinds: tuple[tuple[str, torch.dtype | None], ...] = tuple(
+            (kind, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
+            for kind in _DEVICES
+            if torch.is_autocast_enabled(kind) or kind in switched_off
+        )
         return cls(grad=torch.is_grad_enabled(), inference=torch.is_inference_mode_enabled(), autocast=kinds)
 
     @contextmanager
@@ -90,8 +99,29 @@ class Surroundings:
             if not self.grad:
                 stack.enter_context(torch.no_grad())
             for kind, dtype in self.autocast:
-                stack.enter_context(torch.autocast(kind, dtype))
+                stack.enter_context(torch.autocast(kind, dtype, enabled=dtype is not None))
             yield
+
+
+@contextmanager
+def _autocasts() -> Iterator[list[torch.autocast]]:
+    """Give a list of the autocast contexts that are entered, the innermost last."""
+    entered: list[torch.autocast] = []
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+
+    def entering(self: torch.autocast) -> Any:
+        entered.append(self)
+        return enter(self)  # type: ignore[no-untyped-call]
+
+    def leaving(self: torch.autocast, *raised: Any) -> Any:
+        entered.remove(self)
+        return leave(self, *raised)
+
+    torch.autocast.__enter__, torch.autocast.__exit__ = entering, leaving  # type: ignore[method-assign]
+    try:
+        yield entered
+    finally:
+        torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -530,6 +560,7 @@ class _Tracer(fx.Tracer):
         self._recording = True
         self._own: set[nn.Module] = set()
         self._around = Surroundings.now()  # of the whole trace
+        self._entered: list[torch.autocast] = []
         self.sets: set[str] = set()
 
     def run(self, module: nn.Module) -> fx.Graph:
@@ -540,7 +571,7 @@ class _Tracer(fx.Tracer):
             for hooks in _HOOKS_OF_GRADIENTS:
                 vars(each)[hooks].clear()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), _autocasts() as self._entered:
                 self._around = Surroundings.now()
                 graph = self.trace(module)
         except SplitError as error:
@@ -559,7 +590,7 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Note the contexts around a node, and the line of code that it comes from."""
         node = super().create_node(*args, **kwargs)
-        around = Surroundings.now()
+        around = Surroundings.now({each.device for each in self._entered if not each._enabled})
         if around != self._around:
             node.meta["within"] = around
         frame = sys._getframe(1)
