@@ -51,9 +51,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def network(checkpoint: Path) -> Path:
     """The same network, for agents that start at once: onnxruntime needs no PyTorch."""
-    from portend.networks.checkpoint import load_checkpoint
-    from portend.networks.exporting import export
+    from portend.networks.exporting import exported
 
-    path = checkpoint.with_suffix(".onnx")
-    export(load_checkpoint(checkpoint)).save(path)
-    return path
+    return exported(checkpoint)

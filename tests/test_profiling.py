@@ -151,7 +151,7 @@ def test_a_killed_profile_goes_on_where_it_was(folder: Path, tmp_path: Path, kil
 @EXACTLY
 def test_a_budget_leaves_partitions_to_be_predicted(folder: Path, tmp_path: Path, exactly: bool) -> None:
     out = tmp_path / "pi.zip"
-    words = ["profile", folder / "net.onnx", "--device-only", "--gap", "2ms", "--repeats", "4", "--out", out]
+    words = ["profile", folder / "net.onnx", "--device-only", "--gap", "2ms", "--repeats", "2", "--out", out]
     done = portend(*words, "--budget", "60%")
     assert done.exit_code == 0, done.output
     found = load(out, DeviceProfile)

@@ -71,7 +71,8 @@ def ranges(checkpoint: Path, digits: Dataset) -> tuple[ValueRange, ...]:
 @pytest.fixture(scope="module")
 def deployment(checkpoint: Path, digits: Dataset, ranges: tuple[ValueRange, ...]) -> Iterator[Deployment]:
     known = dict(enumerate(ranges[:3]))  # that of cut 3 is left out
-    with Deployment(chain(2.0, 1.5, 1.0), checkpoint, digits.decoder, ranges=known) as running:
+    executions = (Execution(), *ONNX)  # PyTorch takes seconds to import
+    with Deployment(chain(2.0, 1.5, 1.0), checkpoint, digits.decoder, executions=executions, ranges=known) as running:
         running.load_samples(list(digits.encoded[:SAMPLES]), digits.labels[:SAMPLES])
         yield running
 

@@ -125,8 +125,8 @@ def test_the_seed_fixes_the_weights(digits: Dataset, splits: Splits, tmp_path: P
 @pytest.mark.parametrize(
     "changes",
     [
-        {"augment": "crop"},
-        {"precision": "bfloat16", "optimizer": "adamw", "schedule": "cosine", "learning_rate": 0.01},
+        {"augment": "crop", "epochs": 2},
+        {"epochs": 2, "precision": "bfloat16", "optimizer": "adamw", "schedule": "cosine", "learning_rate": 0.01},
         {"early_stopping": EarlyStopping(patience=1, share=0.3), "augment": "crop+flip"},
     ],
 )
