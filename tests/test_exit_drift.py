@@ -264,10 +264,10 @@ def test_comparisons_and_the_report_tell_of_drift() -> None:
     assert [name for name, check in checks.items() if check.found] == ["odd"]
     assert checks["calm"].level == pytest.approx(0.995), "two plans share what the level leaves"
     assert odd[1].to_dict()["exit_drift"]["found"] is True
-    page = render_report(replace(report_data(), comparisons=odd, chosen="odd", baselines=()))
+    page = render_report(replace(report_data(), comparisons=odd, chosen="odd", baselines=(), new_samples={}))
     assert "let 20.0&nbsp;% go, the profile says 60.0&nbsp;%" in page
     assert "60.0&nbsp;% leave at η &lt; 0.5" in page
-    page = render_report(replace(report_data(), comparisons=calm, chosen="calm", baselines=()))
+    page = render_report(replace(report_data(), comparisons=calm, chosen="calm", baselines=(), new_samples={}))
     assert "Exit drift: none beyond chance" in page
 
 
