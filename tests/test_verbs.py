@@ -96,7 +96,7 @@ def test_from_a_network_to_answers(tmp_path: Path, keys: Path) -> None:
         assert (named.id, named.label) == ("mine", answer.label)
         with pytest.raises(pt.PortendError, match="another sample has the id 'mine'"):
             client.infer(png(255 - picture), id="mine")
-        with pytest.raises(pt.PortendError, match="no image"):
+        with pytest.raises(pt.PortendError, match="cannot decode"):
             client.infer(b"no picture")
 
         again = pt.train(net, "digits:size=16", out=tmp_path / "a", epochs=2)
