@@ -136,8 +136,8 @@ def cli() -> None:
     portend plan      the proven best cuts, exits, thresholds and tiers
     portend refine    a plan and the network's weights for it, in turns
     portend run       a plan, across agents and emulated links
-    portend testbed   network namespaces with a topology's links, for a run or for programs of your own
-    portend links     what links do: delay, rate, and how long messages of a size take
+    portend testbed   namespaces with a topology's links, for any program
+    portend links     what links do: delay, rate, and how long messages take
     portend compare   predictions with measurements
     portend validate  the model itself, over a campaign of many plans
     portend drift     whether exits still do what the profile says
