@@ -14,6 +14,7 @@ from torch import nn
 
 import portend as pt
 from portend.data.encodings import png
+from portend.networks.backbone import Backbone
 from service_hosts import Hosts
 
 NOUNS = {
@@ -58,9 +59,13 @@ class Small(nn.Module):
         return logits
 
 
+def own_network() -> Backbone:
+    torch.manual_seed(0)
+    return pt.multi_exit(pt.split(Small(), torch.zeros(1, 1, 16, 16)), num_classes=10)
+
+
 def test_from_a_network_to_answers(tmp_path: Path, keys: Path) -> None:
     """The README's second example, on a network of one's own and handwritten digits."""
-    torch.manual_seed(0)
     with Hosts(tmp_path, ["edge", "cloud"], keys=keys) as hosts:
         topology = pt.Topology(
             name="two tiers",
@@ -68,7 +73,7 @@ def test_from_a_network_to_answers(tmp_path: Path, keys: Path) -> None:
             links=(pt.Link(bandwidth_bps=20e6, propagation_delay_s=0.005),),
         )
 
-        net = pt.multi_exit(pt.split(Small(), torch.zeros(1, 1, 16, 16)), num_classes=10)
+        net = own_network()
         trained = pt.train(net, "digits:size=16", out=tmp_path / "a", epochs=2)
         profile = pt.profile(trained, budget=0.5, repeats=2)
         problem = pt.Problem(minimize=pt.latency, subject_to=(pt.accuracy >= profile.full_accuracy - 0.05,))
@@ -99,7 +104,7 @@ def test_from_a_network_to_answers(tmp_path: Path, keys: Path) -> None:
         with pytest.raises(pt.PortendError, match="cannot decode"):
             client.infer(b"no picture")
 
-        again = pt.train(net, "digits:size=16", out=tmp_path / "a", epochs=2)
+        again = pt.train(own_network(), "digits:size=16", out=tmp_path / "a", epochs=2)
         assert again.accuracies == trained.accuracies
         device = profile.devices["local"]
         other = replace(device, execution=replace(device.execution, threads=2))

@@ -38,7 +38,8 @@ def train(
 ) -> Trained:
     """Train the exits of a network and leave its weights, history and ONNX file in the folder ``out``.
 
-    An interrupted training goes on where it was when it is called again; one that is finished is not repeated.
+    An interrupted training goes on where it was when the call is made again with the same network as it was before
+    training; one that is finished is not repeated.
 
     Args:
         network: of ``multi_exit``, ``adopt`` or the zoo; its weights are trained in place.
