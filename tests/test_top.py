@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def shown(*pairs: tuple[top.Reading | str, top.Reading | str]) -> str:
 
 def row(text: str, *starts: str) -> list[str]:
     """Cells of the row that begins with these."""
-    rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in text.splitlines() if "│" in line]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
     (found,) = [cells for cells in rows if cells[: len(starts)] == list(starts)]
     return found
 

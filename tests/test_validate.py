@@ -493,7 +493,7 @@ def test_a_finished_campaign_is_only_looked_at_again(folder: Path, finished: Pat
         (("--samples", "11"), "samples: 12, now 11"),
         (("--seed", "1"), "seed: 0, now 1"),
         (("--gap", "7 ms"), "gap_s: 0.002, now 0.007"),
-        (("--topology", "TOPOLOGY"), "link 0.bandwidth_bps: 20000000.0, now 30000000.0"),
+        (("--topology", "TOPOLOGY"), "link edge–cloud.bandwidth_bps: 20000000.0, now 30000000.0"),
     ],
 )
 def test_another_campaign_is_refused_with_what_differs(
