@@ -10,7 +10,7 @@ A tier's address is on its loopback device; routes lead to the others hop by hop
 link is made of either
 
 - two TUN devices with a user-space forwarder between them (`portend.testbed.emulation.forwarder`), or
-- a veth pair with netem on both ends, where the kernel has it and no bandwidth changes over time.
+- a veth pair with the kernel's netem on both ends, where that is asked for (``driver="netem"``).
 
 So that what is on the wire is what the model counts: no segmentation offload, packets of the path's smallest MTU, TCP
 timestamps, no IPv6; CUBIC, which does not pace after idling; no slow start, neither at first (`_WINDOW_PACKETS`) nor
@@ -114,7 +114,7 @@ class Namespaces(Emulation):
     Args:
         traces: bandwidth over time, by link, in both directions.
         purpose: what ``portend testbed show`` says of it.
-        driver: of the links; None: netem where the kernel has it and nothing changes over time, else the forwarder.
+        driver: of the links; netem needs a kernel that has it, and knows constant bandwidths only.
         congestion_control: of all TCP connections between tiers, as the kernel calls it.
         verify: measure every link first, and refuse one that is off.
 
@@ -130,7 +130,7 @@ class Namespaces(Emulation):
         *,
         traces: Mapping[int, BandwidthTrace] = MappingProxyType({}),
         purpose: str = "run",
-        driver: Driver | None = None,
+        driver: Driver = "forwarder",
         congestion_control: str = _CONGESTION_CONTROL,
         verify: bool = True,
     ) -> None:
@@ -146,8 +146,7 @@ class Namespaces(Emulation):
                 )
         for link in topology.links:
             device_mtu(link)
-        if driver is not None:
-            choice("a driver", driver, get_args(Driver))
+        choice("a driver", driver, get_args(Driver))
         if driver == "netem" and traces:
             raise InvalidValue("bandwidth over time needs the driver 'forwarder', but got 'netem'")
         self._traces = dict(traces)
@@ -173,7 +172,7 @@ class Namespaces(Emulation):
         start = self.topology.slow_start
         slow = "" if start is None else f", slow start from {start.initial_window} packets"
         other = "" if self._congestion_control == _CONGESTION_CONTROL else f", {self._congestion_control}"
-        return f"network namespaces, {self._driver or 'unfinished'}{other}{slow}{traced}"
+        return f"network namespaces, {self._driver}{other}{slow}{traced}"
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -211,9 +210,6 @@ class Namespaces(Emulation):
             _create(name)
             with self.inside(tier):
                 self._configure(tier)
-        if self._driver is None:
-            with self.inside(0):
-                self._driver = "netem" if _has_netem() and not self._traces else "forwarder"
         wires = []
         for index, link in enumerate(self.topology.links):
             if self._driver == "netem":
@@ -476,13 +472,3 @@ def _shape(index: int, link: Link) -> None:
         (error,) = struct.unpack_from("=i", kernel.recv(1 << 16), 16)  # the answer to what asks for one
     if error:
         raise OSError(-error, f"netem cannot be set up: {os.strerror(-error)}")
-
-
-def _has_netem() -> bool:
-    """Whether the kernel shapes this namespace's loopback device by netem; leaves that as it was."""
-    with contextlib.suppress(OSError), _kernel() as kernel:
-        loopback = _index(kernel, "lo")
-        _shape(loopback, Link(bandwidth_bps=1e9, propagation_delay_s=0.0))
-        kernel.tc("del", index=loopback, handle="1:", root=True)
-        return True
-    return False
