@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,20 +35,6 @@ from problems import draws, random_case
 from test_search import a_problem
 
 PROFILE, TOPOLOGY = ROOT / "profiles/resnet20-digits.zip", ROOT / "configs/topologies/three_tier.yaml"
-
-
-class Steps(Limits):
-    """Limits that are met at the n-th question, on any machine."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self._left = [steps]
-
-    def over(self) -> bool:
-        self._left[0] -= 1
-        if self._left[0] < 0:
-            self._shared.ended = "time"
-        return self._left[0] < 0
 
 
 def true(found: Solution, expected: Solution, model: PerformanceModel) -> None:
@@ -94,7 +81,7 @@ def test_what_a_search_that_is_cut_short_says_is_true(
         expected = solve_exhaustive(problem, model)
         for steps in (0, 1, 3, 10, 40):
             try:
-                found = search(problem, model, limits=Steps(steps))
+                found = search(problem, model, limits=Limits(pieces=steps))
             except SearchError as error:
                 refused.add(str(error).partition(" was met")[0])
                 continue
@@ -117,15 +104,15 @@ def test_the_exhaustive_search_and_nsga_ii_cut_short_claim_nothing(seed: int, mo
         problem = Problem(minimize=goal, subject_to=(accuracy >= middle,), space=space)
         expected = solve_exhaustive(problem, model)
         for steps in (0, 1, 5):
-            found = solve_exhaustive(problem, model, limits=Steps(steps))
+            found = solve_exhaustive(problem, model, limits=Limits(pieces=steps))
             true(found, expected, model)
             assert not found.front_complete
             assert found.status in ("feasible", "unknown")
     monkeypatch.setattr(search_module, "METRIC_LIMIT", 0)
     pytest.importorskip("pymoo", reason="needs the extra pareto")
     beyond = replace(problem, subject_to=(accuracy >= 1.0, latency_quantile(0.9) <= 1e-9))
-    assert search(problem, model, limits=Steps(3)).status == "feasible"
-    assert search(beyond, model, limits=Steps(3)).status == "unknown"
+    assert search(problem, model, limits=Limits(pieces=3)).status == "feasible"
+    assert search(beyond, model, limits=Limits(pieces=3)).status == "unknown"
 
 
 def test_a_bound_says_what_a_better_plan_may_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +125,7 @@ def test_a_bound_says_what_a_better_plan_may_reach(monkeypatch: pytest.MonkeyPat
     hints = SearchSpace(thresholds=(0.0, 0.125, 0.25, 0.5), exits_per_tier=3, per_exit_thresholds=True)
     bound = 0.9 * float(max(case.profile.exits.accuracies()))
     fast = Problem(minimize=latency, subject_to=(accuracy >= bound,), space=hints)
-    whole, short = search(fast, model), search(fast, model, limits=Steps(2))
+    whole, short = search(fast, model), search(fast, model, limits=Limits(pieces=2))
     assert (whole.status, whole.gap, whole.bound, short.status) == ("optimal", 0.0, whole.estimate.mean_s, "feasible")
     assert short.bound is not None
     assert short.gap is not None
@@ -147,7 +134,7 @@ def test_a_bound_says_what_a_better_plan_may_reach(monkeypatch: pytest.MonkeyPat
     assert short.bound <= whole.estimate.mean_s * (1 + 1e-9) <= short.estimate.mean_s * (1 + 2e-9)
     assert "ended by the time limit" in str(short)
     close = Problem(maximize=accuracy, subject_to=(latency <= 1.2 * whole.estimate.mean_s,), space=hints)
-    best, short = search(close, model), search(close, model, limits=Steps(2))
+    best, short = search(close, model), search(close, model, limits=Limits(pieces=2))
     assert short.bound is not None
     assert short.status == "feasible"
     assert short.estimate.accuracy <= best.estimate.accuracy <= short.bound + 1e-12
@@ -284,3 +271,29 @@ def test_the_command_says_what_is_known() -> None:
     assert answer["bound"] >= 0.98 > answer["metrics"]["accuracy"]
     assert answer["gap"] == pytest.approx(answer["bound"] / answer["metrics"]["accuracy"] - 1)
     assert answer["stats"]["ended"] == "time"
+
+
+def test_a_promise_is_the_same_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The searches for plans to test end by what they have done, not by the clock."""
+    monkeypatch.setattr(search_module, "FRONT_LIMIT", 0)
+    monkeypatch.setattr(replay, "_BEAM", 1)
+    model = random_case(8, blocks=6, tiers=3, estimator="sample").model()
+    hints = SearchSpace(thresholds=(0.0, 0.125, 0.25, 0.5), exits_per_tier=2, per_exit_thresholds=True)
+    need = 0.8 * float(max(model.profile.exits.accuracies()))
+    problem = Problem(minimize=latency, subject_to=(accuracy >= need,), space=hints, robust=0.8)
+    quiet = search(problem, model)
+    ticks = iter(range(0, 10**9, 10))
+    with monkeypatch.context() as patch:  # ten seconds pass between any two looks at the clock
+        patch.setattr(limits, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+        busy = search(problem, model)
+    assert (quiet.status, quiet.plan, quiet.stats.solver) == (busy.status, busy.plan, busy.stats.solver)
+    assert quiet.status == "feasible"
+
+
+def test_pieces_of_work_are_shared_as_time_is() -> None:
+    whole = Limits(pieces=10)
+    half, few = whole.part(0.5), whole.within_pieces(3)
+    assert [few.over() for _ in range(4)] == [False, False, False, True]
+    assert [half.over() for _ in range(2)] == [False, True]
+    assert not whole.over()
+    assert half.reason == few.reason == "time"

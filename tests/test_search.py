@@ -17,6 +17,8 @@ import pytest
 
 import milp
 from portend.errors import SearchError
+from portend.io.forms import load_topology
+from portend.io.storage import load_profile
 from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.planner import dynamic, replay
 from portend.planner import search as search_module
@@ -295,6 +297,28 @@ def test_no_plan_beats_what_the_sharper_bounds_say(block: int) -> None:
                     seen.add((hints.per_exit_thresholds, len(found.plan)))
     assert {kind for kind, _ in seen} == {True, False}
     assert max(length for _, length in seen) >= 4
+
+
+def test_bounds_of_a_deep_network_are_near_the_truth() -> None:
+    """By the last exit alone, own thresholds leave a bound far below the best plan, and accuracy one above all."""
+    topology = load_topology(ROOT / "configs/topologies/three_tier.yaml")
+    model = PerformanceModel(load_profile(ROOT / "profiles/resnet110-cifar10.zip"), topology)
+    some, cuts = (0.0, 0.2, 0.4, 0.6, 0.8), (*range(2, 56, 3), 55)
+    own = PlanSpace(SearchSpace(per_exit_thresholds=True, thresholds=some, cuts=cuts), model)
+    need = own.counts(model.profile.full_accuracy - 0.01)
+    best = fastest(own, need)
+    assert best is not None
+    completions = Completions(own, Limits())
+    goal = BestGoal(replay._Search(own).none(), replay._canonical, need=need, budget=best.latency, fastest=True)
+    loose = completions.best(goal)
+    common = Completions(own.part(replace(own.space, per_exit_thresholds=False)), Limits()).best(goal)
+    price = np.full_like(common.price, common.price[common.proven(goal).argmin()])
+    sharp = [one.proven(goal).min() for one in completions.sharper(loose, goal, price)]
+    assert loose.proven(goal).min() < 0.5 * best.latency
+    assert 0.75 * best.latency < sharp[-1] <= best.latency
+    rights = Completions(PlanSpace(SearchSpace(thresholds=(0.3,)), model), Limits()).right()
+    assert rights is not None
+    assert 0.9018 < -rights.whole.min() / model.samples < 0.92
 
 
 def test_descents_change_no_optimum(monkeypatch: pytest.MonkeyPatch) -> None:

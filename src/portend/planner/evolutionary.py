@@ -48,8 +48,8 @@ _PATIENCE: Final = 40
 _SEED_PLANS: Final = 200_000
 """Plans up to which a part of the space is searched exhaustively for a start."""
 _ACCURACIES: Final = 6
-_SEED_S: Final = 2.0
-"""Seconds for the fastest plan at an accuracy."""
+_SEED: Final = 100
+"""Pieces of work for the fastest plan at an accuracy."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -132,7 +132,7 @@ def _known(problem: Problem, space: PlanSpace, limits: Limits) -> list[Plan]:
     for bound in (-math.inf, problem.min_accuracy, *steps):
         if limits.over():
             break
-        best, few = (dynamic if space.bits is None else replay).best, limits.part(0.3).within(_SEED_S)
+        best, few = (dynamic if space.bits is None else replay).best, limits.part(0.3).within_pieces(_SEED)
         fastest, _ = best(space, need=space.counts(bound), budget=math.inf, fastest=True, limits=few)
         found += [] if fastest is None else [fastest.plan]
     return list(dict.fromkeys(replace(plan, codecs=()) for plan in found))

@@ -65,6 +65,7 @@ class _Shared:
     looked: float = 0.0
     told: float = 0.0
     full: bool = False
+    pieces: int = 0
 
 
 class Limits:
@@ -73,6 +74,7 @@ class Limits:
     Args:
         seconds: of all that is done with it; memory: bytes that may be taken beyond what the process has now, default
             half of what is free; progress: called about five times a second with what is known so far.
+        pieces: of work, each of some 50 ms at most, as often as a search asks: a limit that is the same on any machine.
     """
 
     def __init__(
@@ -81,19 +83,23 @@ class Limits:
         seconds: float = math.inf,
         memory: float | None = None,
         progress: Callable[[Progress], None] | None = None,
+        pieces: float = math.inf,
     ) -> None:
         law(seconds >= 0, f"a limit of time is not negative, but got {seconds} s")
         law(memory is None or memory >= 0, f"a limit of memory is not negative, but got {memory} bytes")
         now = time.perf_counter()
         most = half_of_what_is_free() if memory is None else memory
         self._deadline = now + seconds
+        self._last = pieces
         self._shared = _Shared(now, _resident_bytes() + most, progress)
         self._scale: Callable[[float], float] = float
         self._quiet = False
 
     def part(self, share: float) -> Self:
-        """Return limits with this share of the time that is left."""
+        """Return limits with this share of the time and of the pieces that are left."""
         part = copy.copy(self)
+        done = self._shared.pieces
+        part._last = done + share * max(self._last - done, 0.0)
         now = time.perf_counter()
         part._deadline = now + share * max(self._deadline - now, 0.0) if math.isfinite(self._deadline) else math.inf
         return part
@@ -119,6 +125,12 @@ class Limits:
         part._deadline = min(self._deadline, time.perf_counter() + seconds)
         return part
 
+    def within_pieces(self, pieces: float) -> Self:
+        """Return limits with at most so many pieces of work left."""
+        part = copy.copy(self)
+        part._last = min(self._last, self._shared.pieces + pieces)
+        return part
+
     def told_in(self, scale: Callable[[float], float]) -> Self:
         """Return the same limits for a search whose own counts ``scale`` turns into values."""
         same = copy.copy(self)
@@ -130,14 +142,16 @@ class Limits:
         """The limit that was met last; empty: none was."""
         if self._shared.interrupted:
             return "interrupt"
-        return "time" if time.perf_counter() >= self._deadline else self._shared.ended
+        over = time.perf_counter() >= self._deadline or self._shared.pieces > self._last
+        return "time" if over else self._shared.ended
 
     def over(self) -> bool:
         """Whether the search must end now."""
         now, shared = time.perf_counter(), self._shared
+        shared.pieces += 1
         if now - shared.looked > _LOOK_S:
             shared.looked, shared.full = now, _resident_bytes() > shared.most_bytes
-        met = now >= self._deadline or shared.interrupted or shared.full
+        met = now >= self._deadline or shared.interrupted or shared.full or shared.pieces > self._last
         if met:
             shared.ended = "interrupt" if shared.interrupted else "memory" if shared.full else "time"
         return met

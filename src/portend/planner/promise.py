@@ -42,12 +42,12 @@ from portend.values.profile import SampleExits
 __all__ = ["HALVINGS", "keep_promise", "least_right", "on_new_samples", "parts"]
 
 Search = Callable[[Problem, PerformanceModel, float], Solution]
-"""Solves a problem, within so many seconds: a plan to be tested, or judged, need not be proven the best."""
+"""Solves a problem in so many pieces of work: a plan to be tested, or judged, need not be proven the best."""
 
 HALVINGS: Final = 4
 """Times that the samples are halved to say how a plan does on new ones."""
-_EACH_S: Final = 2.0
-"""Seconds for a plan to test."""
+_EACH: Final = 300
+"""Pieces of work for a plan to test, some seconds: counted, so that the answer is the same on a busy machine."""
 _CHOOSING: Final = 1 / 3
 """Share of the samples on which plans are chosen: a test needs more of them than a choice."""
 _STEPS: Final = (2.0, 1.5, 1.25, 1.0, 0.75, 0.5, 0.0)
@@ -107,7 +107,7 @@ def on_new_samples(solution: Solution, model: PerformanceModel, search: Search) 
         if exits.labels is not None:
             order = order[np.argsort(exits.labels[order], kind="stable")]
         for choosing, judging in ((order[::2], order[1::2]), (order[1::2], order[::2])):
-            right = replay(exits, search(solution.problem, _on(model, choosing), _EACH_S).plan)[1]
+            right = replay(exits, search(solution.problem, _on(model, choosing), _EACH).plan)[1]
             flattered.append(float(right[choosing].mean() - right[judging].mean()))
     found = np.array(flattered) / math.sqrt(2)
     right = replay(exits, solution.plan)[1]
@@ -154,7 +154,7 @@ def keep_promise(problem: Problem, model: PerformanceModel, search: Search) -> S
 
     ``status`` is ``feasible``: the plan keeps the promise, but that no better one could is not proven. Where no plan
     passes, ``infeasible`` and the most accurate one, and ``remedy`` says why and what to do. Other bounds are met on
-    all samples. ``search`` solves problems without promises, within so many seconds.
+    all samples. ``search`` solves problems without promises, in so many pieces of work.
     """
     begin = time.perf_counter()
     assert problem.robust is not None
@@ -169,7 +169,7 @@ def keep_promise(problem: Problem, model: PerformanceModel, search: Search) -> S
             break
         passed.append(plan)
     found = _best(asked, passed, model)
-    whole = search(asked, model, math.inf) if found else search(_unreachable(asked), model, _EACH_S)
+    whole = search(asked, model, math.inf) if found else search(_unreachable(asked), model, _EACH)
     stats = SearchStats(
         plans=whole.stats.plans,
         seconds=time.perf_counter() - begin,
@@ -235,7 +235,7 @@ def _candidates(problem: Problem, model: PerformanceModel, tested: int, search: 
     for step in _STEPS:
         bounds = (*_others(problem), accuracy >= min(bound + step * width, 1.0))
         try:
-            solution = search(replace(problem, subject_to=bounds), model, _EACH_S)
+            solution = search(replace(problem, subject_to=bounds), model, _EACH)
         except SearchError:  # none was found in time
             continue
         answers = [] if cost is not None else sorted(solution.front, key=lambda point: -point.accuracy)

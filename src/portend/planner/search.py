@@ -79,7 +79,7 @@ def search(problem: Problem, model: PerformanceModel, *, limits: Limits | None =
 def _promised(problem: Problem, model: PerformanceModel, limits: Limits) -> Solution:
     """The answer to a problem with a promise; each of its searches gets at most half of the time that is left."""
     found = keep_promise(
-        problem, model, lambda asked, on, most: search(asked, on, limits=limits.part(0.5).within(most))
+        problem, model, lambda asked, on, most: search(asked, on, limits=limits.part(0.5).within_pieces(most))
     )
     if found.status == "infeasible" and limits.over():
         found = replace(found, status="unknown")  # which plans are tested, a limit decided
