@@ -307,7 +307,7 @@ def test_an_emulation_is_chosen_by_name() -> None:
             make_emulation(name, replace(topology, slow_start=SlowStart()))
     with pytest.raises(InvalidValue, match=r"needs the emulation 'namespaces'.*\[0\]"):
         make_emulation("relay", topology, {0: steps(1e6)})
-    with pytest.raises(InvalidValue, match="one of the 1 links"):
+    with pytest.raises(InvalidValue, match=r"one of the links 0 \(.*\), but got one for"):
         make_emulation("namespaces", topology, {1: steps(1e6)})
 
 
