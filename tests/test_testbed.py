@@ -336,12 +336,13 @@ def test_cores_and_quotas_are_read_and_checked(tmp_path: Path) -> None:
 def test_without_root_there_is_a_clear_word_and_the_relay() -> None:
     program = (
         "import ctypes, sys\n"
-        "from portend.cli.app import _emulated, main\n"
+        "from portend.cli.app import main\n"
+        "from portend.cli.inputs import emulated\n"
         "from portend.io.forms import load_topology\n"
         "places = load_topology(sys.argv[1])\n"
         "none = (ctypes.c_uint32 * 6)()\n"  # effective, permitted and inheritable capabilities, twice
         "assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), none) == 0\n"
-        "print(_emulated('namespaces', places, {}).label, flush=True)\n"
+        "print(emulated('namespaces', places, {}).label, flush=True)\n"
         "sys.argv[1:] = ['testbed', 'up', sys.argv[1]]\n"
         "main()\n"
     )

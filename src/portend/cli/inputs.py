@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +18,26 @@ from portend.errors import ConfigError
 from portend.values.execution import Execution
 
 if TYPE_CHECKING:
+    from portend.data.dataset import Dataset
+    from portend.planner.limits import Limits
     from portend.planner.planfile import PlanFile
+    from portend.testbed.emulation.base import Emulation
+    from portend.testbed.emulation.traces import BandwidthTrace
     from portend.values.topology import Topology
 
-__all__ = ["executions", "planned_for", "told"]
+
+__all__ = [
+    "Tell",
+    "bars",
+    "check_writable",
+    "dataset_of",
+    "emulated",
+    "executions",
+    "limited",
+    "load_traces",
+    "planned_for",
+    "told",
+]
 
 
 def told(warnings: list[str]) -> None:
@@ -43,3 +66,90 @@ def executions(planned: PlanFile, network: str, places: Topology, **asked: Any) 
         raise ConfigError("a run takes the executor that was profiled for the plan; leave --executor out, or name one")
     usual = Execution(executor="onnxruntime" if is_exported(network) else "torch")
     return [replace(planned.executions.get(tier.name, usual), **given) for tier in places.tiers]
+
+
+Tell = Callable[[str, int, int], None]
+
+
+@contextmanager
+def bars(quiet: bool = False) -> Iterator[Tell]:
+    """Give a function (stage, done, total) that shows on standard error how far a stage is; rich is imported late."""
+    from portend.progress import progress
+
+    with progress(quiet=quiet) as tell:
+        yield tell
+
+
+def check_writable(out: str) -> None:
+    """Refuse an output path now that could not be written after minutes of work."""
+    folder = Path(out).resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ConfigError(
+            f"{out} cannot be written: {folder} is not a folder that may be written; choose another --out"
+        )
+
+
+def dataset_of(checkpoint: str, data: str | None, seed: int | None, allow_code: tuple[str, ...]) -> tuple[Dataset, int]:
+    """The data set named, or the one that the checkpoint was trained on, with its decoder; and the splits' seed."""
+    from portend.data.decoding import decoder_from_dict
+    from portend.data.sources import code_in, load_dataset
+    from portend.networks.networkfile import read_provenance
+
+    provenance = read_provenance(checkpoint)
+    name = data or provenance.get("dataset")
+    if not name:
+        raise ConfigError(f"{checkpoint} does not say what it was trained on; give --data")
+    code = None if data else code_in(name)
+    if code is not None and code not in allow_code:
+        raise ConfigError(
+            f"{checkpoint} names {code} as its data, which would be imported and run; if you trust it, "
+            f"give --data {name}, or --allow-code {code}"
+        )
+    trained = int(provenance.get("split_seed", seed or 0))
+    if seed not in (None, trained):
+        raise ConfigError(
+            f"{checkpoint} was trained on the splits of seed {trained}; with seed {seed} it would be tested on its own "
+            "training samples; leave --seed out"
+        )
+    dataset = load_dataset(name)
+    if "decoder" in provenance:
+        dataset = replace(dataset, decoder=decoder_from_dict(json.loads(provenance["decoder"])))
+    return dataset, trained
+
+
+@contextmanager
+def limited(
+    seconds: float | None, memory: float | None, shown: Callable[[float], str] | None = None
+) -> Iterator[Limits]:
+    """Limits of searches, which show on a terminal how far they are, with values as ``shown`` writes them."""
+    from portend.planner.limits import Limits
+
+    with ExitStack() as stack:
+        tell = None
+        if shown is not None and sys.stderr.isatty():
+            from portend.progress import searching
+
+            tell = stack.enter_context(searching(shown))
+        yield Limits(seconds=math.inf if seconds is None else seconds, memory=memory, progress=tell)
+
+
+def emulated(name: str, places: Topology, traces: dict[str, str]) -> Emulation:
+    """The emulation of this name; the relay, with a word on it, where namespaces were asked for but cannot be had."""
+    from portend.testbed.emulation.choose import make_emulation
+    from portend.testbed.emulation.namespaces import unavailable
+
+    if name == "namespaces" and not traces and (reason := unavailable()):
+        click.echo(f"note: {reason}; the relay emulates the links instead", err=True)
+        name = "relay"
+    return make_emulation(name, places, load_traces(traces, places))
+
+
+def load_traces(traces: dict[str, str], places: Topology) -> dict[int, BandwidthTrace]:
+    from portend.testbed.emulation.traces import trace_from
+
+    for link in traces:
+        if not (link.isdecimal() and int(link) < len(places.links)):
+            raise ConfigError(f"--trace {link}=...: the links of the topology are {places.numbered_links()}")
+    return {int(link): trace_from(text) for link, text in traces.items()}
