@@ -123,13 +123,15 @@ def switch(folder: Path, times: int) -> dict[str, Any]:
     with Hosts(folder, keys=folder / "keys") as hosts, Agents(hosts.topology, keys, patience_s=60) as agents:
         work.release(agents, **LIMITS)
         whole(agents)
-        spans = []
+        spans, releases = [], {}
         with Stream(agents, work, "switch") as stream:
             time.sleep(2)
             quiet = gaps(stream.moments)
             for number in range(times):
                 began, place = time.monotonic(), len(stream.moments)
-                release = work.release(agents, work.plans[number % 2 :] + work.plans[: number % 2], **LIMITS)
+                plans = work.plans[number % 2 :] + work.plans[: number % 2]
+                release = work.release(agents, plans, **LIMITS)
+                releases[release.version] = plans
                 while stream.got[-1].plan // 256 != release.version:
                     time.sleep(0.01)
                 first = next(
@@ -140,7 +142,7 @@ def switch(folder: Path, times: int) -> dict[str, Any]:
                 loading = [moment for moment in stream.moments if began < moment < at]
                 spans.append({"switch_s": max(gaps(around)), "loading_s": max(gaps(loading), default=0.0)})
                 time.sleep(1)
-    stream.check()
+    stream.check(releases)
     return {
         "switches": times,
         "gap without a switch, s": {"median": statistics.median(quiet), "most in 2 s": max(quiet)},

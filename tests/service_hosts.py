@@ -15,10 +15,10 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -475,15 +475,19 @@ class Stream:
         """How many answers each sample has that has any."""
         return Counter(answer.id for answer in self.got)
 
-    def check(self) -> None:
-        """Every sample has one answer, none failed, and each answer is the one of a single process by its plan."""
+    def check(self, releases: Mapping[int, Sequence[Plan]] = MappingProxyType({})) -> None:
+        """Every sample has one answer, none failed, and each answer is the one of a single process by its plan.
+
+        ``releases``: plans by the number of their release, where they are not the workload's in its order.
+        """
         counts = self.counts()
         assert set(counts) == {f"{self._name}-{number}" for number in range(self.given)}  # none lost
         assert set(counts.values()) == {1}  # none doubled
         assert not [answer.reason for answer in self.got if answer.failed]
-        wrong = [answer for answer in self.got if (answer.label, answer.exit_index) != self._right(answer)]
+        wrong = [answer for answer in self.got if (answer.label, answer.exit_index) != self._expected(answer, releases)]
         assert not wrong
 
-    def _right(self, answer: Answer) -> tuple[int, int]:
+    def _expected(self, answer: Answer, releases: Mapping[int, Sequence[Plan]]) -> tuple[int, int]:
         number = int(answer.id.rpartition("-")[2]) % len(self._work.samples)
-        return self._work.expected(self._work.plans[answer.plan % MOST_PLANS], number)
+        release, plan = divmod(answer.plan, MOST_PLANS)
+        return self._work.expected(releases.get(release, self._work.plans)[plan], number)
