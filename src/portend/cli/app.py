@@ -21,7 +21,7 @@ def cli() -> None:
     """Plan, run and prove partitioned early-exit inference over a chain of machines.
 
     \b
-    portend demo      the whole path on handwritten digits, in about three minutes
+    portend demo      the whole path on handwritten digits, in about four minutes
     portend train     a multi-exit network
     portend calibrate its exits' probabilities, on a split of their own
     portend profile   how its samples exit, and what this machine needs for it

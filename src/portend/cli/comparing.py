@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from portend.cli.inputs import bars, check_writable, dataset_of
+from portend.cli.inputs import bars, check_writable
 from portend.cli.options import (
     Command,
     FileOf,
@@ -29,10 +29,11 @@ from portend.cli.options import (
     topology_option,
 )
 from portend.cli.planning import INFEASIBLE, missed
-from portend.errors import MismatchError
 
 if TYPE_CHECKING:
     from portend.values.plan import Plan
+    from portend.values.profile import Profile
+    from portend.verbs.compare import Comparisons
 
 __all__ = ["compare", "demo", "drift", "report", "show_comparisons", "validate"]
 
@@ -77,37 +78,16 @@ def show_comparisons(cases: Any) -> None:
         click.echo(f"warning: when {name} ran, {told}", err=True)
 
 
-def _check_weights(path: str, measured: Any, profile: str, loaded: Any) -> None:
-    weights, ours = measured.provenance.get("weights_sha256"), loaded.backbone.weights_sha256
-    if weights and ours and weights != ours:
-        raise MismatchError(
-            f"{path} measures {measured.provenance.get('network')} with other weights than {profile} was made of "
-            f"({loaded.backbone.name}); compare runs and profiles of one checkpoint"
-        )
-
-
-def _compared(profile: str, measurements: tuple[str, ...], level: float) -> Any:
-    from portend.analysis.compare import compare as compare_cases
+def _compared(profile: str, measurements: tuple[str, ...], level: float) -> tuple[Profile, Comparisons]:
     from portend.io.storage import load_measurement, load_profile
-    from portend.perfmodel.model import PerformanceModel
+    from portend.verbs.compare import compare as compare_runs
 
-    loaded, cases = load_profile(profile), {}
-    for path in measurements:
-        measured = load_measurement(path)
-        _check_weights(path, measured, profile, loaded)
-        if measured.provenance.get("window", "1") != "1":
-            raise MismatchError(
-                f"{path} was measured with {measured.provenance['window']} samples under way, but the model predicts "
-                "one at a time; run it with --window 1"
-            )
-        stem = Path(path).stem
-        cases[path if stem in cases else stem] = (
-            PerformanceModel(loaded.viewed_for(measured.plan), measured.topology, codec_tolerance=math.inf).estimate(
-                measured.plan
-            ),
-            measured,
-        )
-    return loaded, compare_cases(cases, level)
+    stems = [Path(path).stem for path in measurements]
+    names = [path if stems.count(stem) > 1 else stem for path, stem in zip(measurements, stems, strict=True)]
+    loaded = load_profile(profile)
+    return loaded, compare_runs(
+        loaded, {name: load_measurement(path) for name, path in zip(names, measurements, strict=True)}, level=level
+    )
 
 
 @click.command(cls=Command)
@@ -175,6 +155,7 @@ def validate(
     """
     from portend.io.forms import load_topology
     from portend.io.storage import load_profile
+    from portend.verbs.network import samples_of
 
     places, loaded = load_topology(topology), load_profile(profile)
     given = {name: value for name, value in (*asked.items(), ("gap_s", gap)) if value is not None}
@@ -185,7 +166,7 @@ def validate(
 
     campaign = replace(Campaign() if config is None else read_campaign(config, places), **given)
     check_writable(str(Path(out) / "summary.json"))
-    dataset, trained = dataset_of(network, data, None, allow_code)
+    dataset, trained = samples_of(network, data, None, allow_code=allow_code)
     test = make_splits(dataset, seed=trained).test
     try:
         with bars(quiet=as_json) as tell:
@@ -239,6 +220,7 @@ def drift(
     from portend.perfmodel.exits import exit_counts
     from portend.planner.planfile import load_plan
     from portend.stats.exit_drift import exit_drift
+    from portend.verbs.compare import check_weights
 
     if (plan is None) != (counts is None) or bool(measurements) == bool(plan):
         raise click.UsageError("give MEASUREMENTS, or --plan together with --counts")
@@ -251,7 +233,7 @@ def drift(
         runs[plan], names[plan] = (planned.plan, counts), planned.tiers or None
     for path in measurements:
         measured = load_measurement(path)
-        _check_weights(path, measured, profile, loaded)
+        check_weights(loaded, path, measured)
         runs[path] = (measured.plan, np.bincount(measured.exit_index, minlength=len(measured.plan)))
         names[path] = measured.topology.names
     each = 1 - (1 - level) / len(runs)

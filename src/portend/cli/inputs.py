@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -18,7 +17,6 @@ from portend.errors import ConfigError
 from portend.values.execution import Execution
 
 if TYPE_CHECKING:
-    from portend.data.dataset import Dataset
     from portend.planner.limits import Limits
     from portend.planner.planfile import PlanFile
     from portend.testbed.emulation.base import Emulation
@@ -30,7 +28,6 @@ __all__ = [
     "Tell",
     "bars",
     "check_writable",
-    "dataset_of",
     "emulated",
     "executions",
     "limited",
@@ -89,34 +86,6 @@ def check_writable(out: str) -> None:
         raise ConfigError(
             f"{out} cannot be written: {folder} is not a folder that may be written; choose another --out"
         )
-
-
-def dataset_of(checkpoint: str, data: str | None, seed: int | None, allow_code: tuple[str, ...]) -> tuple[Dataset, int]:
-    """The data set named, or the one that the checkpoint was trained on, with its decoder; and the splits' seed."""
-    from portend.data.decoding import decoder_from_dict
-    from portend.data.sources import code_in, load_dataset
-    from portend.networks.networkfile import read_provenance
-
-    provenance = read_provenance(checkpoint)
-    name = data or provenance.get("dataset")
-    if not name:
-        raise ConfigError(f"{checkpoint} does not say what it was trained on; give --data")
-    code = None if data else code_in(name)
-    if code is not None and code not in allow_code:
-        raise ConfigError(
-            f"{checkpoint} names {code} as its data, which would be imported and run; if you trust it, "
-            f"give --data {name}, or --allow-code {code}"
-        )
-    trained = int(provenance.get("split_seed", seed or 0))
-    if seed not in (None, trained):
-        raise ConfigError(
-            f"{checkpoint} was trained on the splits of seed {trained}; with seed {seed} it would be tested on its own "
-            "training samples; leave --seed out"
-        )
-    dataset = load_dataset(name)
-    if "decoder" in provenance:
-        dataset = replace(dataset, decoder=decoder_from_dict(json.loads(provenance["decoder"])))
-    return dataset, trained
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from portend.cli.inputs import bars, check_writable, dataset_of, limited
+from portend.cli.inputs import bars, check_writable, limited
 from portend.cli.options import (
     Command,
     FileOf,
@@ -201,6 +201,7 @@ def refine(
     """
     from portend.io.forms import load_topology
     from portend.io.storage import load_profile
+    from portend.verbs.network import samples_of
 
     places = load_topology(topology)
     model, problem = _asked(load_profile(profile), places, estimator, criterion, **asked)
@@ -212,7 +213,7 @@ def refine(
     from portend.workflows.refine import refine as run_rounds
 
     training = FINE_TUNING if tuning is None else read_training(tuning)
-    dataset, trained = dataset_of(checkpoint, data, seed, allow_code)
+    dataset, trained = samples_of(checkpoint, data, seed, allow_code=allow_code)
     kept = read_provenance(checkpoint).get("split_calibration")
     splits = make_splits(dataset, seed=trained, calibration=None if kept is None else int(kept))
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from portend.cli.inputs import Tell, bars, check_writable, dataset_of
+from portend.cli.inputs import bars, check_writable
 from portend.cli.options import (
     Budget,
     Codecs,
@@ -99,56 +99,33 @@ def profile(
         return
     if network is None or exits is not None:
         raise click.UsageError("give NETWORK to measure it, or --from-csv (and --exits) to take what was measured")
-    from portend.data.dataset import draw, make_splits
-    from portend.io.storage import save
-    from portend.networks.networkfile import read_spec
-    from portend.profiling.device import DeviceProfiling, profile_device
-    from portend.values.profile import Profile
+    from portend.verbs.network import samples_of
+    from portend.verbs.profile import profile as measure
+    from portend.verbs.profile import profile_machine
 
     check_writable(out)
-    dataset, chosen = dataset_of(network, data, seed, allow_code)
-    spec = read_spec(network, allow_code=allow_code)
+    dataset, _ = samples_of(network, data, seed, allow_code=allow_code)
     begun = Path(f"{out}.begun")
     if restart:
         begun.unlink(missing_ok=True)
-    indices = make_splits(dataset, seed=chosen).profiling
-    some = draw(indices, codec_samples, seed=chosen)
-    needed = any(codec.startswith("int8") for codec in codecs)
     try:
         with bars() as tell:
-            ranges = _value_ranges(network, dataset, some, allow_code, tell) if needed else ()
-            execution = _chosen_execution(network, dataset, allow_code, tell, begun, **asked)
-            config = DeviceProfiling(execution=execution, gap_s=gap, repeats=repeats, codecs=codecs, **budget)
-            measured = profile_device(
-                device, network, dataset, config, indices=indices, ranges=ranges, criterion=criterion,
-                on_progress=tell, allow_code=allow_code, keep=begun,
-            )  # fmt: skip
+            options: dict[str, Any] = {
+                "data": data, "seed": seed, "device": device, "criterion": criterion, "codec_samples": codec_samples,
+                "execution": _chosen_execution(network, dataset, allow_code, tell, begun, **asked),
+                "allow_code": allow_code, "out": out, "on_progress": tell, "gap_s": gap, "repeats": repeats,
+                "codecs": codecs, **budget,
+            }  # fmt: skip
             if device_only:
-                save(measured, out)
+                measured, samples = profile_machine(network, **options), ""
             else:
-                from portend.networks.evaluators import load_evaluator
-                from portend.profiling.losses import lossy, profile_losses
-                from portend.profiling.network import profile_exits
-
-                evaluator = load_evaluator(network, allow_code=allow_code)
-                found_exits = profile_exits(evaluator, dataset, indices, on_progress=lambda *at: tell("exits", *at))
-                seen = found_exits.by(criterion)
-                losses = profile_losses(
-                    evaluator, dataset, some, ranges, numbers=lossy(codecs),
-                    on_progress=lambda *at: tell("losses of codecs", *at),
-                )  # fmt: skip
-                told = {"data": dataset.name, "seed": str(chosen), "split": f"profiling, {seen.samples} samples"}
-                found = Profile(
-                    backbone=spec, exits=seen, devices={device: measured}, provenance=told, ranges=ranges,
-                    losses=losses,
-                )  # fmt: skip
-                save(found, out)
+                found = measure(network, **options)
+                measured, samples = found.devices[device], f"{found.exits.samples} samples, "
     except KeyboardInterrupt:
         click.echo(f"interrupted; the same command goes on with what was measured so far, in {begun}", err=True)
         sys.exit(130)
-    begun.unlink(missing_ok=True)
-    samples = "" if device_only else f"{seen.samples} samples, "
-    say(f"{out}: {spec.name}, {samples}device {device!r}, {execution}")
+    name = measured.network.name if measured.network else network
+    say(f"{out}: {name}, {samples}device {device!r}, {measured.execution}")
     if measured.predicted:
         say(f"{device}: {measured.predicted}")
     if measured.disturbed:
@@ -169,15 +146,6 @@ def _profile_from_csv(blocks: str, exits: str | None, name: str, device: str, de
         save(found, out)
     say(f"{out}: {name or Path(blocks).stem}, {measured.num_blocks} blocks, device {device!r}")
     say(f"assumed: {measured.environment['assumed']}")
-
-
-def _value_ranges(network: str, dataset: Dataset, indices: Any, allow_code: tuple[str, ...], tell: Tell) -> Any:
-    """The ranges of values at the network's cuts."""
-    from portend.networks.evaluators import load_evaluator
-    from portend.profiling.losses import profile_ranges
-
-    evaluator = load_evaluator(network, allow_code=allow_code)
-    return profile_ranges(evaluator, dataset, indices, on_progress=lambda *at: tell("ranges of values", *at))
 
 
 def _chosen_execution(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from portend.cli.inputs import bars, check_writable, dataset_of, emulated, executions, load_traces, planned_for
+from portend.cli.inputs import bars, check_writable, emulated, executions, load_traces, planned_for
 from portend.cli.options import (
     Command,
     FileOf,
@@ -70,12 +70,13 @@ def run(
     from portend.io.storage import save
     from portend.networks.networkfile import read_spec
     from portend.testbed.deployment import Deployment
+    from portend.verbs.network import samples_of
 
     check_writable(out)
     planned.check_network(read_spec(network, allow_code=allow_code), plan, network)
     tier_executions = executions(planned, network, places, **asked)
     links = emulated(emulation or "relay", places, traces)
-    dataset, trained = dataset_of(network, data, seed, allow_code)
+    dataset, trained = samples_of(network, data, seed, allow_code=allow_code)
     test = draw(make_splits(dataset, seed=trained).test, samples, seed=trained)
     with (
         bars(quiet=as_json) as tell,

@@ -7,20 +7,16 @@ import json
 import signal
 import time
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from portend.cli.options import Command, FileOf, Quantity, allow_code, as_json, say
-from portend.errors import ConfigError, InvalidValue, MismatchError, PortendError
+from portend.errors import InvalidValue, PortendError
 
 if TYPE_CHECKING:
-    from portend.data.decoding import InputDecoder
     from portend.service.keys import Keys
     from portend.service.operator import Agents
-    from portend.values.plan import Plan
-    from portend.values.profile import BackboneSpec
 
 __all__ = ["COMMANDS"]
 
@@ -168,10 +164,12 @@ def deploy(
     The networks go to the agents that do not have them yet. What ran before goes on until the new plans are loaded
     everywhere, and samples under way finish by the plan they began with. `portend plan --fallbacks` makes fallbacks.
     """
-    from portend.cli.inputs import executions, planned_for
-    from portend.networks.networkfile import read_spec
+    from portend.cli.inputs import planned_for
+    from portend.io.storage import load_profile
     from portend.progress import progress
-    from portend.service.release import Limits, plan_name
+    from portend.service.keys import OPERATOR
+    from portend.service.release import Limits
+    from portend.verbs.deploy import deploy as deploy_plan
 
     try:
         limits = Limits(
@@ -180,49 +178,36 @@ def deploy(
         )  # fmt: skip
     except InvalidValue as error:
         raise click.UsageError(str(error)) from None
-    planned, places = planned_for(plan, topology)
-    plans = list(planned.plans)
-    spec = read_spec(network, allow_code=allow_code)
-    planned.check_network(spec, plan, network)
-    ranges = {str(cut): limits.to_dict() for cut, limits in planned.ranges.items()}
-    tier_executions = executions(planned, network, places)
-    largest_batches = _batches(batches, [tier.name for tier in places.tiers])
-    exit_counts = _exit_counts(profile, plans, spec)
-    files = [_file_for(execution.executor, Path(network), allow_code) for execution in tier_executions]
-    with progress(quiet=as_json) as tell, _agents(topology, keys, plain) as agents:
-        found = agents.hello()
-        release = agents.deploy(
-            plans, files, _decoder(network), executions=tier_executions, ranges=ranges,
-            batches=largest_batches, exit_counts=exit_counts, limits=limits, on_progress=tell,
+    planned, hosts = planned_for(plan, topology)
+    with progress(quiet=as_json) as tell:
+        deployed = deploy_plan(
+            planned, network, hosts, keys=_keys_of(OPERATOR, keys, plain), limits=limits,
+            profile=None if profile is None else load_profile(profile),
+            batches=_batches(batches, [tier.name for tier in hosts.tiers]), allow_code=allow_code, on_progress=tell,
         )  # fmt: skip
-        settled = agents.settled(release.version)
-        lacks = agents.ask(places.source, "status")["lacks"]
     estimate = planned.answer.get("estimate") or {}
     if tight := limits.too_tight(1e-3 * float(estimate.get("latency_ms", {}).get("mean", 0.0))):
         click.echo(f"warning: {tight}", err=True)
     if as_json:
         answer = {
-            "release": release.version,
-            "plans": [each.to_dict() for each in plans],
-            "clock_offset_s": {agent.name: agent.offset_s for agent in found},
-            "settled": settled,
-            "lacks": lacks,
+            "release": deployed.release,
+            "plans": [each.to_dict() for each in deployed.plans],
+            "clock_offset_s": {agent.name: agent.offset_s for agent in deployed.agents},
+            "settled": deployed.settled,
+            "lacks": deployed.lacks,
         }
         click.echo(json.dumps(answer))
         return
-    names = [tier.name for tier in places.tiers]
-    say(f"release {release.version} runs on {', '.join(names)}")
-    for index, each in enumerate(plans):
-        say(f"  {plan_name(index)}: {each.describe(names)}")
-    for agent in found:
+    say(str(deployed))
+    for agent in deployed.agents:
         say(f"  clock of {agent.name}: {1e3 * agent.offset_s:+.2f} ms, give or take {1e3 * agent.within_s:.2f} ms")
-    if lacks:
-        click.echo(f"  note: the wanted plan cannot be used now: {'; '.join(lacks)}", err=True)
-    if not settled:
+    if deployed.lacks:
+        click.echo(f"  note: the wanted plan cannot be used now: {'; '.join(deployed.lacks)}", err=True)
+    if not deployed.settled:
         click.echo("  note: samples of the release before are still under way", err=True)
 
 
-def _batches(words: tuple[str, ...], names: list[str]) -> list[int]:
+def _batches(words: tuple[str, ...], names: list[str]) -> dict[str, int]:
     """Return the largest batch of each tier."""
     batches: dict[str, int] = {}
     for word in words:
@@ -232,42 +217,7 @@ def _batches(words: tuple[str, ...], names: list[str]) -> list[int]:
         if name in batches:
             raise click.UsageError(f"--batch names {name} twice, with {batches[name]} and {count}; give one of them")
         batches[name] = int(count)
-    return [batches.get(name, 1) for name in names]
-
-
-def _exit_counts(path: str | None, plans: list[Plan], spec: BackboneSpec) -> list[Any]:
-    """How many samples of a profile leave at each partition of each plan; none without a profile."""
-    from portend.io.storage import load_profile
-    from portend.perfmodel.exits import exit_counts
-
-    if path is None:
-        return []
-    profile = load_profile(path)
-    ours = profile.backbone
-    if ours.weights_sha256 and spec.weights_sha256 and ours.weights_sha256 != spec.weights_sha256:
-        raise MismatchError(
-            f"{path} is of {ours.name} with other weights than those that are deployed ({spec.name}); give the profile "
-            "of this network"
-        )
-    return [exit_counts(profile.exits, plan) for plan in plans]
-
-
-def _file_for(executor: str, network: Path, allow_code: tuple[str, ...]) -> Path:
-    if executor != "onnxruntime" or network.suffix == ".onnx":
-        return network
-    from portend.networks.exporting import exported  # imports PyTorch
-
-    return exported(network, allow_code=allow_code)
-
-
-def _decoder(network: str) -> InputDecoder:
-    from portend.data.decoding import decoder_from_dict
-    from portend.networks.networkfile import read_provenance
-
-    provenance = read_provenance(network)
-    if "decoder" not in provenance:
-        raise ConfigError(f"{network} does not say how its samples are decoded; train or export it with this version")
-    return decoder_from_dict(json.loads(provenance["decoder"]))
+    return batches
 
 
 @click.command(cls=Command)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from portend.cli.inputs import bars, check_writable, dataset_of
+from portend.cli.inputs import bars, check_writable
 from portend.cli.options import (
     Command,
     FileOf,
@@ -145,12 +145,13 @@ def export(
     from portend.networks.exporting import export as write_onnx
     from portend.networks.networkfile import is_exported
     from portend.networks.quantizing import quantized
+    from portend.verbs.network import samples_of
 
     check_writable(out)
     if not is_exported(out):
         raise ConfigError(f"an exported network is a file *.onnx, but --out is {out}")
     backbone = load_checkpoint(checkpoint, allow_code=allow_code)
-    dataset, chosen = dataset_of(checkpoint, data, seed, allow_code)
+    dataset, chosen = samples_of(checkpoint, data, seed, allow_code=allow_code)
     some = draw(make_splits(dataset, seed=chosen).profiling, samples, seed=chosen)
     inputs = dataset.tensors(some)
     with bars() as tell:
@@ -190,6 +191,7 @@ def calibrate(
     from portend.data.dataset import make_splits
     from portend.networks.checkpoint import load_checkpoint, read_provenance, save_checkpoint
     from portend.training.calibration import calibrate as run_calibration
+    from portend.verbs.network import samples_of
 
     check_writable(out)
     backbone, provenance = load_checkpoint(checkpoint, allow_code=allow_code), read_provenance(checkpoint)
@@ -206,7 +208,7 @@ def calibrate(
             f"{checkpoint} was trained on the samples that --samples would take; train it with "
             f"`calibration: {samples}` in the configuration instead"
         )
-    dataset, chosen = dataset_of(checkpoint, data, seed, allow_code)
+    dataset, chosen = samples_of(checkpoint, data, seed, allow_code=allow_code)
     splits = make_splits(dataset, seed=chosen, calibration=int(kept) if samples is None and kept else samples)
     assert splits.calibration is not None
     with bars(quiet=as_json) as tell:
@@ -264,13 +266,14 @@ def exits(
     """
     from portend.analysis.exit_table import exit_rows, exits_markdown, exits_table
     from portend.io.storage import load_profile
+    from portend.verbs.network import samples_of
 
     if kind_of(file) in ("checkpoint", "exported"):
         from portend.data.dataset import make_splits
         from portend.networks.evaluators import load_evaluator
         from portend.profiling.network import profile_exits
 
-        dataset, chosen = dataset_of(file, data, seed, allow_code)
+        dataset, chosen = samples_of(file, data, seed, allow_code=allow_code)
         evaluator = load_evaluator(file, allow_code=allow_code)
         part = split or "profiling"
         with bars(quiet=as_json or markdown) as tell:

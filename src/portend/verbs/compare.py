@@ -16,7 +16,7 @@ from portend.profiling.turns import Turns
 from portend.values.measurement import Measurement
 from portend.values.profile import Profile
 
-__all__ = ["Comparisons", "compare"]
+__all__ = ["Comparisons", "check_weights", "compare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +92,19 @@ def compare(
     )
 
 
-def _check(profile: Profile, name: str, measured: Measurement) -> None:
+def check_weights(profile: Profile, name: str, measured: Measurement) -> None:
+    """Raise MismatchError if a run was of other weights than the profile."""
     told, ours = measured.provenance, profile.backbone
     if told.get("weights_sha256") and ours.weights_sha256 and told["weights_sha256"] != ours.weights_sha256:
         raise MismatchError(
             f"{name} was run with other weights of {told.get('network')} than those of the profile ({ours.name}); "
             "compare runs and profiles of one checkpoint"
         )
+
+
+def _check(profile: Profile, name: str, measured: Measurement) -> None:
+    check_weights(profile, name, measured)
+    told = measured.provenance
     if told.get("window", "1") != "1":
         raise MismatchError(
             f"{name} was measured with {told['window']} samples under way, but the model predicts one at a time; run "
@@ -109,6 +115,6 @@ def _check(profile: Profile, name: str, measured: Measurement) -> None:
         ran = told.get(f"tier {tier.name}")
         if device and ran and ran != str(device.execution):
             raise MismatchError(
-                f"{name} ran on {tier.name} by {ran}, but the profile is of {device.execution}; give run the profile, "
-                "so that it runs what was profiled"
+                f"{name} ran on {tier.name} by {ran}, but the profile is of {device.execution}; run it as it was "
+                "profiled (in Python: give run the profile)"
             )

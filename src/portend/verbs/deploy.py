@@ -14,9 +14,9 @@ from portend.io.forms import load_topology
 from portend.networks.networkfile import read_spec
 from portend.perfmodel.exits import exit_counts
 from portend.planner.planfile import PlanFile
-from portend.service.keys import OPERATOR, load_keys
+from portend.service.keys import OPERATOR, Keys, load_keys
 from portend.service.operator import Agents, Found
-from portend.service.release import Limits
+from portend.service.release import Limits, plan_name
 from portend.values.execution import Execution
 from portend.values.plan import Plan
 from portend.values.profile import Profile
@@ -45,7 +45,7 @@ class Deployed:
     settled: bool
 
     def __str__(self) -> str:
-        plans = (f"{'wanted' if not i else 'else':<7}{p.describe(self.tiers)}" for i, p in enumerate(self.plans))
+        plans = (f"{plan_name(number)}: {plan.describe(self.tiers)}" for number, plan in enumerate(self.plans))
         return "\n  ".join([f"release {self.release} runs on {', '.join(self.tiers)}", *plans])
 
 
@@ -54,7 +54,7 @@ def deploy(
     network: Network,
     hosts: Topology | str | Path,
     *,
-    keys: str | Path | None,
+    keys: Keys | str | Path | None,
     profile: Profile | None = None,
     fallbacks: Sequence[Plan] = (),
     limits: Limits | None = None,
@@ -71,7 +71,8 @@ def deploy(
         plan: complete with codecs, as `Solution.plan` is; or a plan's file, with its fallbacks.
         network: what ``train`` returned, or a file: a checkpoint or an exported network.
         hosts: the topology, or its YAML file, whose tiers say ``host`` and ``port``.
-        keys: folder of `portend keys`, with the operator's secret; None: connections in plain text, loopback only.
+        keys: folder of `portend keys`, with the operator's secret, or its content (`service.keys.load_keys`); None:
+            plain text, on the loopback interface only.
         profile: tells what runs partitions on each tier and the ranges for int8, and lets the source watch the exits.
         fallbacks: plans for when a tier is away, best first. limits: window, waiting, deadlines of a sample.
         batches: the largest batch by tier name; by default one sample.
@@ -98,7 +99,7 @@ def deploy(
     executions = executions_of(path, places, profile, planned)
     ranges = (dict(enumerate(profile.ranges)) if profile else {}) | dict(planned.ranges if planned else {})
     names = [tier.name for tier in places.tiers]
-    with Agents(places, None if keys is None else load_keys(keys, OPERATOR)) as agents:
+    with Agents(places, load_keys(keys, OPERATOR) if isinstance(keys, str | Path) else keys) as agents:
         found = agents.hello()
         release = agents.deploy(
             plans, [_file_for(each, path, allow_code) for each in executions], decoder_of(path),

@@ -96,8 +96,9 @@ def executions_of(
 ) -> list[Execution]:
     """Return what runs partitions on each tier: as the plan's file or the profile says, or what the file is for."""
     usual = Execution(executor="onnxruntime" if is_exported(network) else "torch")
-    known = dict(planned.executions) if planned else {}
+    known: dict[str, Execution] = {}
     if profile is not None:
         devices = profile.devices
-        known |= {tier.name: devices[tier.device].execution for tier in topology.tiers if tier.device in devices}
+        known = {tier.name: devices[tier.device].execution for tier in topology.tiers if tier.device in devices}
+    known |= dict(planned.executions) if planned else {}
     return [known.get(tier.name, usual) for tier in topology.tiers]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ from portend.analysis.compare import Comparison, agreement, compare
 from portend.data.dataset import draw, make_splits
 from portend.data.sources import load_dataset
 from portend.io.storage import save, write_json
-from portend.networks.checkpoint import load_checkpoint
-from portend.networks.evaluators import TorchEvaluator
 from portend.networks.zoo import build
 from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import PerformanceModel
@@ -25,10 +23,8 @@ from portend.planner.exhaustive import sample_space
 from portend.planner.planfile import PlanFile
 from portend.planner.problem import Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.solve import solve
-from portend.profiling.device import DeviceProfiling, profile_device
+from portend.profiling.device import DeviceProfiling
 from portend.profiling.fastest import time_executions
-from portend.profiling.losses import profile_codecs
-from portend.profiling.network import profile_exits
 from portend.profiling.turns import Turns, run_in_turns
 from portend.report.page import ReportData, write_report
 from portend.testbed.deployment import Deployment
@@ -38,6 +34,7 @@ from portend.values.execution import Execution
 from portend.values.plan import Plan
 from portend.values.profile import Profile
 from portend.values.topology import Link, Tier, Topology
+from portend.verbs.profile import profile as measure_profile
 
 __all__ = ["DemoConfig", "DemoResult", "run_demo", "samples_of", "three_tier"]
 
@@ -128,34 +125,11 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
         tell("compare executors", 0, 1)
         execution = time_executions(trained.checkpoint, dataset, config.executions)[0].execution
         tell("compare executors", 1, 1)
-    backbone = load_checkpoint(trained.checkpoint)
-    evaluator = TorchEvaluator(backbone)
-    exits = profile_exits(evaluator, dataset, splits.profiling, on_progress=lambda *at: tell("profile exits", *at))
-    ranges, losses = profile_codecs(
-        evaluator,
-        dataset,
-        splits.profiling,
-        config.profiling.codecs,
+    profile = measure_profile(
+        trained.checkpoint, config=config.profiling, gap_s=config.gap_s, execution=execution,
+        codec_samples=len(splits.profiling), out=folder / "profile.zip",
         on_progress=lambda what, *at: tell(f"profile {what}", *at),
-    )
-    device = profile_device(
-        "local",
-        trained.checkpoint,
-        dataset,
-        replace(config.profiling, gap_s=config.gap_s, execution=execution),
-        indices=splits.profiling,
-        ranges=ranges,
-        on_progress=lambda what, *at: tell(f"profile {what}", *at),
-    )
-    profile = Profile(
-        backbone=backbone.spec(),
-        exits=exits,
-        devices={"local": device},
-        provenance={"data": dataset.name, "seed": str(config.seed), "split": f"profiling, {exits.samples} samples"},
-        ranges=ranges,
-        losses=losses,
-    )
-    save(profile, folder / "profile.zip")
+    )  # fmt: skip
     clock.lap("profile")
 
     model = PerformanceModel(profile, config.topology)
@@ -205,7 +179,11 @@ def run_demo(directory: str | Path, config: DemoConfig | None = None, *, tell: T
                 "speed drift": describe_speed_drift(summary["speed_drift"]),
                 "duration": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in clock.laps.items()),
             },
-            provenance={**profile.provenance, **device.environment, **measurements["Portend"].provenance},
+            provenance={
+                **profile.provenance,
+                **profile.devices["local"].environment,
+                **measurements["Portend"].provenance,
+            },
         ),
     )
     return DemoResult(profile=profile, solution=solution, comparisons=comparisons, summary=summary)
