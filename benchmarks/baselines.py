@@ -26,7 +26,7 @@ from portend.profiling.environment import describe_machine
 from portend.progress import progress
 from portend.testbed.emulation import EMULATIONS
 from portend.units import format_bandwidth, parse
-from portend.values.profile import SampleExits
+from portend.values.exits import SampleExits
 from portend.values.topology import Topology
 
 __all__ = ["PLANNERS", "main", "measure", "plans_table", "table"]

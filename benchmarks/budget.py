@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from portend.io.storage import load_profile_or_device, write_json
 from portend.profiling.prediction import checked, measuring_order
+from portend.values.backbone import BackboneSpec
 from portend.values.compute_fit import fit_compute
-from portend.values.profile import BackboneSpec, Profile
+from portend.values.profile import Profile
 
 __all__ = ["main", "rows"]
 

@@ -35,7 +35,7 @@ from portend.planner.exhaustive import count_plans
 from portend.planner.problem import Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.promise import on_new_samples
 from portend.planner.search import search
-from portend.values.profile import SampleExits
+from portend.values.exits import SampleExits
 from problems import random_case  # type: ignore[import-not-found, unused-ignore]
 
 BLOCKS, TIERS, CLASSES, POPULATION = 10, 3, 10, 100_000

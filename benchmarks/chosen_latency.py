@@ -37,8 +37,9 @@ from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
 from portend.values.compute_fit import mean_repeats
+from portend.values.device_profile import DeviceProfile
 from portend.values.plan import Plan
-from portend.values.profile import DeviceProfile, Profile
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 
 __all__ = ["campaign_rows", "chosen_on", "drawn", "halves", "main", "raw", "rows_of", "truth_of"]

@@ -21,8 +21,8 @@ from portend.analysis.compare import fit, undecided_exits
 from portend.errors import MismatchError, PortendError
 from portend.io.storage import load_profile
 from portend.perfmodel.exits import replay
+from portend.values.exits import Exits, SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import Exits, SampleExits
 
 Floats = NDArray[np.float64]
 

@@ -18,8 +18,12 @@ from typing import Any
 import numpy as np
 
 from portend.io.storage import save
+from portend.values.backbone import BackboneSpec
+from portend.values.codecs import CodecProfile, ResultProfile
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import SampleExits
 from portend.values.plan import CRITERIA
-from portend.values.profile import BackboneSpec, CodecProfile, DeviceProfile, Profile, ResultProfile, SampleExits
+from portend.values.profile import Profile
 
 STEPS = """
 import json, sys, time

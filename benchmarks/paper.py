@@ -61,7 +61,8 @@ from portend.training.config import DIGITS_TRAINING, Progress, TrainingConfig
 from portend.training.training import train
 from portend.units import format_bandwidth, format_time
 from portend.values.execution import Execution
-from portend.values.profile import Profile, SampleExits
+from portend.values.exits import SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 from portend.workflows.refine import refine
 from portend.workflows.validate import Campaign, read_campaign, validate

@@ -46,16 +46,12 @@ from portend.planner.limits import Limits
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
 from portend.planner.space import PlanSpace
+from portend.values.backbone import BackboneSpec
+from portend.values.codecs import CodecProfile, ResultProfile
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import SampleExits, TabulatedExits
 from portend.values.plan import Plan
-from portend.values.profile import (
-    BackboneSpec,
-    CodecProfile,
-    DeviceProfile,
-    Profile,
-    ResultProfile,
-    SampleExits,
-    TabulatedExits,
-)
+from portend.values.profile import Profile
 from portend.values.topology import Link, Tier, Topology
 from reference import Reference, enumerate_plans  # type: ignore[import-not-found, unused-ignore]
 

@@ -25,9 +25,10 @@ from portend.profiling.network import profile_exits
 from portend.profiling.turns import Turns, run_in_turns
 from portend.testbed.deployment import Deployment
 from portend.testbed.emulation.namespaces import unavailable
+from portend.values.exits import SampleExits
 from portend.values.measurement import Measurement
 from portend.values.plan import Plan, takes_exit
-from portend.values.profile import Profile, SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 
 __all__ = [

@@ -35,7 +35,8 @@ from portend.profiling.environment import describe_machine
 from portend.profiling.estimators import compare_estimators
 from portend.progress import progress
 from portend.testbed.emulation import EMULATIONS
-from portend.values.profile import DeviceProfile, Profile
+from portend.values.device_profile import DeviceProfile
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 
 __all__ = ["ESTIMATORS", "main", "measure", "on_device", "table"]

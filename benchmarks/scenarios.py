@@ -29,7 +29,8 @@ from portend.planner.solve import solve
 from portend.profiling.environment import describe_machine
 from portend.progress import progress
 from portend.testbed.emulation import EMULATIONS
-from portend.values.profile import Profile, SampleExits
+from portend.values.exits import SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 
 __all__ = ["BEST", "main", "measure", "ranges", "table"]

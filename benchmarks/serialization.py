@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from portend.data.decoding import TensorDecoder
 from portend.io.storage import write_json
 from portend.runtime.codecs import Codec, make_codec
+from portend.values.codecs import ValueRange
 from portend.values.plan import CODECS
-from portend.values.profile import ValueRange
 
 Tensor = NDArray[np.float32]
 

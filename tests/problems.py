@@ -16,17 +16,12 @@ from numpy.typing import NDArray
 
 from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.planner.problem import Metric, Problem, SearchSpace, accuracy
+from portend.values.backbone import BackboneSpec
+from portend.values.codecs import CodecLoss, CodecProfile, ResultProfile
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import SampleExits, TabulatedExits
 from portend.values.plan import Plan
-from portend.values.profile import (
-    BackboneSpec,
-    CodecLoss,
-    CodecProfile,
-    DeviceProfile,
-    Profile,
-    ResultProfile,
-    SampleExits,
-    TabulatedExits,
-)
+from portend.values.profile import Profile
 from portend.values.topology import Link, SlowStart, Tier, Topology
 
 Floats = NDArray[np.float64]

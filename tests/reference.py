@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import DeviceProfile, Profile, SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Link, Topology
 
 if TYPE_CHECKING:

@@ -32,9 +32,9 @@ from portend.runtime.executors import make_executor
 from portend.service.intake import Answer
 from portend.service.operator import Agents, Submitter
 from portend.service.release import MOST_PLANS, Limits, Release
+from portend.values.backbone import BackboneSpec
 from portend.values.execution import Execution
 from portend.values.plan import CRITERIA, Plan, takes_exit
-from portend.values.profile import BackboneSpec
 from portend.values.topology import Link, Tier, Topology
 
 NAMES = ("edge", "base", "cloud")

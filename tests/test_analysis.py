@@ -24,17 +24,13 @@ from portend.errors import InvalidValue, MismatchError, StorageError
 from portend.perfmodel.estimate import PARTS, Estimate
 from portend.report import figures as plots
 from portend.report.page import ReportData, render_report, write_report
+from portend.values.backbone import BackboneSpec
+from portend.values.codecs import CodecProfile, ResultProfile
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import SampleExits, TabulatedExits
 from portend.values.measurement import SPAN_KINDS, Measurement
 from portend.values.plan import Plan
-from portend.values.profile import (
-    BackboneSpec,
-    CodecProfile,
-    DeviceProfile,
-    Profile,
-    ResultProfile,
-    SampleExits,
-    TabulatedExits,
-)
+from portend.values.profile import Profile
 from portend.values.topology import Link, Tier, Topology
 
 TOPOLOGY = Topology(

@@ -18,8 +18,10 @@ from portend.io.storage import load_profile, save
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.solve import solve
+from portend.values.codecs import CodecProfile, ValueRange
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import CodecProfile, Profile, SampleExits, ValueRange
+from portend.values.profile import Profile
 from portend.values.topology import Link, Tier, Topology
 from problems import backbone, codec, codec_loss, device
 

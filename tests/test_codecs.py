@@ -25,8 +25,9 @@ from portend.networks.evaluators import TorchEvaluator
 from portend.networks.zoo import build
 from portend.profiling.losses import profile_losses, profile_ranges
 from portend.runtime.codecs import Codec, Sample, make_codec, make_numbers
+from portend.values.backbone import channel_axis
+from portend.values.codecs import CodecLoss, ValueRange
 from portend.values.plan import CODECS, LOSSY, NUMBERS, codec_parts
-from portend.values.profile import CodecLoss, ValueRange, channel_axis
 
 Tensor = NDArray[np.float32]
 SHAPE = (3, 4, 5)

@@ -25,8 +25,9 @@ from portend.profiling.network import profile_exits
 from portend.training.config import TrainingConfig
 from portend.training.training import train
 from portend.values.execution import Execution
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import Profile, SampleExits
+from portend.values.profile import Profile
 from portend.workflows.refine import refine
 from test_analysis import measurement
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from portend.io.forms import load_topology
 from portend.io.storage import load_profile
 from portend.perfmodel.model import PerformanceModel
+from portend.values.backbone import BackboneSpec
 from portend.values.compute_fit import fit_compute, fit_starts
+from portend.values.device_profile import DeviceProfile
 from portend.values.plan import Plan
-from portend.values.profile import BackboneSpec, DeviceProfile
 from problems import codec, device
 
 Floats = NDArray[np.float64]

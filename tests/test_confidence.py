@@ -33,8 +33,8 @@ from portend.profiling.network import profile_exits
 from portend.testbed.deployment import Deployment
 from portend.training.calibration import calibrate, calibration_error, fit_temperature
 from portend.values.execution import Execution
+from portend.values.exits import SampleExits
 from portend.values.plan import CRITERIA, Plan, takes_exit
-from portend.values.profile import SampleExits
 from problems import Case, random_case
 from test_runtime import chain
 

@@ -42,9 +42,11 @@ from portend.runtime.executor import Executor
 from portend.runtime.executors import make_executor
 from portend.runtime.torch_executor import TorchExecutor
 from portend.testbed.deployment import Deployment
+from portend.values.backbone import BackboneSpec
+from portend.values.codecs import ValueRange
 from portend.values.execution import Execution
+from portend.values.exits import SampleExits
 from portend.values.plan import CRITERIA, Plan
-from portend.values.profile import BackboneSpec, SampleExits, ValueRange
 from portend.values.topology import Link, Tier, Topology
 
 ONNX = Execution(executor="onnxruntime")

@@ -32,8 +32,8 @@ from portend.report.page import render_report
 from portend.stats.exit_drift import ExitWatch, exit_drift, fisher_exact, watch_exits
 from portend.training.config import TrainingConfig
 from portend.training.training import train
+from portend.values.exits import SampleExits, TabulatedExits
 from portend.values.plan import Plan
-from portend.values.profile import SampleExits, TabulatedExits
 from problems import random_case
 from test_analysis import estimate, measurement, report_data
 

@@ -29,8 +29,9 @@ from portend.perfmodel.exits import BitTables
 from portend.profiling.network import profile_exits
 from portend.runtime.torch_executor import TorchExecutor
 from portend.values.execution import Execution
+from portend.values.exits import SampleExits
 from portend.values.plan import CRITERIA, takes_exit
-from portend.values.profile import Profile, SampleExits
+from portend.values.profile import Profile
 from problems import backbone, random_case
 
 SAMPLES, BRANCHES = 50_000, 55

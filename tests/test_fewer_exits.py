@@ -24,8 +24,8 @@ from portend.report.figures import branch_rows
 from portend.runtime.codecs import FLOAT32
 from portend.runtime.deployed import Deployed
 from portend.runtime.torch_executor import TorchExecutor
+from portend.values.backbone import BackboneSpec
 from portend.values.plan import Plan
-from portend.values.profile import BackboneSpec
 from problems import random_case, some_exits, without_branches
 from reference import Reference, brute_force, pareto
 

@@ -13,7 +13,9 @@ from portend.cli.app import cli
 from portend.errors import ConfigError
 from portend.io.storage import load
 from portend.profiling.given import FRAMING_BYTES, RESULT_BYTES, device_from_csv, profile_from_csv
-from portend.values.profile import DeviceProfile, Profile, SampleExits, TabulatedExits
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import SampleExits, TabulatedExits
+from portend.values.profile import Profile
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples/measured_elsewhere"

@@ -21,8 +21,9 @@ from portend.planner.problem import Problem, SearchSpace
 from portend.planner.search import search
 from portend.planner.solve import solve
 from portend.planner.space import PlanSpace
+from portend.values.backbone import BackboneSpec
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import BackboneSpec, SampleExits
 from portend.values.topology import Tier
 from problems import Case, draws, random_case, random_plan, random_space
 from test_metrics import hand_model, powered, value

@@ -38,8 +38,9 @@ from portend.planner.metrics import (
 )
 from portend.planner.problem import Problem, SearchSpace
 from portend.planner.search import search
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import Profile, SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Link, Tier, Topology
 from problems import Case, Floats, backbone, codec, device, random_case, random_plan, random_space, result_profile
 from reference import Reference, enumerate_plans

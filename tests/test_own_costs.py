@@ -19,8 +19,8 @@ from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.metrics import Batch, Metric, accuracy, additive, latency
 from portend.planner.problem import Problem, SearchSpace
 from portend.planner.search import search
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import SampleExits
 from problems import Case, draws, random_case, random_space
 from reference import enumerate_plans
 

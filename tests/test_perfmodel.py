@@ -11,8 +11,9 @@ from portend.errors import InvalidValue, MismatchError
 from portend.perfmodel.estimate import PARTS, quantile_s
 from portend.perfmodel.exits import marginal_outcomes, sample_outcomes
 from portend.perfmodel.model import PerformanceModel
+from portend.values.exits import SampleExits, TabulatedExits
 from portend.values.plan import Plan, PlanBatch
-from portend.values.profile import Profile, SampleExits, TabulatedExits
+from portend.values.profile import Profile
 from portend.values.topology import Link, SlowStart, Tier, Topology
 from problems import THRESHOLDS, Case, backbone, codec, device, random_case, random_plan, result_profile
 from reference import PARTS as REFERENCE_PARTS

@@ -18,8 +18,9 @@ from portend.planner.exhaustive import count_plans, solve_exhaustive
 from portend.planner.pareto import front_indices
 from portend.planner.problem import Metric, Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.solve import solve
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import Profile, SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Link, Tier, Topology
 from problems import (
     Case,

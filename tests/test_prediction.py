@@ -18,8 +18,9 @@ from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.solve import solve
 from portend.profiling.prediction import checked, measuring_order
+from portend.values.backbone import BackboneSpec
 from portend.values.compute_fit import ComputeFit, fit_compute
-from portend.values.profile import BackboneSpec, DeviceProfile, Prediction
+from portend.values.device_profile import DeviceProfile, Prediction
 from problems import codec, device, random_case
 
 Floats = NDArray[np.float64]

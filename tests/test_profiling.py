@@ -28,7 +28,8 @@ from portend.profiling.compute import ComputeProfiling, describe_spread
 from portend.profiling.environment import describe_machine
 from portend.profiling.merge import merge
 from portend.testbed.watch import Counters, Disturbance, count
-from portend.values.profile import DeviceProfile, Profile
+from portend.values.device_profile import DeviceProfile
+from portend.values.profile import Profile
 from problems import random_case
 
 DIGITS = {"dataset": "digits:size=16", "split_seed": "0"}

@@ -15,7 +15,7 @@ from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.promise import least_right, parts
 from portend.planner.search import search
 from portend.planner.solve import solve
-from portend.values.profile import SampleExits
+from portend.values.exits import SampleExits
 from problems import random_case
 
 SPACE = SearchSpace(thresholds=(0.0, 0.125, 0.25, 0.5), exits_per_tier=2, per_exit_thresholds=True, max_partitions=4)

@@ -24,8 +24,9 @@ from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.profiling.network import profile_exits
 from portend.training.config import TrainingConfig
 from portend.training.training import train
+from portend.values.exits import SampleExits
 from portend.values.plan import takes_exit
-from portend.values.profile import Profile, SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Link, Tier, Topology
 from portend.workflows.refine import Refinement, refine, refinement_table
 from problems import codec, device

@@ -41,9 +41,9 @@ from portend.runtime.protocol import (
     wire_bytes,
 )
 from portend.testbed.deployment import Deployment
+from portend.values.codecs import ValueRange
 from portend.values.execution import Execution
 from portend.values.plan import CODECS, Plan, takes_exit
-from portend.values.profile import ValueRange
 from portend.values.topology import Link, Tier, Topology
 
 SAMPLES = 24

@@ -32,8 +32,9 @@ from portend.planner.problem import FrontPoint, Problem, SearchSpace, accuracy, 
 from portend.planner.promise import keep_promise
 from portend.planner.search import FRONT_LIMIT, search
 from portend.planner.space import PlanSpace
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import Profile, SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Tier, Topology
 from problems import (
     Case,

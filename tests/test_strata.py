@@ -19,8 +19,8 @@ from portend.io import storage
 from portend.perfmodel.exits import outcomes_by_class
 from portend.perfmodel.model import PerformanceModel
 from portend.stats.strata import class_counts, draw_rates, rate_interval
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import SampleExits
 from problems import random_case
 
 Floats = NDArray[np.float64]

@@ -39,8 +39,9 @@ from portend.testbed.emulation.namespaces import unavailable
 from portend.training.config import TrainingConfig
 from portend.training.training import train
 from portend.values.execution import Execution
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import Profile, SampleExits
+from portend.values.profile import Profile
 from portend.workflows.validate import Campaign, idle_before, read_campaign, stratified
 from problems import random_case
 from test_analysis import TOPOLOGY, estimate, measurement

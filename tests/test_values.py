@@ -18,9 +18,11 @@ from portend.errors import InvalidValue, MismatchError, PortendError, StorageErr
 from portend.io import storage
 from portend.units import Dimension, format_bandwidth, format_bytes, format_time, parse
 from portend.values.compute_fit import mean_repeats
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import SampleExits, TabulatedExits
 from portend.values.measurement import SPAN_KINDS, Measurement
 from portend.values.plan import Plan, PlanBatch, takes_exit
-from portend.values.profile import DeviceProfile, Profile, SampleExits, TabulatedExits
+from portend.values.profile import Profile
 from portend.values.topology import Link, Tier, Topology
 from problems import backbone, codec, device, random_case, result_profile, upper
 

@@ -29,7 +29,8 @@ from portend.errors import InvalidValue, MismatchError
 from portend.planner.metrics import energy, latency_quantile
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.report import whatif_page
-from portend.values.profile import Profile, SampleExits, TabulatedExits
+from portend.values.exits import SampleExits, TabulatedExits
+from portend.values.profile import Profile
 from portend.values.topology import Link, Tier, Topology
 from problems import backbone, codec, device, draws, random_case, result_profile
 

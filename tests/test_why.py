@@ -19,7 +19,8 @@ from portend.planner.metrics import latency_quantile, throughput
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
 from portend.planner.solve import solve
-from portend.values.profile import Profile, SampleExits
+from portend.values.exits import SampleExits
+from portend.values.profile import Profile
 from problems import Case, random_case
 
 SPACE = SearchSpace(thresholds=(0.0, 0.125, 0.25, 0.5))

@@ -24,7 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import DataError
-from portend.values.profile import BackboneSpec, CodecProfile, DeviceProfile, Profile, ResultProfile, TabulatedExits
+from portend.values.backbone import BackboneSpec
+from portend.values.codecs import CodecProfile, ResultProfile
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import TabulatedExits
+from portend.values.profile import Profile
 from portend.values.topology import Link, Tier, Topology
 
 __all__ = [

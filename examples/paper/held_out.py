@@ -33,8 +33,10 @@ from portend.planner.problem import FrontPoint, Problem, SearchSpace, latency
 from portend.planner.search import search
 from portend.report import figures as plots
 from portend.report.page import html_page
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import DeviceProfile, Profile, SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 
 if TYPE_CHECKING:

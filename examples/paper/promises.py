@@ -28,7 +28,8 @@ from portend.perfmodel.model import PerformanceModel
 from portend.planner.exhaustive import count_plans
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.planner.search import search
-from portend.values.profile import Profile, SampleExits
+from portend.values.exits import SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 
 __all__ = ["Row", "main", "study"]

@@ -50,19 +50,13 @@ from portend.planner.metrics import (
 )
 from portend.planner.problem import Problem, SearchSpace, Solution
 from portend.planner.solve import solve
+from portend.values.backbone import BackboneSpec
+from portend.values.codecs import CodecLoss, CodecProfile, ResultProfile, ValueRange
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import SampleExits, TabulatedExits
 from portend.values.measurement import Measurement
 from portend.values.plan import Plan, PlanBatch, takes_exit
-from portend.values.profile import (
-    BackboneSpec,
-    CodecLoss,
-    CodecProfile,
-    DeviceProfile,
-    Profile,
-    ResultProfile,
-    SampleExits,
-    TabulatedExits,
-    ValueRange,
-)
+from portend.values.profile import Profile
 from portend.values.topology import Link, SlowStart, Tier, Topology
 
 if TYPE_CHECKING:

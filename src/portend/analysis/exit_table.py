@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from portend.errors import MismatchError
 from portend.stats.strata import class_counts, rate_interval
+from portend.values.backbone import BackboneSpec
+from portend.values.exits import SampleExits, TabulatedExits
 from portend.values.plan import CRITERIA, takes_exit
-from portend.values.profile import BackboneSpec, SampleExits, TabulatedExits
 
 if TYPE_CHECKING:
     from portend.analysis.fitted import FittedTable

@@ -35,8 +35,11 @@ from portend.planner.problem import (
 )
 from portend.planner.solve import solve
 from portend.units import Dimension, format_bandwidth, format_bytes, format_time, parse
+from portend.values.codecs import CodecProfile, ResultProfile
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import Exits, SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import CodecProfile, DeviceProfile, Exits, Profile, ResultProfile, SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Ingest, Topology
 
 __all__ = [

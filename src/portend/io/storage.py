@@ -31,8 +31,10 @@ from numpy.typing import NDArray
 
 from portend.errors import InvalidValue, StorageError
 from portend.io.files import KINDS, kind_of, wrong_file
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import SampleExits, TabulatedExits
 from portend.values.measurement import Measurement
-from portend.values.profile import DeviceProfile, Profile, SampleExits, TabulatedExits
+from portend.values.profile import Profile
 
 __all__ = [
     "FORMAT_VERSION",

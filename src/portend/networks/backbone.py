@@ -16,7 +16,7 @@ from portend.errors import InvalidValue
 from portend.networks.inplace import leave_input_alone
 from portend.networks.tensorfile import tensors_sha256
 from portend.networks.tracing import evaluating
-from portend.values.profile import BackboneSpec
+from portend.values.backbone import BackboneSpec
 
 __all__ = ["Backbone", "Segment"]
 

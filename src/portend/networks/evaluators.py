@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.networks.networkfile import is_exported
+from portend.values.backbone import BackboneSpec
 from portend.values.execution import available_cores
 from portend.values.plan import CRITERIA
-from portend.values.profile import BackboneSpec
 
 if TYPE_CHECKING:
     from portend.networks.backbone import Backbone

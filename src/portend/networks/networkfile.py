@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from portend.values.profile import BackboneSpec
+from portend.values.backbone import BackboneSpec
 
 __all__ = ["is_exported", "read_provenance", "read_spec"]
 

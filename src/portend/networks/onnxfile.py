@@ -21,8 +21,8 @@ from google.protobuf.message import DecodeError
 from portend.errors import InvalidValue, StorageError, law
 from portend.io.files import kind_of, wrong_file
 from portend.io.storage import atomic_path, from_plain, to_plain
+from portend.values.backbone import BackboneSpec
 from portend.values.plan import CRITERIA
-from portend.values.profile import BackboneSpec
 
 __all__ = ["BATCH", "OnnxNetwork", "cut_value", "exit_values", "load_onnx"]
 

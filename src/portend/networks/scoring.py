@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from portend.data.dataset import Dataset
 from portend.errors import InvalidValue, MismatchError
 from portend.networks.evaluators import Evaluator
-from portend.values.profile import BackboneSpec
+from portend.values.backbone import BackboneSpec
 
 __all__ = ["check_fit", "score_samples"]
 

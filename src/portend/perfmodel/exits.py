@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portend.errors import MismatchError
+from portend.values.exits import Exits, SampleExits
 from portend.values.plan import Plan, takes_exit
-from portend.values.profile import Exits, SampleExits
 
 __all__ = ["BitTables", "exit_counts", "marginal_outcomes", "outcomes_by_class", "replay", "sample_outcomes"]
 

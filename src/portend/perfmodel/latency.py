@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from portend.errors import MismatchError, choice
 from portend.perfmodel.estimate import PARTS
 from portend.values.compute_fit import ComputeFit, StartFit
+from portend.values.device_profile import DeviceProfile
 from portend.values.plan import CODECS
-from portend.values.profile import DeviceProfile, Profile
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 
 __all__ = ["LatencyTables"]

@@ -16,8 +16,9 @@ from portend.errors import MismatchError, choice, law
 from portend.perfmodel.estimate import PARTS, Estimate, EstimateBatch
 from portend.perfmodel.exits import marginal_outcomes, outcomes_by_class, sample_outcomes
 from portend.perfmodel.latency import LatencyTables
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan, PlanBatch
-from portend.values.profile import Profile, SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 
 __all__ = ["CODEC_TOLERANCE", "Estimator", "PerformanceModel"]

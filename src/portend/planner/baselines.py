@@ -11,7 +11,7 @@ from portend.planner.limits import Limits
 from portend.planner.problem import NewSamples, Problem, SearchSpace, Solution, Status
 from portend.planner.promise import on_new_samples
 from portend.planner.search import search
-from portend.values.profile import SampleExits
+from portend.values.exits import SampleExits
 
 __all__ = ["baseline_spaces", "judged", "solve_baselines"]
 

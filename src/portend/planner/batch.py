@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from portend.perfmodel.estimate import PARTS, Estimate, EstimateBatch
 from portend.perfmodel.model import PerformanceModel
+from portend.values.device_profile import DeviceProfile
 from portend.values.plan import Plan, PlanBatch
-from portend.values.profile import DeviceProfile
 
 __all__ = ["Batch", "Block", "OnBlocks", "Outcomes", "weighted"]
 

@@ -21,9 +21,11 @@ from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.planner.fallbacks import Fallback
 from portend.planner.problem import NewSamples, SearchSpace, Solution
 from portend.units import format_bandwidth, format_time
+from portend.values.backbone import BackboneSpec
+from portend.values.codecs import ValueRange
 from portend.values.execution import Execution
 from portend.values.plan import Plan
-from portend.values.profile import BackboneSpec, Profile, ValueRange
+from portend.values.profile import Profile
 from portend.values.topology import Link, Tier, Topology
 
 __all__ = ["PLAN_VERSION", "PlanFile", "Search", "load_plan"]

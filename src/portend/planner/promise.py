@@ -36,8 +36,8 @@ from portend.planner.problem import (
     latency,
 )
 from portend.stats.strata import class_counts, draw_rates
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import SampleExits
 
 __all__ = ["HALVINGS", "keep_promise", "least_right", "on_new_samples", "parts"]
 

@@ -22,7 +22,7 @@ from portend.planner.limits import Limits
 from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution, Status
 from portend.planner.promise import keep_promise
 from portend.planner.space import PlanSpace
-from portend.values.profile import SampleExits
+from portend.values.exits import SampleExits
 
 __all__ = ["FRONT_LIMIT", "METRIC_LIMIT", "search"]
 

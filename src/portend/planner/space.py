@@ -29,8 +29,8 @@ from portend.perfmodel.model import PerformanceModel
 from portend.planner.metrics import ACCURACY_SLACK, Metric, latency
 from portend.planner.problem import SearchSpace
 from portend.units import format_bytes
+from portend.values.exits import SampleExits
 from portend.values.plan import Plan
-from portend.values.profile import SampleExits
 
 __all__ = ["NEVER", "PlanSpace"]
 

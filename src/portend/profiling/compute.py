@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from portend.errors import InvalidValue
 from portend.profiling.bench import Bench, Job
 from portend.profiling.prediction import measuring_order
-from portend.values.profile import BackboneSpec
+from portend.values.backbone import BackboneSpec
 
 __all__ = ["Busy", "ComputeProfiling", "describe_spread", "expected_s", "measure_branches", "measure_compute"]
 

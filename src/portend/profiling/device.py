@@ -38,10 +38,12 @@ from portend.profiling.environment import cpu_model, describe_machine, load_aver
 from portend.profiling.messages import count_messages, profile_messages, profile_result
 from portend.profiling.prediction import checked
 from portend.testbed.deployment import Deployment
+from portend.values.backbone import BackboneSpec
+from portend.values.codecs import ValueRange
 from portend.values.compute_fit import fit_compute
+from portend.values.device_profile import DeviceProfile
 from portend.values.execution import Execution
 from portend.values.plan import codec_parts
-from portend.values.profile import BackboneSpec, DeviceProfile, ValueRange
 from portend.values.topology import Link, Tier, Topology
 
 __all__ = ["DeviceProfiling", "profile_device"]

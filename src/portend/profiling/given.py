@@ -18,16 +18,12 @@ from numpy.typing import NDArray
 
 from portend.errors import ConfigError, InvalidValue
 from portend.io.csv_tables import TIMES, Row, Table, table_of, text_lines, time_unit
+from portend.values.backbone import BackboneSpec
+from portend.values.codecs import CodecProfile, ResultProfile
+from portend.values.device_profile import DeviceProfile
+from portend.values.exits import SampleExits, TabulatedExits
 from portend.values.plan import CRITERIA
-from portend.values.profile import (
-    BackboneSpec,
-    CodecProfile,
-    DeviceProfile,
-    Profile,
-    ResultProfile,
-    SampleExits,
-    TabulatedExits,
-)
+from portend.values.profile import Profile
 
 __all__ = ["FRAMING_BYTES", "RESULT_BYTES", "device_from_csv", "profile_from_csv"]
 

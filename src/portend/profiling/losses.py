@@ -20,8 +20,9 @@ from portend.errors import InvalidValue
 from portend.networks.evaluators import Evaluator
 from portend.networks.scoring import check_fit
 from portend.runtime.codecs import make_numbers
+from portend.values.backbone import BackboneSpec, channel_axis
+from portend.values.codecs import CodecLoss, ValueRange
 from portend.values.plan import LOSSY
-from portend.values.profile import BackboneSpec, CodecLoss, ValueRange, channel_axis
 
 __all__ = ["lossy", "profile_codecs", "profile_losses", "profile_ranges"]
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from portend.errors import MismatchError
-from portend.values.profile import BackboneSpec, DeviceProfile, Profile
+from portend.values.backbone import BackboneSpec
+from portend.values.device_profile import DeviceProfile
+from portend.values.profile import Profile
 
 __all__ = ["merge"]
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from portend.data.dataset import Dataset
 from portend.profiling.bench import Bench
 from portend.runtime.protocol import Header, pack_header, wire_bytes
-from portend.values.profile import BackboneSpec, CodecProfile, ResultProfile
+from portend.values.backbone import BackboneSpec
+from portend.values.codecs import CodecProfile, ResultProfile
 
 __all__ = ["count_messages", "profile_messages", "profile_result"]
 

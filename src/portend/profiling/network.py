@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from portend.data.dataset import Dataset
 from portend.networks.evaluators import Evaluator
 from portend.networks.scoring import score_samples
-from portend.values.profile import SampleExits
+from portend.values.exits import SampleExits
 
 __all__ = ["profile_exits"]
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import law
+from portend.values.backbone import BackboneSpec
 from portend.values.compute_fit import ComputeFit, Variation
-from portend.values.profile import BackboneSpec, Prediction
+from portend.values.device_profile import Prediction
 
 __all__ = ["checked", "measuring_order"]
 

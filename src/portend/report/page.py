@@ -21,8 +21,9 @@ from portend.io.storage import write_text
 from portend.perfmodel.estimate import PARTS, Estimate
 from portend.report import figures as plots
 from portend.units import format_bandwidth, format_time
+from portend.values.exits import SampleExits
 from portend.values.plan import CRITERIA, blocks
-from portend.values.profile import Profile, SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 
 if TYPE_CHECKING:

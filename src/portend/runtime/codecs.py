@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from portend.data.decoding import InputDecoder
 from portend.errors import InvalidValue, MessageError
+from portend.values.backbone import channel_axis
+from portend.values.codecs import ValueRange
 from portend.values.plan import codec_parts
-from portend.values.profile import ValueRange, channel_axis
 
 __all__ = ["FLOAT32", "Codec", "Encoded", "Numbers", "Sample", "TensorCodec", "make_codec", "make_numbers"]
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from portend.values.profile import BackboneSpec
+from portend.values.backbone import BackboneSpec
 
 __all__ = ["Executor", "Outcome", "Partition"]
 

@@ -19,7 +19,7 @@ from portend.runtime.codecs import Codec, Payload, Sample, make_codec
 from portend.runtime.deployed import Deployed
 from portend.runtime.executor import Executor, Partition
 from portend.service.release import Release, plan_name
-from portend.values.profile import BackboneSpec
+from portend.values.backbone import BackboneSpec
 
 __all__ = ["Loaded", "Outcome", "Shared"]
 

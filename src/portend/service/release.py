@@ -11,9 +11,9 @@ from portend.address import read_address
 from portend.errors import MessageError, PortendError, choice, law
 from portend.io.storage import from_plain, to_plain
 from portend.stats.exit_drift import watch_exits
+from portend.values.codecs import ValueRange
 from portend.values.execution import Execution
 from portend.values.plan import CODECS, CRITERIA, Plan
-from portend.values.profile import ValueRange
 
 __all__ = ["MOST_PLANS", "Limits", "NetworkFile", "Release", "plan_name", "read_release"]
 

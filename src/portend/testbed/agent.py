@@ -38,9 +38,9 @@ from portend.runtime.protocol import (
     unpack_control,
     unpack_header,
 )
+from portend.values.codecs import ValueRange
 from portend.values.execution import Execution
 from portend.values.measurement import SPAN_KINDS
-from portend.values.profile import ValueRange
 
 __all__ = ["Agent", "main"]
 

@@ -31,10 +31,10 @@ from portend.runtime.protocol import pack_control, unpack_control
 from portend.testbed.emulation.base import Emulation
 from portend.testbed.emulation.choose import make_emulation
 from portend.testbed.watch import Counters, Disturbance, count
+from portend.values.codecs import ValueRange
 from portend.values.execution import Execution
 from portend.values.measurement import SPAN_KINDS, Measurement
 from portend.values.plan import CODECS, CRITERIA, Plan
-from portend.values.profile import ValueRange
 from portend.values.topology import Topology
 
 __all__ = ["Deployment"]

@@ -30,7 +30,7 @@ class Tier:
     Attributes:
         name: unique within the topology.
         device: key of the device profile that holds its measurements.
-        slowdown: how many times slower than the profiled device (``portend.values.profile.slowed``); emulated where
+        slowdown: how many times slower than the profiled device (``portend.values.codecs.slowed``); emulated where
             the tier runs as a process, which needs at least 1.
         host, port: address of the machine that runs the tier's agent (an IPv6 address is kept without brackets), and
             where the agent of a service listens there.

@@ -70,7 +70,7 @@ def compare(
         >>> print(pt.compare(profile, pt.run(solution.plan, trained, topology, profile=profile)))
     """
     if isinstance(measured, Turns):
-        runs = {f"plan {number}": each for number, each in enumerate(measured.measurements.values(), 1)}
+        runs = {f"run {number}": each for number, each in enumerate(measured.measurements.values(), 1)}
     else:
         runs = {"plan": measured} if isinstance(measured, Measurement) else dict(measured)
     for name, each in runs.items():

@@ -16,8 +16,10 @@ from portend.networks.networkfile import is_exported, read_spec
 from portend.profiling.device import DeviceProfiling, profile_device
 from portend.profiling.losses import lossy, profile_losses, profile_ranges
 from portend.profiling.network import profile_exits
+from portend.values.codecs import ValueRange
+from portend.values.device_profile import DeviceProfile
 from portend.values.execution import Execution
-from portend.values.profile import DeviceProfile, Profile, ValueRange
+from portend.values.profile import Profile
 from portend.verbs.network import Network, network_file, samples_of
 
 __all__ = ["profile", "profile_machine"]

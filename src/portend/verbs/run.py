@@ -12,9 +12,10 @@ from portend.planner.planfile import PlanFile
 from portend.profiling.turns import Turns, run_in_turns
 from portend.testbed.deployment import Deployment
 from portend.testbed.emulation.base import Emulation
+from portend.values.codecs import ValueRange
 from portend.values.execution import Execution
 from portend.values.plan import Plan
-from portend.values.profile import Profile, ValueRange
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 from portend.verbs.network import Network, network_file, samples_of
 

@@ -34,7 +34,8 @@ from portend.profiling.losses import profile_codecs
 from portend.profiling.network import profile_exits
 from portend.training.config import Progress, TrainingConfig
 from portend.training.training import train
-from portend.values.profile import Profile, SampleExits
+from portend.values.exits import SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 
 if TYPE_CHECKING:

@@ -41,9 +41,10 @@ from portend.profiling.turns import Turns, burst_runs, coding_tables, message_wa
 from portend.report.validation_page import write_page
 from portend.testbed.deployment import Deployment
 from portend.testbed.emulation import EMULATIONS
+from portend.values.exits import SampleExits
 from portend.values.measurement import Measurement
 from portend.values.plan import CRITERIA, Plan
-from portend.values.profile import Profile, SampleExits
+from portend.values.profile import Profile
 from portend.values.topology import Topology
 
 __all__ = ["Campaign", "idle_before", "read_campaign", "stratified", "validate"]
