@@ -223,6 +223,8 @@ def test_a_clip_from_a_pipe_is_read_to_its_end(data: bytes) -> None:
     [
         container(DATA + 2, whole=len(GOOD)),
         container(0x10000000),
+        *(container(size, whole=size + 36) for size in (0x7FFF1000, 0x7FFFF400, 0x90000000, 0xFFFFFF00)),  # over 2 GiB
+        container(0xFFFFFFFF, kind=b"RF64", before=ds64(1 << 63)),
         container(0xFFFFFFFF, kind=b"RF64", before=ds64(DATA + 2)),
         container(0xFFFFFFFF, kind=b"RF64", before=ds64(1 << 40)),
         container(0xFFFFFFFF)[:44],
@@ -234,6 +236,20 @@ def test_a_clip_from_a_pipe_is_read_to_its_end(data: bytes) -> None:
 def test_a_clip_that_is_cut_short_is_still_noticed(data: bytes) -> None:
     with pytest.raises(DataError, match="cannot decode"):
         VGGISH.decode(data)
+
+
+def test_a_stream_may_say_whole_frames() -> None:
+    """SoX writes 0x7FFFF000, less what is no whole frame."""
+    whole = wav(np.stack([tone(440, 0.5), tone(880, 0.5)], axis=1), 16_000, "PCM_24")
+    at = whole.index(b"data") + 4
+    streamed, cut = (
+        whole[:at] + struct.pack("<I", size) + whole[at + 4 :]
+        for size in (0x7FFFF000 - 0x7FFFF000 % 6, 0x7FFFF000 - 0x7FFFF000 % 6 - 6)
+    )
+    whole, streamed, cut = (b"RIFF" + bytes(4) + data[8:] for data in (whole, streamed, cut))
+    assert np.array_equal(VGGISH.decode(streamed), VGGISH.decode(whole))
+    with pytest.raises(DataError, match="cannot decode"):
+        VGGISH.decode(cut)
 
 
 def test_a_small_file_cannot_claim_hours() -> None:

@@ -47,7 +47,8 @@ _MAX_CHANNELS: Final = 32
 _MAX_SAMPLES: Final = 20_000_000  # of all channels: 10 minutes of mono at 32 kHz
 _RATES: Final = (1_000, 384_000)
 _WAVES: Final = (b"RIFF", b"RF64", b"BW64")
-_UNKNOWN_SIZE: Final = 0x7FFF_0000  # a stream's writer does not know it, and says this, something larger, or 0
+_UNKNOWN_SIZES: Final = (0, 0x7FFF_F000, 0x7FFF_FF00, 0x8000_0000, 0xFFFF_FFFF, (1 << 64) - 1)
+"""What writers of streams put in place of the data's size: GStreamer, SoX, arecord (two), FFmpeg; the last in RF64."""
 _WINDOW_S, _HOP_S, _LOG_OFFSET = 0.025, 0.010, 0.01
 
 _MAX_VALUES: Final = 50_000_000
@@ -353,15 +354,16 @@ def _clip(encoded: bytes, rate_out: int) -> tuple[NDArray[np.float64], int]:
 def _plain(encoded: bytes) -> bytes:
     """Return the file as libsndfile reads it to its end; ValueError if it is of another format, or cut short.
 
-    Streams (``ffmpeg -f wav -``, ``arecord``, ``sox``) come with sizes of the file and of its data that their writer
-    did not know: the data reaches to the end. Those, RF64 (sizes of 64 bits, EBU Tech 3306) and files with chunks of
-    odd size that are not padded are written anew, as RIFF with the same format and data.
+    Streams (``ffmpeg -f wav -``, ``arecord``, ``sox``) come with one of a few sizes of their data that stand for "not
+    known" (SoX rounds to whole frames): the data reaches to the end. Any other size is meant. Those, RF64 (sizes of 64
+    bits, EBU Tech 3306) and files with chunks of odd size that are not padded are written anew, as RIFF with the same
+    format and data.
     """
     if not is_sound(encoded):
         raise ValueError("it does not begin like one of them")
     if encoded[:4] not in _WAVES:
         return encoded
-    position, kept, long, usual = 12, b"", 0, encoded[:4] == b"RIFF"
+    position, kept, long, frame, usual = 12, b"", 0, 1, encoded[:4] == b"RIFF"
     while position + 8 <= len(encoded):
         name, size = encoded[position : position + 4], int.from_bytes(encoded[position + 4 : position + 8], "little")
         position += 8
@@ -369,7 +371,7 @@ def _plain(encoded: bytes) -> bytes:
         if name == b"data":
             size = long if size == 0xFFFF_FFFF and long else size
             known = usual and position < int.from_bytes(encoded[4:8], "little") + 8 <= len(encoded)
-            if not known and (size == 0 or _UNKNOWN_SIZE <= size <= 0xFFFF_FFFF or size >= 1 << 63):
+            if not known and any(size in (some, some - some % frame) for some in _UNKNOWN_SIZES):
                 size, usual = left, False
         if size > left:
             raise ValueError(f"chunk {name!r} says {size} bytes, but {left} are left")
@@ -381,6 +383,7 @@ def _plain(encoded: bytes) -> bytes:
         if name == b"ds64":
             long = int.from_bytes(encoded[position + 8 : position + 16], "little") or 0xFFFF_FFFF
         if name == b"fmt ":
+            frame = int.from_bytes(encoded[position + 12 : position + 14], "little") or 1
             kept += name + size.to_bytes(4, "little") + encoded[position : position + size] + bytes(size % 2)
         if size % 2 and encoded[position + size : position + size + 1] not in (b"", b"\0"):
             usual = False  # no padding: the next chunk begins here
