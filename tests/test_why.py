@@ -16,10 +16,11 @@ from portend.io.forms import load_topology
 from portend.io.storage import load_profile
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.metrics import latency_quantile, throughput
-from portend.planner.problem import Problem, SearchSpace, accuracy, latency
+from portend.planner.problem import Alternative, Problem, SearchSpace, Why, accuracy, latency
 from portend.planner.search import search
 from portend.planner.solve import solve
 from portend.values.exits import SampleExits
+from portend.values.plan import Plan
 from portend.values.profile import Profile
 from problems import Case, random_case
 
@@ -196,3 +197,11 @@ def test_a_plan_on_a_disturbed_profile_says_so_and_what_to_do(tmp_path: Path) ->
         assert (REMEDY in page.read_text(encoding="utf-8")) == disturbed
         answer = json.loads(portend(*swept, "--no-baselines", "--json").stdout)
         assert [TOLD in told and REMEDY in told for told in answer["disturbed"]] == [True] * disturbed
+
+
+def test_a_minus_is_a_minus_sign() -> None:
+    plan = Plan(cuts=(3,), placement=(0,), thresholds=())
+    for slower_s, less, said in ((-8e-5, 0.01, "−0.08 ms   −1.00 points"), (-1e-9, -0.002, "+0.00 ms   +0.20 points")):
+        other = Alternative(name="other", plan=plan, slower_s=slower_s, less_accurate=less, dearer=slower_s)
+        why = Why(metric=latency, goal=latency, steps=(), binding=(), alternatives=(other,))
+        assert said in why.describe()[-1]

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from portend.errors import InvalidValue, choice
 
-__all__ = ["Dimension", "format_bandwidth", "format_bytes", "format_time", "parse", "parse_share"]
+__all__ = ["Dimension", "format_bandwidth", "format_bytes", "format_time", "parse", "parse_share", "signed"]
 
 Dimension = Literal["time", "bandwidth", "size", "power", "price"]
 
@@ -103,3 +103,8 @@ def format_bandwidth(bits_per_second: float) -> str:
 def format_bytes(count: float) -> str:
     """Return bytes as text in decimal units, such as ``65.5 kB``."""
     return _scaled(count, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")))
+
+
+def signed(value: float, digits: int) -> str:
+    """Return a number with its sign, such as ``−0.012``; ``+0.00`` where nothing is left of it."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")

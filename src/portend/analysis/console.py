@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from portend.analysis.compare import TERMS, Comparison
+from portend.units import signed
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from portend.analysis.fitted import FittedTable
 
-__all__ = ["comparison_table", "format_error", "format_ms", "format_rates", "format_share", "signed", "terms_table"]
+__all__ = ["comparison_table", "format_error", "format_ms", "format_rates", "format_share", "terms_table"]
 
 
 def format_ms(seconds: float) -> str:
@@ -28,12 +29,7 @@ def format_share(share: float) -> str:
 
 def format_error(error: float) -> str:
     """Return a relative error as signed percent, such as ``−1.8 %``."""
-    return f"{100 * error:+.1f} %".replace("-", "−")
-
-
-def signed(value: float, digits: int) -> str:
-    """Return a number with its sign, such as ``−0.012``; ``+0.00`` where nothing is left of it."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+    return f"{signed(100 * error, 1)} %"
 
 
 def format_rates(rates: Sequence[float]) -> str:

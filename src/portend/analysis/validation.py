@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from portend.analysis.compare import TERMS, Comparison, Fit, fit, inside
-from portend.analysis.console import signed
 from portend.errors import choice, law
 from portend.perfmodel.estimate import Estimate
 from portend.planner.mix import FACTORS
 from portend.planner.pareto import front_indices
+from portend.units import signed
 
 __all__ = [
     "PAPER",

@@ -169,6 +169,7 @@ def deploy(
     from portend.progress import progress
     from portend.service.keys import OPERATOR
     from portend.service.release import Limits
+    from portend.units import signed
     from portend.verbs.deploy import deploy as deploy_plan
 
     try:
@@ -200,7 +201,8 @@ def deploy(
         return
     say(str(deployed))
     for agent in deployed.agents:
-        say(f"  clock of {agent.name}: {1e3 * agent.offset_s:+.2f} ms, give or take {1e3 * agent.within_s:.2f} ms")
+        offset = signed(1e3 * agent.offset_s, 2)
+        say(f"  clock of {agent.name}: {offset} ms, give or take {1e3 * agent.within_s:.2f} ms")
     if deployed.lacks:
         click.echo(f"  note: the wanted plan cannot be used now: {'; '.join(deployed.lacks)}", err=True)
     if not deployed.settled:

@@ -15,6 +15,7 @@ from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.limits import Ended
 from portend.planner.metrics import ACCURACY_SLACK, LATENCY_SLACK, Batch, Constraint, Metric, accuracy, latency
+from portend.units import signed
 from portend.values.plan import Plan
 
 __all__ = [
@@ -303,12 +304,12 @@ class Why:
         if self.alternatives:
             lines.append("  Other plans, compared with this one:")
         for other in self.alternatives:
-            points = 0.0 - round(100 * other.less_accurate, 2)
             sign = "+" if other.dearer >= 0 else "−"
             worse = f"{sign + self.goal.format(abs(other.dearer)):>12} {self.goal.name}  "
             dearer = "" if self.goal == latency else worse
             lines.append(
-                f"    {dearer}{1e3 * other.slower_s:+8.2f} ms  {points:+6.2f} points  {other.name}: "
+                f"    {dearer}{signed(1e3 * other.slower_s, 2):>8} ms  "
+                f"{signed(-100 * other.less_accurate, 2):>6} points  {other.name}: "
                 f"{other.plan.describe(tier_names)}"
             )
         return [*lines, *(f"  {warning}" for warning in (self.advice, self.caution) if warning)]

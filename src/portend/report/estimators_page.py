@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from portend.analysis.console import format_error
 from portend.report.figures import GRID, INK, PART_COLORS, QUIET, apply_style
 from portend.report.page import STYLE, html_cells, html_page, html_section, html_table
+from portend.units import signed
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -70,6 +72,6 @@ def estimators_page(cases: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _row(name: str, error: Mapping[str, float]) -> str:
     cells = (
-        f"{error['rmse_ms']:.3f}", f"{error['bias_ms']:+.3f}", f"{100 * error['bias']:+.1f} %", f"{error['slope']:.3f}",
+        f"{error['rmse_ms']:.3f}", signed(error["bias_ms"], 3), format_error(error["bias"]), f"{error['slope']:.3f}",
     )  # fmt: skip
     return f"<tbody><tr><th>{escape(name)}</th>{html_cells(cells)}</tr></tbody>"

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from portend.analysis.compare import TERMS, Fit
-from portend.analysis.console import format_error, format_ms, format_share, signed
+from portend.analysis.console import format_error, format_ms, format_share
 from portend.analysis.validation import PAPER, Attribution, Case, Validation, Verdict
 from portend.io.storage import write_text
 from portend.report import figures as plots
 from portend.report import page as report
+from portend.units import signed
 from portend.values.profile import Profile
 from portend.values.topology import Topology
 

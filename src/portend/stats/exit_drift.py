@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from portend.errors import MismatchError, law
 from portend.stats.strata import rate_interval
+from portend.units import signed
 from portend.values.plan import Plan
 
 __all__ = ["ExitDrift", "ExitWatch", "exit_drift", "fisher_exact", "watch_exits"]
@@ -170,7 +171,7 @@ class ExitDrift:
             lines.append(
                 f"{_exit(self.plan, k)} let {100 * self.measured[k]:.1f} % go, the profile says "
                 f"{100 * self.predicted[k]:.1f} % ± {50 * (ends[1] - ends[0]):.1f}: more than chance "
-                f"(p = {_p(float(self.p_values[k]))}); {low:+.1f} to {high:+.1f} points".replace("-", "−")
+                f"(p = {_p(float(self.p_values[k]))}); {signed(low, 1)} to {signed(high, 1)} points"
             )
         return [*lines, f"{100 * self.moved:.1f} % of the samples leave elsewhere than predicted"]
 
@@ -357,4 +358,4 @@ def _exit(plan: Plan, k: int) -> str:
 
 
 def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 1e-300 else "0"
+    return f"{value:.2g}".replace("-", "−") if value >= 1e-300 else "0"

@@ -34,6 +34,7 @@ from portend.profiling.losses import profile_codecs
 from portend.profiling.network import profile_exits
 from portend.training.config import Progress, TrainingConfig
 from portend.training.training import train
+from portend.units import signed
 from portend.values.exits import SampleExits
 from portend.values.profile import Profile
 from portend.values.topology import Topology
@@ -295,7 +296,7 @@ def refinement_table(refinement: Refinement, tier_names: Sequence[str]) -> Fitte
         if number and fastest is not None and first.same_accuracy_s:
             gain = f" ({format_error(fastest / first.same_accuracy_s - 1)})"
         if number:
-            more = f" ({100 * (each.same_latency - first.same_latency):+.1f})".replace("-", "−")
+            more = f" ({signed(100 * (each.same_latency - first.same_latency), 1)})"
         table.add_row(
             f"{number}{' ◂' if number == refinement.best else ''}",
             each.solution.plan.describe(tier_names),
