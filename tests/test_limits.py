@@ -6,10 +6,13 @@ import json
 import math
 import os
 import signal
+import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,12 +20,14 @@ import numpy as np
 import pytest
 
 from commands import ROOT, portend
+from portend.analysis import whatif
 from portend.analysis.whatif import Axis, Scenario, find_crossovers, sweep
 from portend.errors import InvalidValue, SearchError
 from portend.perfmodel.model import Estimator, PerformanceModel
-from portend.planner import dynamic, exhaustive, limits, replay
+from portend.planner import dynamic, exhaustive, limits, promise, replay
 from portend.planner import search as search_module
-from portend.planner.baselines import solve_baselines
+from portend.planner import solve as solve_module
+from portend.planner.baselines import judged, solve_baselines
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.fallbacks import find_fallbacks
 from portend.planner.limits import Limits, Progress
@@ -100,16 +105,29 @@ def test_the_exhaustive_search_and_nsga_ii_cut_short_claim_nothing(seed: int, mo
     model = random_case(seed, blocks=5, tiers=3, estimator="sample").model()
     space = SearchSpace(thresholds=(0.0, 0.25, 0.5), exits_per_tier=2)
     middle = float(np.median(model.profile.exits.accuracies()))
-    for goal in (latency, latency_quantile(0.9)):
-        problem = Problem(minimize=goal, subject_to=(accuracy >= middle,), space=space)
+    p90 = latency_quantile(0.9)
+    slow = solve_exhaustive(Problem(minimize=latency, space=space), model).estimate.mean_s * 3
+    asked = [
+        Problem(minimize=latency, subject_to=(accuracy >= middle,), space=space),
+        Problem(minimize=latency, subject_to=(accuracy >= middle, p90 <= slow), space=space),
+        Problem(maximize=accuracy, subject_to=(p90 <= slow,), space=space),
+        Problem(minimize=p90, subject_to=(accuracy >= middle,), space=space),
+    ]
+    for problem in asked:
         expected = solve_exhaustive(problem, model)
         for steps in (0, 1, 5):
             found = solve_exhaustive(problem, model, limits=Limits(pieces=steps))
             true(found, expected, model)
             assert not found.front_complete
             assert found.status in ("feasible", "unknown")
+            assert (found.bound is None) == (problem.minimize == p90)
+            assert found.status == "unknown" or ("no bound is known" in str(found)) == (found.bound is None)
     monkeypatch.setattr(search_module, "METRIC_LIMIT", 0)
     pytest.importorskip("pymoo", reason="needs the extra pareto")
+    for constrained in asked[1:3]:
+        found = search(constrained, model, limits=Limits(pieces=3))
+        true(found, solve_exhaustive(constrained, model), model)
+        assert found.bound is not None
     beyond = replace(problem, subject_to=(accuracy >= 1.0, latency_quantile(0.9) <= 1e-9))
     assert search(problem, model, limits=Limits(pieces=3)).status == "feasible"
     assert search(beyond, model, limits=Limits(pieces=3)).status == "unknown"
@@ -160,6 +178,24 @@ def test_progress_tells_the_best_plan_and_its_bound(monkeypatch: pytest.MonkeyPa
             assert one.bound <= found.estimate.mean_s * (1 + 1e-9)
             assert one.value >= found.estimate.mean_s * (1 - 1e-9)
             assert one.gap == pytest.approx((one.value - one.bound) / one.value)
+
+
+def test_the_searches_by_metrics_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pymoo", reason="needs the extra pareto")
+    monkeypatch.setattr(limits, "_TELL_S", 0.0)
+    model = random_case(11, blocks=5, tiers=3, estimator="sample").model()
+    p90, space = latency_quantile(0.9), SearchSpace(thresholds=(0.0, 0.25))
+    for goal, most in ((p90, 0), (p90, 10**9), (latency, 0), (latency, 10**9)):
+        monkeypatch.setattr(search_module, "METRIC_LIMIT", most)
+        told: list[Progress] = []
+        problem = Problem(minimize=goal, subject_to=(p90 <= 1e9,), space=space)
+        found = search(problem, model, limits=Limits(progress=told.append))
+        values = [one.value for one in told if one.value is not None]
+        assert values == sorted(values, reverse=True), "the best so far gets better only"
+        assert values[-1] == pytest.approx(found.metrics[goal.name])
+        generations = [one.step for one in told]
+        assert most != 0 or generations[-1] == f"generation {len(set(generations)) - 1}" != "generation 0"
+        assert most or all((one.bound is None) == (goal == p90) for one in told)
 
 
 @contextmanager
@@ -297,3 +333,160 @@ def test_pieces_of_work_are_shared_as_time_is() -> None:
     assert [half.over() for _ in range(2)] == [False, True]
     assert not whole.over()
     assert half.reason == few.reason == "time"
+
+
+# -- in time: no wall clock is judged, but what is done between two questions to the limits ----------
+
+
+class Meter:
+    """Counts what is done between two questions to any limits: calls of functions, and bytes taken."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.bytes: list[int] = []
+        self._calls = 0
+
+    @contextmanager
+    def running(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        asked = Limits.over
+
+        def over(these: Limits) -> bool:
+            self._note()
+            return asked(these)
+
+        def count(*_: Any) -> None:
+            self._calls += 1
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Limits, "over", over)
+            patch.setattr(limits, "time", SimpleNamespace(perf_counter=lambda: 0.05 * len(self.calls)))
+            tracemalloc.start()
+            sys.setprofile(count)
+            try:
+                yield
+            finally:
+                sys.setprofile(None)
+                self._note()
+                tracemalloc.stop()
+
+    def _note(self) -> None:
+        now, most = tracemalloc.get_traced_memory()
+        self.calls.append(self._calls)
+        self.bytes.append(most - now)
+        tracemalloc.reset_peak()
+        self._calls = 0
+
+
+def a_large_one(estimator: Estimator) -> PerformanceModel:
+    case = random_case(4, blocks=14, tiers=5, estimator="sample")
+    return PerformanceModel(case.profile, case.topology, estimator=estimator)
+
+
+OWN = SearchSpace(
+    thresholds=tuple(i / 40 for i in range(40)), exits_per_tier=2, per_exit_thresholds=True, max_partitions=5
+)
+FEW = replace(OWN, thresholds=(0.0, 0.25, 0.5), max_partitions=4)
+P90 = latency_quantile(0.9)
+ASKED = Problem(minimize=latency, subject_to=(accuracy >= 0.5,), space=OWN)
+QUANTILE = Problem(minimize=P90, space=OWN)
+
+
+def a_sweep(model: PerformanceModel, given: Limits) -> None:
+    scenario = Scenario(profile=model.profile, topology=model.topology, problem=ASKED)
+    sweep(scenario, [Axis(path="links[0].bandwidth", values=(1e4, 1e6, 1e8))], limits=given)
+
+
+SEARCHES: dict[str, Any] = {
+    "marginal": lambda model, given: search(ASKED, model, limits=given),
+    "sample": lambda model, given: search(ASKED, model, limits=given),
+    "exhaustive": lambda model, given: solve_exhaustive(replace(ASKED, space=FEW), model, limits=given),
+    "metrics": lambda model, given: solve_exhaustive(replace(QUANTILE, space=FEW), model, limits=given),
+    "nsga-ii": lambda model, given: search(QUANTILE, model, limits=given),
+    "promise": lambda model, given: search(replace(ASKED, robust=0.9), model, limits=given),
+    "baselines": lambda model, given: solve_baselines(ASKED, model, limits=given),
+    "what-if": a_sweep,
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_stops_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These 0.4 s are 8 questions. Soon after them it ends; between two it makes few calls and takes few bytes."""
+    if name == "nsga-ii":
+        pytest.importorskip("pymoo", reason="needs the extra pareto")
+    model, meter = a_large_one("marginal" if name == "marginal" else "sample"), Meter()
+    with meter.running(monkeypatch):
+        SEARCHES[name](model, Limits(seconds=0.4))
+    print(name, len(meter.calls), max(meter.calls), max(meter.bytes) / 1e6)
+    assert 8 < len(meter.calls) <= 8 + 12
+    assert max(meter.calls) <= 50_000
+    assert max(meter.bytes) <= 30e6
+
+
+def test_time_that_points_do_not_use_goes_to_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "time", SimpleNamespace(perf_counter=lambda: 100.0))  # no point takes any
+
+    def left(_: int, these: Limits) -> float:
+        return these._deadline - 100.0
+
+    how: Any = {"on_progress": None, "limits": Limits(seconds=64.0)}
+    one = whatif._each(left, range(64), n_jobs=None, backend=None, **how)
+    two = whatif._each(left, range(64), n_jobs=2, backend="threading", **how)
+    assert one == sorted(one)
+    assert (one[0], one[-1]) == (1.0, 64.0)
+    assert two[0] <= 2.0
+    assert two[-1] >= 64.0 / 2
+
+
+def test_points_that_use_all_their_time_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks as joblib takes them: for all workers at once, when the first of them has none left."""
+    now = [0.0]
+    monkeypatch.setattr(limits, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for workers, points in ((2, 64), (3, 10), (4, 4), (2, 1)):
+        now[0] = 0.0
+        chunks, free = whatif._chunks(range(points), workers, Limits(seconds=60.0)), [0.0] * workers
+        done: list[int] = []
+        waiting: list[Any] = []
+        while True:
+            now[0] = min(free)
+            waiting = waiting or list(islice(chunks, workers))
+            if not waiting:
+                break
+            some, given = waiting.pop(0)
+            done += some
+            free[free.index(min(free))] += given["seconds"]
+        assert done == list(range(points))
+        assert 0.6 * 60 <= max(free) <= 60 * (1 + 1e-9)
+
+
+def test_what_is_said_of_new_samples_is_the_same_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_case(8, blocks=6, tiers=3, estimator="sample").model()
+    need = 0.8 * float(max(model.profile.exits.accuracies()))
+    problem = Problem(minimize=latency, subject_to=(accuracy >= need,), space=SearchSpace(thresholds=(0.0, 0.25)))
+    quiet = solve(problem, model, baselines=False)
+    ticks = iter(range(0, 10**9, 10))
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    with monkeypatch.context() as patch:  # ten seconds pass between any two looks at the clock
+        patch.setattr(limits, "time", clock)
+        patch.setattr(search_module, "time", clock)
+        busy = solve(problem, model, baselines=False)
+    assert quiet.new_samples is not None
+    assert busy.new_samples == quiet.new_samples
+    hard = Problem(minimize=latency, subject_to=(accuracy >= need,), space=OWN)
+    monkeypatch.setattr(solve_module, "NEW_SAMPLES", 0)
+    assert solve(hard, model, baselines=False, new_samples=None).new_samples is None
+
+
+def test_choices_on_halves_of_the_samples_end_by_what_they_have_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    monkeypatch.setattr(search_module, "FRONT_LIMIT", 0)
+    monkeypatch.setattr(replay, "_FEW", 0)
+    model = random_case(11, blocks=7, tiers=3, estimator="sample").model()
+    hints = SearchSpace(thresholds=(0.0, 0.125, 0.25, 0.5), exits_per_tier=3, per_exit_thresholds=True)
+    found = search(Problem(minimize=latency, subject_to=(accuracy >= 0.4,), space=hints), model)
+    taken = []
+    for each in (1, 1000):
+        monkeypatch.setattr(promise, "_EACH", each)
+        these = Limits()
+        assert judged(found, model, these) is not None
+        taken.append(these.pieces)
+    assert taken[0] < taken[1]

@@ -69,10 +69,12 @@ def searching(shown: Callable[[float], str]) -> Iterator[Callable[[Any], None]]:
             nonlocal status
             if status is None:
                 status = stack.enter_context(Console(stderr=True).status("searching"))
+            step = f"{known.step}: " if known.step else ""
             best = "no plan yet" if known.value is None else f"best {shown(known.value)}"
             bound = "" if known.bound is None else f", none beats {shown(known.bound)}"
             gap = "" if known.gap is None else f", gap {100 * known.gap:.2g} %"
-            status.update(f"{known.seconds:.0f} s: {best}{bound}{gap} (Ctrl-C ends the search with the best so far)")
+            said = f"{known.seconds:.0f} s: {step}{best}{bound}{gap}"
+            status.update(f"{said} (Ctrl-C ends the search with the best so far)")
 
         yield tell
 

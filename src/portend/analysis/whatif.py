@@ -672,8 +672,8 @@ def sweep(
 
     Args:
         axes: fields and their values, also as text (``parse_axis``).
-        limits: for all points together; each gets an equal share of the time that is left. Where a limit ended a
-            search, the point's ``status`` and gap say so; points without time are not planned.
+        limits: for all points together; each gets an equal share of the time that is left when it begins. Where a limit
+            ended a search, the point's ``status`` and gap say so; points without time are not planned.
         n_jobs, backend: as in ``joblib.Parallel``. By default points are planned one after the other, without
             joblib; with a backend and no ``n_jobs``, by as many workers as it has. ``dask`` uses the current
             ``distributed.Client``, ``ray`` the Ray session (see ``connected``).
@@ -884,21 +884,32 @@ def _each(
 
     with parallel_config(backend=backend or "loky", n_jobs=-1 if n_jobs is None else n_jobs):
         workers = effective_n_jobs(n_jobs or -1)
-        size = max(1, math.ceil(len(items) / (8 * workers)))
-        each = limits.each(len(items), workers)
-        # the scenario travels with each chunk, not with each point
-        chunks = [items[i : i + size] for i in range(0, len(items), size)]
         collected: list[_R] = []
         delivery = "list" if backend == "ray" else "generator"  # Ray's backend gives results only all at once
-        for part in Parallel(return_as=delivery)(delayed(_run)(task, chunk, each) for chunk in chunks):
+        parallel = Parallel(return_as=delivery, batch_size=1, pre_dispatch="n_jobs")
+        for part in parallel(delayed(_run)(task, *chunk) for chunk in _chunks(items, workers, limits)):
             collected += part
             if on_progress:
                 on_progress(len(collected), len(items))
     return collected
 
 
-def _run(task: Callable[[_T, Limits], _R], items: Sequence[_T], each: dict[str, Any]) -> list[_R]:
-    return [task(item, Limits(**each)) for item in items]
+def _chunks(items: Sequence[_T], workers: int, limits: Limits) -> Iterator[tuple[Sequence[_T], dict[str, Any]]]:
+    """Items for a worker that asks for some, and what is left of the limits for them; the task travels once with each.
+
+    Time that earlier ones did not use is there for later ones. joblib takes a chunk for each worker ahead, which waits
+    until the one before is done.
+    """
+    size = max(1, math.ceil(len(items) / (8 * workers)))
+    for begin in range(0, len(items), size):
+        rounds = math.ceil((len(items) - begin) / (size * workers))
+        ahead = int(begin > 0)
+        yield items[begin : begin + size], limits.shared(1 / (rounds + ahead), workers)
+
+
+def _run(task: Callable[[_T, Limits], _R], items: Sequence[_T], given: dict[str, Any]) -> list[_R]:
+    limits = Limits(**given)
+    return [task(item, limits.part(1 / left)) for left, item in zip(range(len(items), 0, -1), items, strict=True)]
 
 
 @contextlib.contextmanager

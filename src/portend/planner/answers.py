@@ -95,8 +95,11 @@ def by_front(
     solver: str,
     plans: int,
     ended: Ended = "",
+    bound: float | None = None,
 ) -> Solution:
     """Return what the front of cost and accuracy, by cost, says to a problem: the whole one unless a limit ended it.
+
+    ``bound``: of the objective, where a limit ended the search.
 
     Raises:
         SearchError: the front is empty, so no plan satisfies the hints.
@@ -108,7 +111,7 @@ def by_front(
     proven: tuple[Status, Status] = ("feasible", "unknown") if ended else ("optimal", "infeasible")
     return solution(
         asked, space, chosen.plan, status=proven[not met], front=wanted(problem, front), front_complete=not ended,
-        stats=SearchStats(plans=plans, seconds=time.perf_counter() - begin, solver=solver, ended=ended),
+        stats=SearchStats(plans=plans, seconds=time.perf_counter() - begin, solver=solver, ended=ended), bound=bound,
     )  # fmt: skip
 
 

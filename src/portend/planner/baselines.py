@@ -53,7 +53,7 @@ def baseline_spaces(model: PerformanceModel, space: SearchSpace) -> dict[str, Se
 def judged(solution: Solution, model: PerformanceModel, limits: Limits) -> NewSamples | None:
     """Return what accuracy an answer has on new samples; None without samples, or where a half took too long."""
     try:
-        return on_new_samples(solution, model, lambda on, at, most: search(on, at, limits=limits.within(most)))
+        return on_new_samples(solution, model, lambda on, at, most: search(on, at, limits=limits.within_pieces(most)))
     except SearchError:
         return None
 

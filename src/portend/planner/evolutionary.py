@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, islice, product
 from typing import Any, Final
 
 import numpy as np
@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
-from portend.planner import dynamic, replay
+from portend.planner import dynamic, exact, replay
 from portend.planner.exhaustive import solve_exhaustive
-from portend.planner.limits import Ended, Limits
+from portend.planner.limits import Ended, Limits, gap
 from portend.planner.metrics import Batch
 from portend.planner.nondominated import NonDominated
 from portend.planner.problem import FrontPoint, Problem, SearchStats, Solution
@@ -69,9 +69,10 @@ def solve_evolutionary(
 ) -> Solution:
     """Return good plans of a problem in any metrics, and their front; the same ones for the same seed.
 
-    ``status`` is ``feasible``, and ``gap`` None: how much better a plan there may be is not known. Where no plan was
-    found that meets the constraints, ``unknown`` and the plan that missed them least. Limits end the search early, at
-    the expense of the same answer every time.
+    ``status`` is ``feasible``. Where the first objective is a sum or accuracy, ``bound`` says what no plan beats
+    (``exact.bound``); of others it is None: how much better a plan there may be is not known. Where no plan was found
+    that meets the constraints, ``unknown`` and the plan that missed them least. Limits end the search early, at the
+    expense of the same answer every time.
 
     Raises:
         SearchError: the space holds no plan, or pymoo is not installed.
@@ -93,7 +94,8 @@ def solve_evolutionary(
     rng = np.random.default_rng(seed)
     judge, breed = _Judge(problem, space), _Breeder(space, rng)
     population = _Population(RankAndCrowding(), rng)
-    first = [breed.chain(plan) for plan in _known(problem, space, limits.part(0.5))]
+    bound = exact.bound(problem, model, limits.silent().part(0.1).within_pieces(_SEED))
+    first = [breed.chain(plan) for plan in _known(problem, space, limits.silent().part(0.5))]
     while len(first) < _POPULATION and not (first and limits.over()):
         one = breed.random()
         if one is None and not first:
@@ -101,20 +103,30 @@ def solve_evolutionary(
         first += [one] if one else []
     if not first:
         raise SearchError(f"no plan that satisfies the hints was found: {space.hints()}; relax one of them")
-    population.add(first, *judge.values(first))
+    generation = idle = 0
+
+    def compete(plans: Iterable[_Chain]) -> bool:
+        """Let plans compete, as many as a population between two questions to the limits; False: one is met."""
+        waiting = iter(plans)
+        while some := list(dict.fromkeys(islice(waiting, _POPULATION))):
+            population.add(some, *judge.values(some))
+            limits.tell(judge.value(), bound, f"generation {generation}")
+            if limits.over():
+                return False
+        return True
+
     explored: set[_Chain] = set()
-    idle = generation = 0
-    while generation < _GENERATIONS and idle < _PATIENCE and not limits.over():
-        before = judge.best()
-        offspring = [breed.child(*population.parents()) for _ in range(_POPULATION)]
+    left = compete(first)
+    while left and generation < _GENERATIONS and idle < _PATIENCE:
+        before, generation = judge.best(), generation + 1
         looked_at = next((one for one in population.leaders() if one not in explored), None)
+        near: Iterable[_Chain] = ()
         if looked_at is not None:
             explored.add(looked_at)
-            offspring += breed.neighbors(looked_at)
-        offspring = list(dict.fromkeys(offspring))
-        population.add(offspring, *judge.values(offspring))
-        generation, idle = generation + 1, idle + 1 if judge.best() == before else 0
-    return judge.solution(asked, begin, limits.reason if limits.over() else "")  # its first searches have own limits
+            near = breed.neighbors(looked_at)
+        left = compete(chain((breed.child(*population.parents()) for _ in range(_POPULATION)), near))
+        idle = idle + 1 if judge.best() == before else 0
+    return judge.solution(asked, begin, bound, "" if left else limits.reason)
 
 
 def _known(problem: Problem, space: PlanSpace, limits: Limits) -> list[Plan]:
@@ -150,6 +162,11 @@ class _Judge:
     def best(self) -> set[tuple[float, ...]]:
         """The values of the best plans so far."""
         return set((self._met.found or self._nearest.found).keys())
+
+    def value(self) -> float | None:
+        """The first objective of the best plan so far that meets the bounds, in its unit."""
+        sense = self._problem.objectives[0][1]
+        return sense * min(goals[0] for goals in self._met.found) if self._met.found else None
 
     def values(self, chains: Sequence[_Chain]) -> tuple[Floats, Floats]:
         """Objectives [C, D], where less is better, and by how much bounds are missed, [C, B]."""
@@ -206,7 +223,7 @@ class _Judge:
         share = stay[:, :-1] - stay[:, 1:]
         return share, share * space.right[cuts] / space.samples
 
-    def solution(self, asked: Problem, begin: float, ended: Ended) -> Solution:
+    def solution(self, asked: Problem, begin: float, bound: float | None, ended: Ended) -> Solution:
         problem, space = self._problem, self._space
         met = bool(self._met.found)
         found = sorted((self._met if met else self._nearest).found.values())
@@ -233,6 +250,8 @@ class _Judge:
                 solver="NSGA-II (pymoo), no certificate",
                 ended=ended,
             ),
+            bound=bound,
+            gap=gap(values[problem.objectives[0][0].name], bound) if met else None,
             values=values,
         )
 
@@ -331,7 +350,7 @@ class _Breeder:
                 return found
         return one
 
-    def neighbors(self, one: _Chain) -> list[_Chain]:
+    def neighbors(self, one: _Chain) -> Iterator[_Chain]:
         """The plans that differ in a step's cut, tier or threshold, in a stretch's tier, or by a step more or less."""
         tried: list[Iterable[_Step]] = []
         for step in one:
@@ -350,7 +369,7 @@ class _Breeder:
             beside = {s.tier for s in one if s.cut > cut} or {one[-1].tier}
             rows = range(self._rows) if self._space.space.per_exit_thresholds else [one[0].row]
             tried += [[*one, _Step(cut, tier, row)] for tier in sorted(beside) for row in rows]
-        return [found for found in map(self._repaired, tried) if found is not None]
+        return (found for found in map(self._repaired, tried) if found is not None)
 
     def _step(self, cut: int) -> _Step:
         return _Step(cut, int(self._rng.choice(self._tiers)), int(self._rng.integers(self._rows)))

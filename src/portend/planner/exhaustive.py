@@ -10,6 +10,7 @@ Axes: R threshold rows, C columns of cuts, L partitions, M tiers, N+1 cuts.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 
 from portend.errors import SearchError
 from portend.perfmodel.model import PerformanceModel
+from portend.planner import exact
 from portend.planner.answers import by_front, points, resolved
 from portend.planner.batch import Block, Outcomes
-from portend.planner.limits import Ended, Limits, Over
+from portend.planner.limits import Ended, Limits, Over, gap
 from portend.planner.metrics import latency
 from portend.planner.nondominated import NonDominated
 from portend.planner.pareto import front_indices
@@ -40,26 +42,55 @@ _PLAN_LIMIT = 200_000_000
 _METRIC_LIMIT = 20_000_000
 _BLOCK_CELLS = 1 << 15
 _BATCH_CELLS = 1 << 14
+_SLOW_CELLS = 1 << 8
+"""Plans of a batch whose metrics are asked plan by plan."""
+_FIRST = 200
+"""Pieces of work beyond the limits while there is no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class _BlockFront:
     """Pareto front of one block of plans of one length, F points: what is needed to name a point as a plan later.
 
-    ``latency`` and ``right`` are the search's own counts (``PlanSpace``), ``row`` [F] and ``cuts`` [F, L] say which
-    plans these are; of placements that take equally long the first is meant.
+    ``latency`` and ``right`` are the search's own counts (``PlanSpace``), ``rows`` [F, L-1], ``cuts`` [F, L] and
+    ``placement`` [F] say which plans these are; of placements that take equally long it is the first.
     """
 
     latency: Floats
     right: Floats
-    row: Ints
+    rows: Ints
     cuts: Ints
+    placement: Ints
+
+
+class _Asking:
+    """Asks the limits between two pieces of work, of at most ``_BLOCK_CELLS`` plans each.
+
+    While there is no answer at all, the search goes on for a few pieces beyond the limits.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.answered, self.met = limits, False, False
+        self._left = _FIRST
+
+    def over(self) -> bool:
+        """Whether the search must end now; once it must, it stays so."""
+        if self.limits.over() and not self.met:
+            self._left -= 1
+            self.met = self.answered or self._left < 0
+        return self.met
+
+    def check(self) -> None:
+        """Raise ``Over`` if the search must end now."""
+        if self.over():
+            raise Over
 
 
 def solve_exhaustive(problem: Problem, model: PerformanceModel, *, limits: Limits | None = None) -> Solution:
     """Return the proven best plan of the problem's space, and the Pareto front; the best so far if a limit is met.
 
-    A problem that has no additive cost (``Problem.cost``) has the values of its metrics computed for every plan.
+    A problem that has no additive cost (``Problem.cost``) has the values of its metrics computed for every plan. Where
+    a limit ends it, ``bound`` is that of the exact searches for sums (``exact.bound``); None: the objective is no sum.
 
     Raises:
         SearchError: the space holds no plan, or more than 200 million, 20 million where the problem has no cost.
@@ -79,39 +110,51 @@ def solve_exhaustive(problem: Problem, model: PerformanceModel, *, limits: Limit
         )
     if cost is None:
         return replace(_solve_metrics(problem.promised(model.samples), search, limits, begin), problem=problem)
-    front, whole = resolved(search, lambda space: _front(space, limits))
-    ended: Ended = "" if whole else limits.reason or "memory"
-    return by_front(problem, search, front, begin=begin, solver="exhaustive", plans=total, ended=ended)
+    asked = problem.promised(model.samples)
+    front, whole = resolved(search, lambda space: _front(space, asked, limits))
+    if whole:
+        return by_front(problem, search, front, begin=begin, solver="exhaustive", plans=total)
+    return by_front(
+        problem, search, front, begin=begin, solver="exhaustive", plans=total, ended=limits.reason or "memory",
+        bound=exact.bound(asked, model, limits.silent()),
+    )  # fmt: skip
 
 
-def _front(search: _Search, limits: Limits) -> tuple[tuple[FrontPoint, ...], bool]:
+def _front(search: _Search, problem: Problem, limits: Limits) -> tuple[tuple[FrontPoint, ...], bool]:
     fronts: list[_BlockFront] = []
-    whole = False
+    whole, asking = False, _Asking(limits)
     with limits.until_met():
         for length in search.lengths():
-            for front in search.block_fronts(length):
-                fronts += [front] if front is not None else []
-                _go_on(limits, some=bool(fronts))
-        whole = True
+            for front in search.block_fronts(length, asking):
+                fronts.append(front)
+                asking.answered = True
+                if limits.due():
+                    limits.tell(*_known(problem, search, fronts))
+        whole = not asking.met
     return _merge(fronts, search), whole
 
 
-def _go_on(limits: Limits, *, some: bool) -> None:
-    """Raise ``Over`` if a limit is met and there is some answer already."""
-    if some:
-        limits.check()
+def _known(problem: Problem, search: _Search, fronts: list[_BlockFront]) -> tuple[float | None, float]:
+    """The best value so far of a problem with a cost, and what no plan beats."""
+    fastest = problem.minimize is not None
+    need, most = search.counts(problem.min_accuracy), search.quanta(problem.max_cost)
+    met = [(front.right >= need) & (front.latency <= most) for front in fronts]
+    values = np.concatenate([(f.latency if fastest else f.right)[ok] for f, ok in zip(fronts, met, strict=True)])
+    if fastest:
+        return float(search.value(values.min())) if values.size else None, float(search.value(search.least_cost()))
+    return float(search.accuracy(values.max())) if values.size else None, float(search.accuracy(search.most_right()))
 
 
 def _solve_metrics(problem: Problem, search: _Search, limits: Limits, begin: float) -> Solution:
     """The best plan, and the front, of a problem whose metrics are computed for every plan."""
     best, nearest = NonDominated(), NonDominated()
-    ended: Ended = ""
-    try:
+    whole = False
+    (first, sense), asking = problem.objectives[0], _Asking(limits)
+    cells = _SLOW_CELLS if any(metric.by_plan for metric in problem.metrics) else _BATCH_CELLS
+    with limits.until_met():
         for length in search.lengths():
-            rows = search.rows(length)
-            for cuts in search.columns(length, _BATCH_CELLS):
-                for block, allowed in search.plans_of(cuts, rows):
-                    _go_on(limits, some=bool(best.found or nearest.found))
+            for cuts, rows in search.blocks_of(length, cells):
+                for block, allowed in search.plans_of(cuts, rows, asking):
                     goals = [sense * metric.of_block(block) for metric, sense in problem.objectives]
                     missed = np.zeros(goals[0].size)
                     missed[np.isposinf(goals).any(axis=0)] = np.inf  # what is forbidden is no answer
@@ -122,13 +165,16 @@ def _solve_metrics(problem: Problem, search: _Search, limits: Limits, begin: flo
                         best.add(block, rows, met, goals, [])
                     elif not best.found and allowed.any():
                         nearest.add(block, rows, np.flatnonzero(allowed), [missed], goals)
-    except (Over, MemoryError):
-        ended = limits.reason or "memory"
+                    asking.answered = bool(best.found or nearest.found)
+                    if limits.due():
+                        limits.tell(sense * min(goals[0] for goals in best.found) if best.found else None, None)
+        whole = True
+    ended: Ended = "" if whole else limits.reason or "memory"
     found = sorted((best if best.found else nearest).found.values())
     if not found:
         raise search.empty(ended)
     proven: tuple[Status, Status] = ("feasible", "unknown") if ended else ("optimal", "infeasible")
-    status, (first, _) = proven[not best.found], problem.objectives[0]
+    status = proven[not best.found]
     front = tuple(
         FrontPoint(
             latency_s=one.latency_s,
@@ -141,6 +187,7 @@ def _solve_metrics(problem: Problem, search: _Search, limits: Limits, begin: flo
     model = search.model
     estimate = model.estimate(model.complete(found[0].plan, problem.space.codecs))
     values, _ = problem.judge(estimate.plan, model)
+    bound = exact.bound(problem, model, limits.silent()) if ended else values[first.name] if best.found else None
     return Solution(
         problem=problem,
         status=status,
@@ -148,8 +195,8 @@ def _solve_metrics(problem: Problem, search: _Search, limits: Limits, begin: flo
         front=front,
         front_complete=not ended,
         stats=SearchStats(plans=search.count(), seconds=time.perf_counter() - begin, solver="exhaustive", ended=ended),
-        bound=values[first.name] if status == "optimal" else None,
-        gap=0.0 if status == "optimal" else None,
+        bound=bound,
+        gap=0.0 if status == "optimal" else gap(values[first.name], bound) if best.found else None,
         values=values,
     )
 
@@ -173,8 +220,8 @@ def sample_space(
     rng = np.random.default_rng(seed)
     columns: dict[str, list[Floats]] = {"latency_s": [], "accuracy": [], "partitions": []}
     for length in search.lengths():
-        rows, placements = search.rows(length), list(search.placements(length))
-        for cuts in search.columns(length, _BLOCK_CELLS):
+        placements = list(search.placements(length))
+        for cuts, rows in search.blocks_of(length, _BLOCK_CELLS):
             reach, right = search.outcomes(cuts, rows)
             for placement in placements:
                 latency = search.latency(cuts, rows, reach, placement)
@@ -188,24 +235,27 @@ def sample_space(
 def _merge(fronts: list[_BlockFront], search: _Search) -> tuple[FrontPoint, ...]:
     """Front of the union of block fronts, with its plans; of equals the first in canonical order.
 
-    Canonical: fewer partitions, then the threshold row, then the cuts.
+    Canonical: fewer partitions, then the thresholds, then the cuts.
     """
     if not fronts:
         return ()
-    latency, right, row = (
-        np.concatenate([getattr(front, name) for front in fronts]) for name in ("latency", "right", "row")
+    latency, right, placement = (
+        np.concatenate([getattr(front, name) for front in fronts]) for name in ("latency", "right", "placement")
     )
-    length = np.concatenate([np.full(front.row.size, front.cuts.shape[1]) for front in fronts])
+    length = np.concatenate([np.full(front.placement.size, front.cuts.shape[1]) for front in fronts])
     most = int(length.max())
-    cuts = np.concatenate([np.pad(front.cuts, ((0, 0), (0, most - front.cuts.shape[1]))) for front in fronts])
-    canonical = np.lexsort((*cuts.T[::-1], row, length))
+    rows, cuts = (
+        np.concatenate([np.pad(part, ((0, 0), (0, most - part.shape[1]))) for part in parts])
+        for parts in ([front.rows for front in fronts], [front.cuts for front in fronts])
+    )
+    canonical = np.lexsort((*cuts.T[::-1], *rows.T[::-1], length))
     kept = canonical[front_indices(latency[canonical], right[canonical])]
-    plans: dict[int, Plan] = {}
-    for partitions in np.unique(length[kept]).tolist():
-        of_length = kept[length[kept] == partitions]
-        named = search.named(cuts[of_length, :partitions], row[of_length], latency[of_length])
-        plans.update(zip(of_length.tolist(), named, strict=True))
-    return points(search, latency[kept], right[kept], [plans[i] for i in kept.tolist()])
+    placements = {n: list(search.placements(n)) for n in np.unique(length[kept]).tolist()}
+    plans = [
+        search.plan(cuts[i, :n], placements[n][placement[i]], rows[i, : n - 1])
+        for i, n in zip(kept.tolist(), length[kept].tolist(), strict=True)
+    ]
+    return points(search, latency[kept], right[kept], plans)
 
 
 class _Search(PlanSpace):
@@ -216,41 +266,50 @@ class _Search(PlanSpace):
         """Whether a threshold is asked at every branch, [T]."""
         return np.asarray(self.used[:, 1:].all(axis=1))
 
-    def block_fronts(self, length: int) -> Iterator[_BlockFront | None]:
-        """Pareto fronts of all plans with ``length`` partitions, block by block; None where a block has no plan."""
+    def blocks_of(self, length: int, cells: int) -> Iterator[tuple[Ints, list[tuple[int, ...]]]]:
+        """Cuts [C, L] and rows of thresholds [R], together all plans of a length; R x C is at most ``cells``."""
+        for cuts in self.columns(length, cells):
+            for rows in self.rows(length, cells):
+                yield cuts, rows
+
+    def block_fronts(self, length: int, asking: _Asking) -> Iterator[_BlockFront]:
+        """Pareto fronts of all plans with ``length`` partitions, block by block.
+
+        Where a limit is met in a block, it ends with the front of the placements so far.
+        """
         placements = list(self.placements(length))
-        rows = self.rows(length)
-        for cuts in self.columns(length, _BLOCK_CELLS):
-            reach, right = self.outcomes(cuts, rows)
-            best = np.full(right.shape, np.inf)
-            for placement in placements:
-                np.minimum(best, self.latency(cuts, rows, reach, placement), out=best)
+        for cuts, rows in self.blocks_of(length, _BLOCK_CELLS):
+            reach, right = self.outcomes(cuts, rows, asking)
+            best, first = np.full(right.shape, np.inf), np.zeros(right.shape, dtype=np.intp)
+            for index, placement in enumerate(placements):
+                latency = self.latency(cuts, rows, reach, placement)
+                faster = latency < best
+                np.copyto(best, latency, where=faster)
+                np.copyto(first, index, where=faster)
+                if asking.over():
+                    break
             best[best > self.limit] = np.inf
             cells = front_indices(best.ravel(), right.ravel())
-            if not cells.size:
-                yield None
-                continue
-            row, column = np.divmod(cells, len(cuts))
-            yield _BlockFront(latency=best.ravel()[cells], right=right.ravel()[cells], row=row, cuts=cuts[column])
+            if cells.size:
+                row, column = np.divmod(cells, len(cuts))
+                yield _BlockFront(
+                    latency=best.ravel()[cells],
+                    right=right.ravel()[cells],
+                    rows=np.array(rows, dtype=np.intp).reshape(len(rows), length - 1)[row],
+                    cuts=cuts[column],
+                    placement=first.ravel()[cells],
+                )
+            asking.check()
 
-    def named(self, cuts: Ints, row: Ints, latency: Floats) -> list[Plan]:
-        """Return the plans of these cuts [F, L], rows and latencies, on the first placement that takes so long."""
-        rows, placements = self.rows(cuts.shape[1]), list(self.placements(cuts.shape[1]))
-        reach, _ = self.outcomes(cuts, rows)
-        winner, points = np.zeros(len(cuts), dtype=np.intp), np.arange(len(cuts))
-        for index in range(len(placements) - 1, -1, -1):
-            winner[self.latency(cuts, rows, reach, placements[index])[row, points] == latency] = index
-        return [
-            Plan(
-                cuts=ends,
-                placement=placements[first],
-                thresholds=tuple(self.threshold(t, cut) for t, cut in zip(rows[r], ends[:-1], strict=True)),
-            )
-            for ends, r, first in zip(map(tuple, cuts.tolist()), row.tolist(), winner.tolist(), strict=True)
-        ]
+    def plan(self, cuts: Ints, placement: tuple[int, ...], rows: Ints) -> Plan:
+        """Return a plan with cuts [L] and rows of thresholds [L-1]."""
+        ends = tuple(cuts.tolist())
+        thresholds = tuple(self.threshold(row, cut) for row, cut in zip(rows.tolist(), ends[:-1], strict=True))
+        return Plan(cuts=ends, placement=placement, thresholds=thresholds)
 
-    def outcomes(self, cuts: Ints, rows: list[tuple[int, ...]]) -> tuple[Floats, Floats]:
+    def outcomes(self, cuts: Ints, rows: list[tuple[int, ...]], asking: _Asking | None = None) -> tuple[Floats, Floats]:
         """Samples that reach partition k [R, L+1, C] (S at k=0, 0 at k=L), and right answers [R, C]."""
+        asking = asking or _Asking(Limits(memory=math.inf))
         columns, length = cuts.shape
         reach = np.empty((len(rows), length + 1, columns))
         reach[:, 0], reach[:, -1] = self.samples, 0.0
@@ -258,6 +317,7 @@ class _Search(PlanSpace):
             return reach, self._marginal(cuts, np.array(rows, dtype=np.intp), reach)
         right = np.empty((len(rows), columns))
         for index, row in enumerate(rows):
+            asking.check()
             self._replay(cuts, row, reach[index], right[index])
         return reach, right
 
@@ -279,15 +339,19 @@ class _Search(PlanSpace):
         np.subtract(self.samples, np.cumsum(share, axis=1)[:, :-1].T, out=reach[1:-1])
         np.sum(correct, axis=1, out=right)
 
-    def plans_of(self, cuts: Ints, rows: list[tuple[int, ...]]) -> Iterator[tuple[Block, NDArray[np.bool_]]]:
+    def plans_of(
+        self, cuts: Ints, rows: list[tuple[int, ...]], asking: _Asking | None = None
+    ) -> Iterator[tuple[Block, NDArray[np.bool_]]]:
         """Every placement's plans, without cuts that are forbidden there, and which are in the space, [R x C]."""
         columns, length = cuts.shape
-        outcomes = self._shares(cuts, rows)
+        asking = asking or _Asking(Limits(memory=math.inf))
+        outcomes = self._shares(cuts, rows, asking)
         asked = np.where(self.used, self.theta[:, None], 0.0)
         theta = asked[np.array(rows, dtype=np.intp).T[:, :, None], cuts.T[:-1, None]]
         start = np.concatenate([np.zeros((columns, 1), dtype=np.intp), cuts[:, :-1]], axis=1)
         _, best = self.model.tables.hop_s(self.space.codecs)
         for placement in self.placements(length):
+            asking.check()
             seconds = np.zeros(columns)
             codecs = np.empty((length, columns), dtype=np.intp)
             sender = self.model.topology.source
@@ -310,12 +374,13 @@ class _Search(PlanSpace):
             )
             yield block, ~self.split(block.cuts, rows, placement).ravel()
 
-    def _shares(self, cuts: Ints, rows: list[tuple[int, ...]]) -> Outcomes:
+    def _shares(self, cuts: Ints, rows: list[tuple[int, ...]], asking: _Asking) -> Outcomes:
         """Shares [L, R, C] that leave at each partition, and that leave there and are right."""
         columns, length = cuts.shape
         share, correct = np.empty((2, length, len(rows), columns))
         if self.bits is not None:
             for index, row in enumerate(rows):
+                asking.check()
                 each = np.broadcast_to(np.asarray(row, dtype=np.intp), (columns, len(row)))
                 left, right = self.bits.outcomes(cuts, each)
                 share[:, index], correct[:, index] = left.T, right.T

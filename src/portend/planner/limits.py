@@ -30,11 +30,15 @@ _LOOK_S: Final = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far a search is: seconds so far, the best value so far, what no plan can beat (each None where not known)."""
+    """How far a search is: seconds so far, the best value so far, what no plan can beat (each None where not known).
+
+    ``step``: where it is, such as "generation 12"; empty where that says nothing.
+    """
 
     seconds: float
     value: float | None
     bound: float | None
+    step: str = ""
 
     @property
     def gap(self) -> float | None:
@@ -104,13 +108,11 @@ class Limits:
         part._deadline = now + share * max(self._deadline - now, 0.0) if math.isfinite(self._deadline) else math.inf
         return part
 
-    def each(self, tasks: int, workers: int) -> dict[str, Any]:
-        """Return the arguments of the limits of each of many tasks, for as many workers in processes of their own."""
-        rounds = math.ceil(tasks / workers)
-        memory = self._shared.most_bytes - _resident_bytes()
+    def shared(self, share: float, workers: int) -> dict[str, Any]:
+        """Return the arguments of limits with this share of the time that is left, for one of many workers."""
         return {
-            "seconds": max(self._deadline - time.perf_counter(), 0.0) / max(rounds, 1),
-            "memory": max(memory, 0.0) / workers,
+            "seconds": share * max(self._deadline - time.perf_counter(), 0.0),
+            "memory": max(self._shared.most_bytes - _resident_bytes(), 0.0) / workers,
         }
 
     def silent(self) -> Self:
@@ -136,6 +138,11 @@ class Limits:
         same = copy.copy(self)
         same._scale = scale
         return same
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of work so far: how often a search asked these limits, or others that are parts of the same."""
+        return self._shared.pieces
 
     @property
     def reason(self) -> Ended:
@@ -177,14 +184,14 @@ class Limits:
             self._shared.progress is not None and not self._quiet and time.perf_counter() - self._shared.told >= _TELL_S
         )
 
-    def tell(self, value: float | None, bound: float | None) -> None:
+    def tell(self, value: float | None, bound: float | None, step: str = "") -> None:
         """Report the best value so far and the bound, in the counts of the search; None or infinite: not known."""
         now, shared = time.perf_counter(), self._shared
         if shared.progress is None or not self.due():
             return
         shared.told = now
         known = [None if x is None or not math.isfinite(x) else self._scale(x) for x in (value, bound)]
-        shared.progress(Progress(seconds=now - shared.begin, value=known[0], bound=known[1]))
+        shared.progress(Progress(seconds=now - shared.begin, value=known[0], bound=known[1], step=step))
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

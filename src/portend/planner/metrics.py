@@ -76,6 +76,11 @@ class Metric:
         """The costs that the metric adds up, where it is additive: the exact searches take such metrics."""
         return self.compute if isinstance(self.compute, Additive) else None
 
+    @property
+    def by_plan(self) -> bool:
+        """Whether the function is asked plan by plan, which is slow."""
+        return isinstance(self.compute, _Each)
+
     def slack(self, bound: float) -> float:
         """By how much a value may miss a bound and count as rounded."""
         return LATENCY_SLACK * abs(bound) if self.unit or self.additive is not None else ACCURACY_SLACK

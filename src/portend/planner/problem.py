@@ -522,7 +522,9 @@ class Solution:
         lines += [f"  {text}" for text in (self.new_samples and str(self.new_samples), self.remedy) if text]
         if self.why is not None:
             lines += self.why.describe(tier_names)
-        proof = f", at most {100 * self.gap:.2g} % from the best" if self.gap else ""
+        proof = ""
+        if self.status == "feasible":
+            proof = ", no bound is known" if self.gap is None else f", at most {100 * self.gap:.2g} % from the best"
         ended = f"; ended by {_ENDED[self.stats.ended]}" if self.stats.ended else ""
         lines.append(
             f"  {self.stats.plans:,} plans in {1e3 * self.stats.seconds:.1f} ms ({self.stats.solver}{proof}{ended})"

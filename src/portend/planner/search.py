@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Final
 
 from portend.perfmodel.model import PerformanceModel
-from portend.planner import dynamic, replay
-from portend.planner.answers import by_front, closer, points, resolved, solution, wanted
+from portend.planner import dynamic, exact, replay
+from portend.planner.answers import by_front, points, resolved, solution, wanted
 from portend.planner.evolutionary import solve_evolutionary
 from portend.planner.exhaustive import solve_exhaustive
 from portend.planner.goals import Found
@@ -67,7 +67,9 @@ def search(problem: Problem, model: PerformanceModel, *, limits: Limits | None =
     asked = problem.promised(model.samples)
     best, status, bound = _one(asked, space, limits)
     if best is None:
-        return by_front(problem, space, front, begin=begin, solver=solver, plans=plans, ended=limits.reason or "time")
+        return by_front(
+            problem, space, front, begin=begin, solver=solver, plans=plans, ended=limits.reason or "time", bound=bound
+        )
     ended = "" if status in ("optimal", "infeasible") else limits.reason or "time"
     return solution(
         problem, space, best.plan, status=status, front=wanted(asked, front), bound=bound,
@@ -95,45 +97,14 @@ def _front(space: PlanSpace, limits: Limits) -> tuple[tuple[FrontPoint, ...], bo
 def _one(problem: Problem, space: PlanSpace, limits: Limits) -> tuple[Found | None, Status, float | None]:
     """The answer without the front, and a bound on the objective; if no plan meets the constraints, the nearest."""
     need, most = space.counts(problem.min_accuracy), problem.max_cost
-    found, bound, proven = _best(space, need, most, fastest=problem.minimize is not None, limits=limits)
+    found, bound, proven = exact.best(space, need, most, fastest=problem.minimize is not None, limits=limits)
     if found is not None:
         return found, "optimal" if proven else "feasible", bound
     nearest = None
     if problem.minimize is None or math.isfinite(most):  # else that is what was searched
-        nearest, _, _ = _best(space, need, math.inf, fastest=True, limits=limits)
+        nearest, _, _ = exact.best(space, need, math.inf, fastest=True, limits=limits)
     if nearest is None:
-        nearest, _, _ = _best(space, -math.inf, math.inf, fastest=False, limits=limits)
+        nearest, _, _ = exact.best(space, -math.inf, math.inf, fastest=False, limits=limits)
     if nearest is None and not limits.over():
         raise space.empty()
     return nearest, "infeasible" if proven else "unknown", None if proven else bound
-
-
-def _best(
-    space: PlanSpace, need: float, most: float, *, fastest: bool, limits: Limits
-) -> tuple[Found | None, float, bool]:
-    """The best plan that costs at most ``most``, a bound on the objective, and whether no better plan is proven.
-
-    Where the plan, or what it may cost, is next to nothing against the dearest steps, it is searched in finer quanta.
-    """
-    if most > 0 and not space.resolves(most):
-        space = space.within(most)
-    found, bound = _best_in(space, need, most, fastest=fastest, limits=limits)
-    proven = math.isinf(bound) if found is None else bound == (found.latency if fastest else found.right)
-    while found is not None and proven and not space.resolves(float(space.value(found.latency))):
-        finer = closer(space, [found.plan])
-        if finer is None:
-            break
-        space, need = finer, need if fastest else found.right
-        better, least = _best_in(space, need, most, fastest=True, limits=limits)
-        found = better or found
-        if fastest and better is not None:
-            bound, proven = least, least == better.latency
-    return found, float(space.value(bound) if fastest else space.accuracy(bound)), proven
-
-
-def _best_in(
-    space: PlanSpace, need: float, most: float, *, fastest: bool, limits: Limits
-) -> tuple[Found | None, float]:
-    limits = limits.told_in(lambda counts: float(space.value(counts) if fastest else space.accuracy(counts)))
-    best = dynamic.best if space.bits is None else replay.best
-    return best(space, need=need, budget=space.quanta(most), fastest=fastest, limits=limits)

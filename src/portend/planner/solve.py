@@ -20,9 +20,9 @@ __all__ = ["solve"]
 _FOR_THE_ANSWER: Final = 0.7
 """Share of the time for the answer; the rest is for what it is compared with."""
 
-NEW_SAMPLES_S: Final = 2.0
-"""Seconds that it may take to say how the plan does on new samples, if nothing else is asked."""
-
+NEW_SAMPLES: Final = 1000
+"""Pieces of work that it may take to say how the plan does on new samples, if nothing else is asked: about two seconds
+at most, but counted, so that an answer says the same on a busy machine."""
 
 UNPROVEN_S: Final = 10.0
 """Seconds for what a plan without proof is compared with; where its own search took longer, as long as that."""
@@ -50,7 +50,8 @@ def solve(
         progress: called about five times a second with the best value so far and its bound.
         limits: in place of the three.
         new_samples: whether to say what accuracy the plan has on new samples (``Solution.new_samples``), for which the
-            choice is made again several times; None: of the plan alone, where that takes about two seconds at most.
+            choice is made again several times; None: of the plan alone, where that takes about two seconds at most,
+            by the pieces of work that the search took.
 
     Raises:
         SearchError: the space is empty, or too large to compute metrics of every plan, or a limit was met before
@@ -62,14 +63,15 @@ def solve(
     """
     limits = limits or Limits(seconds=seconds, memory=memory, progress=progress)
     with limits.interruptible():
+        before = limits.pieces
         solution = search(problem, model, limits=limits.part(_FOR_THE_ANSWER) if baselines else limits)
+        again = HALVINGS * (limits.pieces - before)
         solution = replace(solution, tiers=tuple(tier.name for tier in model.topology.tiers))
         criterion = model.profile.exits.criterion
         if any(point.plan.criterion != criterion for point in solution.front[:1]):
             front = tuple(replace(point, plan=replace(point.plan, criterion=criterion)) for point in solution.front)
             solution = replace(solution, front=front)
-        expected_s = HALVINGS * solution.stats.seconds
-        if problem.robust is None and (expected_s <= NEW_SAMPLES_S if new_samples is None else new_samples):
+        if problem.robust is None and (again <= NEW_SAMPLES if new_samples is None else new_samples):
             solution = replace(solution, new_samples=judged(solution, model, limits.silent()))
         if not baselines or limits.over():
             return solution

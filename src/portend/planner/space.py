@@ -291,7 +291,7 @@ class PlanSpace:
     def columns(self, length: int, cells: int) -> Iterator[Ints]:
         """Increasing cuts [C, length], in lexicographic order, as many at a time as make ``cells`` with the rows."""
         ends = np.asarray(self.last_cuts, dtype=np.intp)
-        chunk = max(1, cells // len(self.rows(length)))
+        chunk = max(1, cells // self._row_count(length))
         before = combinations(self._inner_cuts(), length - 1)
         left = np.empty((0, length), dtype=np.intp)
         while block := list(islice(before, 1 + chunk // max(ends.size, 1))):
@@ -307,13 +307,21 @@ class PlanSpace:
         if len(left):
             yield left
 
-    def rows(self, length: int) -> list[tuple[int, ...]]:
-        """Threshold indices of each row; one partition asks no threshold, so one row."""
+    def rows(self, length: int, cells: int) -> Iterator[list[tuple[int, ...]]]:
+        """Threshold indices of rows, in lexicographic order, ``cells`` at a time; one partition asks none: one row."""
+        every: Iterator[tuple[int, ...]] = iter([()])
+        if length > 1 and self.space.per_exit_thresholds:
+            every = product(range(self.theta.size), repeat=length - 1)
+        elif length > 1:
+            every = ((row,) * (length - 1) for row in range(self.theta.size))
+        while some := list(islice(every, cells)):
+            yield some
+
+    def _row_count(self, length: int) -> int:
         if length == 1:
-            return [()]
-        if self.space.per_exit_thresholds:
-            return list(product(range(self.theta.size), repeat=length - 1))
-        return [(row,) * (length - 1) for row in range(self.theta.size)]
+            return 1
+        count = self.theta.size
+        return math.prod([count] * (length - 1)) if self.space.per_exit_thresholds else count
 
     def count(self) -> int:
         """Number of plans, without enumerating them; a single partition asks no threshold."""
