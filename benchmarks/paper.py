@@ -12,7 +12,6 @@ parts that are left, and OUT/report.html shows those that there are.
 from __future__ import annotations
 
 import argparse
-import base64
 import io
 import json
 import os
@@ -22,7 +21,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +52,7 @@ from portend.profiling.environment import describe_machine
 from portend.profiling.losses import profile_codecs
 from portend.profiling.network import profile_exits
 from portend.progress import progress
-from portend.report import page as report
+from portend.report.document import Card, Document, Facts, Image, Piece, Section, Table, Words, render_document
 from portend.report.validation_page import agreement_rows
 from portend.testbed.emulation import EMULATIONS
 from portend.training.config import DIGITS_TRAINING, Progress, TrainingConfig
@@ -113,12 +111,12 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A part of the page: ``measure`` gives JSON values, ``show`` makes HTML of them, below the title."""
+    """A part of the page: ``measure`` gives JSON values, ``show`` says what stands below the title."""
 
     name: str
     title: str
     measure: Callable[[Case, Tell], dict[str, Any]]
-    show: Callable[[Mapping[str, Any]], str]
+    show: Callable[[Mapping[str, Any]], list[Piece]]
 
 
 # --- the network and this machine's profile ------------------------------------------------
@@ -266,7 +264,7 @@ def _measure_scenario(scenario: str, case: Case, tell: Tell) -> dict[str, Any]:
 # --- parts: shown --------------------------------------------------------------------------
 
 
-def _show_validation(found: Mapping[str, Any]) -> str:
+def _show_validation(found: Mapping[str, Any]) -> list[Piece]:
     names = {"exit_rate": "Exit rate", "latency": "Mean latency", "accuracy": "Accuracy"}
     rows = [["β / R²", "here, samples replayed", "here, marginal", *(f"paper, {name}" for name in PAPER["latency"])]]
     for quantity, name in names.items():
@@ -281,10 +279,10 @@ def _show_validation(found: Mapping[str, Any]) -> str:
         f"disturbed. Accuracies are off by {_points(fits['accuracy'])} (RMSE), by the paper's estimator, which counts "
         f"each branch over all samples, by {_points(found['marginal']['accuracy'])}."
     )
-    return _words(words) + _image(paper_figures.draw_agreement(found), "predicted over measured") + _table(rows)
+    return [Words(words), _image(paper_figures.draw_agreement(found), "predicted over measured"), _table(rows)]
 
 
-def _show_regret(found: Mapping[str, Any]) -> str:
+def _show_regret(found: Mapping[str, Any]) -> list[Piece]:
     rows = [["asked for", "plans", "predicted fastest, ms", "measured fastest, ms", "regret, ms", "of the latency"]]
     for one in found["regrets"]:
         rows.append(
@@ -299,19 +297,19 @@ def _show_regret(found: Mapping[str, Any]) -> str:
         "Among the plans above whose measured accuracy reaches a bound: how much slower the plan predicted fastest was "
         "than the plan measured fastest. ± is the standard error of the difference."
     )
-    return _words(words) + _table(rows)
+    return [Words(words), _table(rows)]
 
 
-def _show_running(found: Mapping[str, Any]) -> str:
+def _show_running(found: Mapping[str, Any]) -> list[Piece]:
     words = (
         f"{len(found['rows'])} plans run by PyTorch. What layers or blocks take alone, added up, leaves out what lies "
         "between them; partitions measured whole do not. The paper: RMSE 0.997, 0.76 and 0.114 ms (0–6 ms)."
     )
     figure = _image(paper_figures.draw_running(found), "estimated over measured compute times", narrow=True)
-    return _words(words) + figure + _table(running_estimators.table(found))
+    return [Words(words), figure, _table(running_estimators.table(found))]
 
 
-def _show_baselines(found: Mapping[str, Any]) -> str:
+def _show_baselines(found: Mapping[str, Any]) -> list[Piece]:
     words = (
         "Every planner gets the same least accuracy on the profiling samples and gives its fastest plan; all plans run "
         "in turns over the same test samples. Bars: measured, with 95 % intervals; dashes: predicted. The paper, "
@@ -323,10 +321,10 @@ def _show_baselines(found: Mapping[str, Any]) -> str:
         f"Accuracy as measured is over all {found['test_samples']:,} test samples: every branch's answers, replayed. "
         f"Of the {ran:,} answers on the testbed, {same:,} are those of the replay."
     )
-    return (
-        _words(words) + _image(paper_figures.draw_speedups(found), "speed-ups over edge-only")
-        + _table(_joined(baselines.table(found))) + _words(note)
-    )  # fmt: skip
+    return [
+        Words(words), _image(paper_figures.draw_speedups(found), "speed-ups over edge-only"),
+        _table(_joined(baselines.table(found))), Words(note),
+    ]  # fmt: skip
 
 
 def _joined(rows: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -340,13 +338,13 @@ def _joined(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     ]
 
 
-def _show_distributions(found: Mapping[str, Any]) -> str:
+def _show_distributions(found: Mapping[str, Any]) -> list[Piece]:
     words = "Each step of a dotted line is an exit: its height the share that leaves there, its place the latency."
     figure = _image(paper_figures.draw_distributions(found), "latency distributions")
-    return _words(words) + figure + _table(baselines.plans_table(found))
+    return [Words(words), figure, _table(baselines.plans_table(found))]
 
 
-def _show_fine_tuning(found: Mapping[str, Any]) -> str:
+def _show_fine_tuning(found: Mapping[str, Any]) -> list[Piece]:
     before, after = found["rounds"][0]["first_plan"], found["rounds"][-1]["first_plan"]
     words = (
         f"The plan for “{found['problem']}”, {found['rounds'][0]['described']}, has {100 * before['test']:.1f} % on "
@@ -355,10 +353,10 @@ def _show_fine_tuning(found: Mapping[str, Any]) -> str:
         "latency, found on the profiling samples."
     )
     figure = _image(paper_figures.draw_fine_tuning(found), "accuracy within a latency", narrow=True)
-    return _words(words) + figure + _table(fine_tuning.table(found))
+    return [Words(words), figure, _table(fine_tuning.table(found))]
 
 
-def _show_scenario(found: Mapping[str, Any]) -> str:
+def _show_scenario(found: Mapping[str, Any]) -> list[Piece]:
     crossings = [
         f"{' and '.join(one['contenders'])} at {_at(found['scenario'], one['value'])} ({one['mean_ms']:.1f} ms)"
         for one in found["crossings"]
@@ -367,7 +365,7 @@ def _show_scenario(found: Mapping[str, Any]) -> str:
         f"Equally fast: {'; '.join(crossings)}." if crossings else "No two contenders cross in this range."
     )
     figure = _image(paper_figures.draw_scenario(found), f"mean latency over {found['scenario']}", narrow=True)
-    return _words(words) + figure + _table(scenarios.table(found))
+    return [Words(words), figure, _table(scenarios.table(found))]
 
 
 def _at(scenario: str, value: float) -> str:
@@ -390,27 +388,15 @@ def _change(drift: float) -> str:
     return f"{100 * abs(drift):.1f} % {'longer' if drift > 0 else 'less'}"
 
 
-def _words(text: str) -> str:
-    return f"<p class='note'>{escape(text)}</p>"
+def _table(rows: Sequence[Sequence[str]]) -> Table:
+    """The rows, the first of which is the head."""
+    return Table(head=rows[0], rows=rows[1:])
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """The rows of text, the first of which is the head, as HTML."""
-    others = ([escape(cell) for cell in row] for row in rows[1:])
-    bodies = [f"<tbody><tr><th scope='row'>{row[0]}</th>{report.html_cells(row[1:])}</tr></tbody>" for row in others]
-    return report.html_table(rows[0], bodies)
-
-
-def _image(figure: Figure, text: str, *, narrow: bool = False) -> str:
+def _image(figure: Figure, text: str, *, narrow: bool = False) -> Image:
     buffer = io.BytesIO()
     write(figure, buffer, "svg")
-    return _drawn(buffer.getvalue(), text, narrow=narrow)
-
-
-def _drawn(svg: bytes, text: str, *, narrow: bool = False) -> str:
-    data = base64.b64encode(svg).decode("ascii")
-    kind = " class='narrow'" if narrow else ""
-    return f"<p><img{kind} alt='{escape(text)}' src='data:image/svg+xml;base64,{data}'></p>"
+    return Image(svg=buffer.getvalue(), text=text, narrow=narrow)
 
 
 # --- parts: other scripts ------------------------------------------------------------------
@@ -453,10 +439,10 @@ def script_part(name: str, title: str, script: Script) -> Part:
         tell(name, 1, 1)
         return {"svg": Path(places["svg"]).read_text(encoding="utf-8")}
 
-    def show(found: Mapping[str, Any]) -> str:
+    def show(found: Mapping[str, Any]) -> list[Piece]:
         if "absent" in found:
-            return _words(f"Not measured: {found['absent']}.")
-        return _words(script.words) + _drawn(found["svg"].encode("utf-8"), title)
+            return [Words(f"Not measured: {found['absent']}.")]
+        return [Words(script.words), Image(svg=found["svg"].encode("utf-8"), text=title)]
 
     return Part(name=name, title=title, measure=measure, show=show)
 
@@ -525,7 +511,7 @@ PARTS: Final = (
     *SCRIPTS,
 )  # fmt: skip
 
-FURTHER: Final[Mapping[str, tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...]]] = {
+FURTHER: Final[Mapping[str, tuple[tuple[str, Callable[[Mapping[str, Any]], list[Piece]]], ...]]] = {
     "validation": (("Regret", _show_regret),),
     "baselines": (("Latency distributions and the plans (Fig. 7, Table III)", _show_distributions),),
 }
@@ -594,42 +580,60 @@ def known(case: Case, part: Part) -> dict[str, Any] | None:
 def page(case: Case, failed: Mapping[str, str], parts: Sequence[Part] = PARTS) -> str:
     """Return the page of all parts that there are; ``failed``: why one is missing, by name."""
     there = {part.name: kept for part in parts if (kept := known(case, part)) is not None}
-    sections = [_headline(case, there)]
+    sections = []
     for part in parts:
         if part.name not in there:
             why = failed.get(part.name, "not measured yet; the same command goes on with it")
-            sections.append(report.html_section(part.title, f"<p class='bad'>{escape(why)}</p>"))
+            sections.append(Section(title=part.title, pieces=[Words(why, "bad")]))
             continue
         found = there[part.name]["found"]
-        sections.append(report.html_section(part.title, part.show(found) + _warning(found.get("disturbed", ""))))
-        sections += [report.html_section(title, show(found)) for title, show in FURTHER.get(part.name, ())]
+        pieces: list[Piece] = [*part.show(found), *_warning(found.get("disturbed", ""))]
+        sections.append(Section(title=part.title, pieces=pieces))
+        sections += [Section(title=title, pieces=show(found)) for title, show in FURTHER.get(part.name, ())]
     took = {name: f"{kept['seconds']:.0f} s, {kept['finished']}" for name, kept in there.items()}
     facts = {**case.network.profile.provenance, **describe_machine(), **took}
-    sections.append(report.html_section("Where the numbers come from", report.html_facts(facts)))
-    body = "\n".join(sections).replace(" %", "&nbsp;%")
-    return report.html_page(_TITLE, body, report.STYLE + _STYLE, scripts=False)
+    sections.append(Section(title="Where the numbers come from", pieces=[Facts(facts)]))
+    disturbed = [name for name, kept in there.items() if kept["found"].get("disturbed")]
+    again = f"other work disturbed the machine during {', '.join(disturbed)}: measure again when it is quiet"
+    return render_document(
+        Document(
+            title="The paper's evaluation, on this machine",
+            intro=(_intro(case),),
+            cards=_cards(there),
+            lead=_warning(again if disturbed else ""),
+            sections=sections,
+        )
+    )
 
 
-_TITLE: Final = "The paper's evaluation, on this machine"
-_STYLE: Final = """
-img { display: block; width: 100%; height: auto; }
-img.narrow { max-width: 760px; }
-td:first-of-type { color: inherit; }
-"""
+def _warning(disturbed: str) -> list[Words]:
+    return [Words(f"{disturbed[0].upper()}{disturbed[1:]}.", "bad")] if disturbed else []
 
 
-def _warning(disturbed: str) -> str:
-    return f"<p class='bad'>{escape(disturbed[0].upper() + disturbed[1:])}.</p>" if disturbed else ""
+def _intro(case: Case) -> str:
+    profile = case.network.profile
+    links = ", ".join(
+        f"{format_bandwidth(link.bandwidth_bps)}, {format_time(link.propagation_delay_s)}"
+        for link in case.topology.links
+    )
+    tiers = ", ".join(f"{tier.name} ({tier.slowdown:g} times slower)" for tier in case.topology.tiers)
+    return (
+        f"{profile.backbone.name} with {profile.num_blocks} exits on {case.network.dataset.name}, "
+        f"{100 * profile.full_accuracy:.1f} % as a whole. Tiers of this machine: {tiers}; links: {links}. "
+        f"The {'long' if case.long else 'short'} version."
+    )
 
 
-def _headline(case: Case, there: Mapping[str, Mapping[str, Any]]) -> str:
-    profile, cards = case.network.profile, []
+def _cards(there: Mapping[str, Mapping[str, Any]]) -> list[Card]:
+    cards = []
     validation, speedups, running = (there.get(name) for name in ("validation", "baselines", "running"))
     if validation:
         fit = validation["found"]["fits"]["latency"]
         cards.append(
-            report.html_card(
-                "Mean latency is off by", f"{100 * fit['mape']:.1f} %", f"over {fit['n']} plans · β, R² {_beta(fit)}"
+            Card(
+                label="Mean latency is off by",
+                value=f"{100 * fit['mape']:.1f} %",
+                detail=f"over {fit['n']} plans · β, R² {_beta(fit)}",
             )
         )
     if speedups:
@@ -638,39 +642,20 @@ def _headline(case: Case, there: Mapping[str, Mapping[str, Any]]) -> str:
         base = found["plans"][target["planners"]["edge-only"]["plan"]]
         times, low, high = speedup(base, found["plans"][target["planners"]["Portend"]["plan"]])
         cards.append(
-            report.html_card(
-                "Speed-up over edge-only", f"{times:.2f}",
-                f"measured, {low:.2f}–{high:.2f} · {100 * target['give_up']:g} points of accuracy given up",
+            Card(
+                label="Speed-up over edge-only", value=f"{times:.2f}",
+                detail=f"measured, {low:.2f}–{high:.2f} · {100 * target['give_up']:g} points of accuracy given up",
             )
         )  # fmt: skip
     if running:
         errors = running["found"]["errors"]
         cards.append(
-            report.html_card(
-                "Compute time, RMSE", f"{errors['partition-wise']['rmse_ms']:.2f} ms",
-                f"by partitions · {errors['layer-wise']['rmse_ms']:.2f} ms by layers",
+            Card(
+                label="Compute time, RMSE", value=f"{errors['partition-wise']['rmse_ms']:.2f} ms",
+                detail=f"by partitions · {errors['layer-wise']['rmse_ms']:.2f} ms by layers",
             )
         )  # fmt: skip
-    links = ", ".join(
-        f"{format_bandwidth(link.bandwidth_bps)}, {format_time(link.propagation_delay_s)}"
-        for link in case.topology.links
-    )
-    tiers = ", ".join(f"{tier.name} ({tier.slowdown:g} times slower)" for tier in case.topology.tiers)
-    words = (
-        f"{profile.backbone.name} with {profile.num_blocks} exits on {case.network.dataset.name}, "
-        f"{100 * profile.full_accuracy:.1f} % as a whole. Tiers of this machine: {tiers}; links: {links}. "
-        f"The {'long' if case.long else 'short'} version."
-    )
-    disturbed = [name for name, kept in there.items() if kept["found"].get("disturbed")]
-    warning = _warning(
-        f"other work disturbed the machine during {', '.join(disturbed)}: measure again when it is quiet"
-        if disturbed
-        else ""
-    )
-    return (
-        f"<header><h1>{_TITLE}</h1><p class='problem'>{escape(words)}</p></header>"
-        f"<section class='headline'><div class='cards'>{''.join(cards)}</div>{warning}</section>"
-    )
+    return cards
 
 
 if __name__ == "__main__":

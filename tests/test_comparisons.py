@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from portend.networks.zoo import build
 from portend.planner.problem import Problem, SearchSpace, accuracy, latency
 from portend.profiling.device import DeviceProfiling, profile_device
 from portend.profiling.network import profile_exits
+from portend.report.document import Piece, Words
 from portend.training.config import TrainingConfig
 from portend.training.training import train
 from portend.values.execution import Execution
@@ -246,9 +248,13 @@ def case_of(network: Network, folder: Path, out: Path) -> paper.Case:
     )  # fmt: skip
 
 
+def said(found: Mapping[str, Any]) -> list[Piece]:
+    return [Words(str(found))]
+
+
 def test_the_page_shows_what_there_is_and_says_what_is_left(network: Network, folder: Path, tmp_path: Path) -> None:
     case = case_of(network, folder, tmp_path)
-    part = paper.Part(name="one", title="Numbers <of> a part", measure=lambda *_: {"n": 7}, show=lambda f: f"{f}")
+    part = paper.Part(name="one", title="Numbers <of> a part", measure=lambda *_: {"n": 7}, show=said)
     left = replace(part, name="left", title="Another part")
     paper.measure_part(case, part)
     page = paper.page(case, {}, (part, left))
@@ -277,7 +283,7 @@ def test_parts_go_on_where_an_interruption_or_a_failure_left_them(
             measured.append(name)
             return {}
 
-        return paper.Part(name=name, title=name, measure=measure, show=str)
+        return paper.Part(name=name, title=name, measure=measure, show=said)
 
     parts = [part(name) for name in "abc"]
     with pytest.raises(KeyboardInterrupt):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from authors import read_profile, read_thresholds, read_topology
 from numpy.typing import NDArray
-from reproduce import STYLE, Table, drawn, html_table, paper_space, plain, split_gain_s
+from reproduce import Table, paper_space, plain, split_gain_s
 
 from portend.errors import DataError, InvalidValue, PortendError, StorageError
 from portend.io.storage import load_profile, save, write_json, write_text
@@ -32,7 +32,7 @@ from portend.perfmodel.model import Estimator, PerformanceModel
 from portend.planner.problem import FrontPoint, Problem, SearchSpace, latency
 from portend.planner.search import search
 from portend.report import figures as plots
-from portend.report.page import html_page
+from portend.report.document import Chart, Document, Words, render_document
 from portend.values.device_profile import DeviceProfile
 from portend.values.exits import SampleExits
 from portend.values.plan import Plan
@@ -768,44 +768,43 @@ def plot_gains(result: NetworkResult) -> Figure:
     return figure
 
 
-_READING: Final = "".join(
-    f"<li>{line}</li>"
-    for line in (
-        "Accuracy and latency are those of the held-out half, by replaying its samples; latency is the mean over "
-        "samples, from the sample at tier 0 to its label at tier 0.",
-        "An approach none of whose plans is accurate enough runs the whole network on the best single tier.",
-        "Lines: mean over the halvings; bands: least to greatest. The halves of different seeds overlap, so the spread "
-        "says how much a halving matters, not how far other images would differ.",
-        "joined: no partition takes longer than its measured parts. smoothed: each partition takes what its blocks and "
-        "its end cost in a least-squares fit, so that no split on one tier gains by noise. Without "
-        "an arrow, plans are chosen and judged on the same times.",
-        "The images are JPEG copies of CIFAR-10’s test images, on which these weights lose about ten points.",
-        "As in the authors’ program, soft-max and entropy of an exit take no time, and an unused exit saves none.",
-    )
+_READING: Final = (
+    "Accuracy and latency are those of the held-out half, by replaying its samples; latency is the mean over "
+    "samples, from the sample at tier 0 to its label at tier 0.",
+    "An approach none of whose plans is accurate enough runs the whole network on the best single tier.",
+    "Lines: mean over the halvings; bands: least to greatest. The halves of different seeds overlap, so the spread "
+    "says how much a halving matters, not how far other images would differ.",
+    "joined: no partition takes longer than its measured parts. smoothed: each partition takes what its blocks and "
+    "its end cost in a least-squares fit, so that no split on one tier gains by noise. Without "
+    "an arrow, plans are chosen and judged on the same times.",
+    "The images are JPEG copies of CIFAR-10’s test images, on which these weights lose about ten points.",
+    "As in the authors’ program, soft-max and entropy of an exit take no time, and an unused exit saves none.",
 )
 
 
 def render_page(results: Sequence[NetworkResult]) -> str:
     """Return one HTML page with every table and figure; it loads nothing else."""
-    title = "Planning on samples, judged on held-out samples"
     sections = []
     for index, result in enumerate(results):
-        both = drawn(f"curves{index}", plot_curves(result)) + drawn(f"gains{index}", plot_gains(result))
-        figures = (both, "", "")
-        sections += [
-            f"<section><h2>{escape(table.title)}</h2><p class='note'>{escape(table.note)}</p>{figure}"
-            f"<div class='scroll'>{html_table(table)}</div></section>"
-            for table, figure in zip(all_tables(result), figures, strict=True)
-        ]
+        first, *others = all_tables(result)
+        curves = Chart(name=f"curves{index}", figure=plot_curves(result))
+        gains = Chart(name=f"gains{index}", figure=plot_gains(result))
+        sections += [first.section(curves, gains), *(table.section() for table in others)]
     ways = "; ".join(f"{way.name}: {way.words}" for way in results[0].ways)
-    header = (
-        f"<header><h1>{title}</h1><p class='problem'>The authors’ ResNet-20 weights scored on {results[0].samples:,} "
-        f"CIFAR-10 images, with the authors’ measured times; planned on one random half and judged on the other, "
-        f"in {len(results[0].halvings)} halving(s). {escape(ways)}.</p></header><section>"
-        + "".join(f"<p class='lead'>{escape(headline(result))}</p>" for result in results)
-        + f"<ul>{_READING}</ul></section>"
+    words = (
+        f"The authors’ ResNet-20 weights scored on {results[0].samples:,} CIFAR-10 images, with the authors’ measured "
+        "times; planned on one random half and judged on the other, in "
+        f"{len(results[0].halvings)} halving(s). {ways}."
     )
-    return html_page(title, header + "".join(sections), STYLE)
+    return render_document(
+        Document(
+            title="Planning on samples, judged on held-out samples",
+            intro=(words,),
+            lead=[Words(headline(result), "lead") for result in results],
+            reading=_READING,
+            sections=sections,
+        )
+    )
 
 
 # --- command line --------------------------------------------------------------------------

@@ -28,8 +28,9 @@ from portend.perfmodel.estimate import Estimate
 from portend.perfmodel.model import PerformanceModel
 from portend.planner.problem import Problem, SearchSpace, Solution, accuracy, latency
 from portend.planner.solve import solve
+from portend.report import document
 from portend.report import figures as plots
-from portend.report.page import html_page
+from portend.report.document import Chart, Document, Section, Words, render_document
 from portend.values.plan import Plan
 from portend.values.profile import Profile
 from portend.values.topology import Topology
@@ -439,6 +440,12 @@ class Table:
         """Whether a column holds words, not numbers."""
         return column < self.left or self.columns[column] in ("plan", "split plan", "verdict")
 
+    def section(self, *charts: Chart | None) -> Section:
+        """The table as a section of a page, below its charts."""
+        words = [column for column in range(len(self.columns)) if self.words(column)]
+        table = document.Table(head=self.columns, rows=self.rows, words=words, good=self.marked)
+        return Section(title=self.title, pieces=[Words(self.note), *(chart for chart in charts if chart), table])
+
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:,.2f}"
@@ -783,7 +790,7 @@ def plot_fig9(half: Comparison9, *, own: str, x: str, logarithmic: bool, publish
 
 def render_page(results: Results) -> str:
     """Return one HTML page with every table and figure; it loads nothing else."""
-    figures = {2: drawn("fig6", plot_fig6(results))}
+    charts = {2: Chart(name="fig6", figure=plot_fig6(results))}
     halves = [
         (results.fig9a, "fig9a", "tier 0+2 split", "Mbit/s between tiers 0 and 1", False, PUBLISHED_9A),
         (results.fig9b, "fig9b", "tier 1 only", "compute power of tier 1, times", True, PUBLISHED_9B),
@@ -793,15 +800,9 @@ def render_page(results: Results) -> str:
     for half, name, own, x, logarithmic, published in halves:
         if half is not None:
             plot = plot_fig9(half, own=own, x=x, logarithmic=logarithmic, published=published)
-            figures[at] = drawn(name, plot)
+            charts[at] = Chart(name=name, figure=plot)
             at += 1
-    sections = "".join(
-        f"<section><h2>{escape(table.title)}</h2><p class='note'>{escape(table.note)}</p>"
-        f"{figures.get(index, '')}<div class='scroll'>{html_table(table)}</div></section>"
-        for index, table in enumerate(tables)
-    )
     devices = ", ".join(f"tier {i} {tier.device}" for i, tier in enumerate(results.topology.tiers))
-    notes = "".join(f"<p class='problem'>{escape(note)}</p>" for note in results.notes)
     beaten = [network for network in results.networks if network.row_is_beaten]
     lead = (
         f"{len(beaten)} of {len(results.networks)} published plans are not optimal in the paper's own space"
@@ -813,68 +814,28 @@ def render_page(results: Results) -> str:
         )
         + "."
     )
-    header = (
-        "<header><h1>The paper’s evaluation, reproduced</h1>"
-        f"<p class='problem'>From the authors’ public measurements on {escape(devices)}, with the authors’ conventions "
-        "and the marginal estimator. Diamonds and brackets: as published.</p>"
-        f"{notes}</header><section><p class='lead'>{escape(lead)}</p><ul>{_READING}</ul></section>"
+    words = (
+        f"From the authors’ public measurements on {devices}, with the authors’ conventions and the marginal "
+        "estimator. Diamonds and brackets: as published."
     )
-    return html_page("The paper’s evaluation, reproduced", header + sections, STYLE)
-
-
-def drawn(name: str, figure: Figure) -> str:
-    """Return a figure as a part of a page."""
-    from plotly.io import to_html
-
-    config = {"responsive": True, "displayModeBar": False}
-    body = to_html(figure, include_plotlyjs=False, full_html=False, div_id=name, config=config)
-    return f"<div class='scroll'><div class='plot'>{body}</div></div>"
-
-
-def html_table(table: Table) -> str:
-    """Return a table as a part of a page."""
-
-    def row(cells: Sequence[str], tag: str, kind: str = "") -> str:
-        body = "".join(
-            f"<{tag}{' class=words' if table.words(i) else ''}>{escape(cell)}</{tag}>" for i, cell in enumerate(cells)
+    return render_document(
+        Document(
+            title="The paper’s evaluation, reproduced",
+            intro=(words, *results.notes),
+            lead=(Words(lead, "lead"),),
+            reading=_READING,
+            sections=[table.section(charts.get(index)) for index, table in enumerate(tables)],
         )
-        return f"<tr{kind}>{body}</tr>"
-
-    rows = "".join(row(cells, "td", " class=good" if i in table.marked else "") for i, cells in enumerate(table.rows))
-    return f"<table><thead>{row(table.columns, 'th')}</thead><tbody>{rows}</tbody></table>"
-
-
-_READING: Final = "".join(
-    f"<li>{line}</li>"
-    for line in (
-        "Latency is the mean over samples, from the sample at tier 0 to its label at tier 0.",
-        "All numbers come from the profile. The paper’s tier 0 was a two-core machine held to one core, and the paper "
-        "does not say which bars of Fig. 6 were measured.",
-        "Exit rates are the profile’s; the published ones may be those of the test samples, which are not public.",
-        "Exit rates never fall along a plan (a running maximum); the authors’ differences can turn negative.",
     )
+
+
+_READING: Final = (
+    "Latency is the mean over samples, from the sample at tier 0 to its label at tier 0.",
+    "All numbers come from the profile. The paper’s tier 0 was a two-core machine held to one core, and the paper "
+    "does not say which bars of Fig. 6 were measured.",
+    "Exit rates are the profile’s; the published ones may be those of the test samples, which are not public.",
+    "Exit rates never fall along a plan (a running maximum); the authors’ differences can turn negative.",
 )
-STYLE: Final = """
-:root { color-scheme: light; --ink: #1f2933; --quiet: #5b6773; --line: #e1e6eb; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f6f7f9; color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
-h2 { font-size: 1.2rem; margin: 0 0 4px; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px; margin: 20px 0; }
-.problem, .note { color: var(--quiet); margin: 0 0 14px; max-width: 52em; }
-.lead { font-size: 1.1rem; margin: 0; }
-.scroll { overflow-x: auto; } .plot { min-width: 700px; }
-table { border-collapse: collapse; width: 100%; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 10px; text-align: right; white-space: nowrap; vertical-align: top; }
-th { color: var(--quiet); font-weight: 600; border-bottom: 1.5px solid #b4bfca; }
-.words { text-align: left; } td.words { white-space: normal; } td:first-child { font-weight: 600; }
-tbody tr { border-bottom: 1px solid var(--line); }
-.good td { color: #00765a; font-weight: 650; }
-ul { margin: 12px 0 0; padding-left: 1.2em; max-width: 52em; color: var(--quiet); }
-@media print { body { background: #fff; } section { break-inside: avoid; } }
-"""
 
 
 # --- command line --------------------------------------------------------------------------

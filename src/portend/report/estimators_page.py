@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 from portend.analysis.console import format_error
+from portend.report.document import Chart, Document, Section, Table, Words, render_document
 from portend.report.figures import GRID, INK, PART_COLORS, QUIET, apply_style
-from portend.report.page import STYLE, html_cells, html_page, html_section, html_table
 from portend.units import signed
 
 if TYPE_CHECKING:
@@ -48,30 +47,24 @@ def plot_estimators(rows: Sequence[Mapping[str, float]]) -> Figure:
 def estimators_page(cases: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a page of its own: for each case its figure, RMSE and systematic errors, as ``benchmarks/estimators.py``
     measures them (``rows``, ``errors``)."""
-    from plotly.io import to_html
-
-    sections: list[str] = []
+    sections = []
     for number, (case, found) in enumerate(cases.items()):
-        figure = plot_estimators(found["rows"])
-        drawn = to_html(
-            figure, include_plotlyjs=False, full_html=False, div_id=f"figure-{number}",
-            default_height=f"{figure.layout.height}px", config={"responsive": True, "displayModeBar": False},
-        )  # fmt: skip
-        head = ["Estimator", "RMSE [ms]", "Mean error [ms]", "Mean relative error", "Slope"]
-        table = html_table(head, [_row(name, error) for name, error in found["errors"].items()])
-        plot = f"<div class='scroll'><div class='plot'>{drawn}</div></div>"
-        sections.append(html_section(case, table + plot, escape(found["disturbed"])))
-    title = "Estimated and measured compute time"
+        warning = [Words(found["disturbed"])] if found["disturbed"] else []
+        table = Table(
+            head=("Estimator", "RMSE [ms]", "Mean error [ms]", "Mean relative error", "Slope"),
+            rows=[_row(name, error) for name, error in found["errors"].items()],
+        )
+        chart = Chart(name=f"figure-{number}", figure=plot_estimators(found["rows"]))
+        sections.append(Section(title=case, pieces=[*warning, table, chart]))
     words = (
         "Each mark is a partition of the network with the exit branch at its end. Layer-wise and block-wise add up "
         "what layers or blocks take alone; partition-wise is the partition itself on one sample, measured on others."
     )
-    header = f"<header><h1>{title}</h1><p class='problem'>{words}</p></header>"
-    return html_page(title, "\n".join([header, *sections]), STYLE)
+    return render_document(Document(title="Estimated and measured compute time", intro=(words,), sections=sections))
 
 
-def _row(name: str, error: Mapping[str, float]) -> str:
-    cells = (
-        f"{error['rmse_ms']:.3f}", signed(error["bias_ms"], 3), format_error(error["bias"]), f"{error['slope']:.3f}",
-    )  # fmt: skip
-    return f"<tbody><tr><th>{escape(name)}</th>{html_cells(cells)}</tr></tbody>"
+def _row(name: str, error: Mapping[str, float]) -> list[str]:
+    return [
+        name, f"{error['rmse_ms']:.3f}", signed(error["bias_ms"], 3), format_error(error["bias"]),
+        f"{error['slope']:.3f}",
+    ]  # fmt: skip

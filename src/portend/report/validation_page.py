@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from portend.analysis.compare import TERMS, Fit
-from portend.analysis.console import format_error, format_ms, format_share
-from portend.analysis.validation import PAPER, Attribution, Case, Validation, Verdict
+from portend.analysis.console import format_error, format_ms
+from portend.analysis.validation import PAPER, Case, Validation, Verdict
 from portend.io.storage import write_text
 from portend.report import figures as plots
-from portend.report import page as report
+from portend.report.render import number, percent, render
 from portend.units import signed
 from portend.values.profile import Profile
 from portend.values.topology import Topology
@@ -42,12 +41,6 @@ Row = dict[str, Any]
 _TITLES: Final = {"exit_rate": "Exit rate", "latency": "Mean latency", "accuracy": "Accuracy"}
 _FIGURES: Final = {"beta": "β", "r2": "R²", "mape": "MAPE"}
 _SHOWN_CDFS: Final = 6
-_STYLE: Final = """
-td.words, .verdicts th:last-child { text-align: left; white-space: normal; }
-td:first-of-type { color: inherit; }
-h3 { margin: 18px 0 4px; }
-.scroll + .note { margin-top: 14px; }
-"""
 
 
 # --- for a terminal ------------------------------------------------------------------------
@@ -242,100 +235,53 @@ def write_page(path: str | Path, found: Validation, profile: Profile, topology: 
 def render_page(found: Validation, profile: Profile, topology: Topology) -> str:
     """Return the validation as HTML text."""
     names = [tier.name for tier in topology.tiers]
-    title = f"Validation: {profile.backbone.name} on the topology {topology.name}"
-    sections = [
-        _headline(found, title),
-        report.html_section("Targets", _targets(found), _targets_note(found)),
-        report.html_figure("agreement", "Predicted and measured", plot_agreement(agreement_rows(found)), _AGREEMENT),
-        report.html_section("Beside the paper", _paper(found), _PAPER_NOTE),
-        report.html_section("Latency, term by term", _terms(found), _TERMS_NOTE),
-        report.html_section("What explains the errors", _attributions(found), _ATTRIBUTION),
-        report.html_section("Worst plans", _worst(found, names), _WORST),
-        report.html_section("Regret", _regret(found), _REGRET),
-        report.html_figure(
-            "fronts", "The Pareto front of the campaign", plot_fronts(front_rows(found)), _front_note(found)
-        ),
-        report.html_figure("cdf", "How latency is distributed", plots.plot_cdf(_cdf_rows(found, names)), _CDF),
-        report.html_section(
-            "By kind of plan", _factors(found), "Errors of the mean latency: (predicted − measured) / measured."
-        ),
-        report.html_section("Where the numbers come from", _provenance(found, profile)),
-    ]
-    body = "\n".join(sections).replace(" %", "&nbsp;%")
-    return report.html_page(title, body, report.STYLE + _STYLE)
+    return render(
+        "validation.html.j2",
+        title=f"Validation: {profile.backbone.name} on the topology {topology.name}",
+        found=found,
+        unfinished="" if len(found.cases) == found.planned else f" of {found.planned} (the campaign is not finished)",
+        runs=sum(len(case.comparison.measurement) for case in found.cases),
+        tests=max(case.comparison.test_samples for case in found.cases),
+        cards=_cards(found),
+        warning=_warning(found),
+        targets_note=_targets_note(found),
+        verdicts=[(_verdict(one), one.met) for one in found.verdicts()],
+        agreement=plot_agreement(agreement_rows(found)),
+        published_names=[f"Paper, {name}" for name in PAPER["latency"]],
+        beside_paper=_beside_paper(found),
+        terms=_terms(found),
+        term_names=list(TERMS),
+        attributions=_attributions(found),
+        worst=[(case, _explained(case)[0]) for case in found.worst()],
+        tier_names=names,
+        fronts=plot_fronts(front_rows(found)),
+        fronts_note=_front_note(found),
+        cdf=plots.plot_cdf(_cdf_rows(found, names)),
+        factors=_factors(found),
+        provenance=_provenance(found, profile),
+    )
 
 
-_AGREEMENT: Final = (
-    "The paper's Fig. 4, with both estimators on the same plans: each point is one plan, or one branch of a plan for "
-    "exit rates. On the line, predicted and measured are equal."
-)
-_PAPER_NOTE: Final = (
-    "β and R² of the least-squares line, with intercept, of predicted on measured; the paper's values are read off its "
-    "Fig. 4 and are of its own testbed, networks and plans. Exit rates: all branches, as the paper counts."
-)
-_TERMS_NOTE: Final = (
-    "Over the plans, mean ms per sample. β₀ is the slope of the line through the origin; bias and RMSE are of "
-    "predicted − measured. A message's transmission, propagation and dispatch can only be measured as one transfer; "
-    "<b>other</b> is what no span covers, which the model says is zero. MAPE is over plans that have the term."
-)
-_ATTRIBUTION: Final = (
-    "A plan's error is a sum of parts: what wrong exit rates change, then each term at the exit rates that were "
-    "measured. Over the plans the parts' slopes add up to β − 1, and their shares of the squared error to 100 %; a "
-    "part that makes up for another has a negative share."
-)
-_WORST: Final = "The largest relative errors of the mean latency, and each error's parts in ms (predicted − measured)."
-_REGRET: Final = (
-    "Of the plans whose <b>measured</b> accuracy reaches the bound: how much slower, as measured, is the one that was "
-    "predicted fastest, by the profile alone, than the one measured fastest. ± is the standard error of that "
-    "difference; the measured best is partly best by luck, so noise tends to make the regret larger. The last columns "
-    "take the plan as a planner does, by <b>predicted</b> accuracy too, and say what it reached."
-)
-_CDF: Final = (
-    "Some of the plans, evenly along their latency. Each dotted step is one exit: its height is the share that leaves "
-    "there, its place the latency; the solid line is measured."
-)
-
-
-def _headline(found: Validation, title: str) -> str:
+def _cards(found: Validation) -> list[tuple[str, Fit, str]]:
     latency, exits, accuracy = found.latency(), found.exit_rate(), found.accuracy()
-    runs = sum(len(case.comparison.measurement) for case in found.cases)
-    tests = max(case.comparison.test_samples for case in found.cases)
-    of = "" if len(found.cases) == found.planned else f" of {found.planned} (the campaign is not finished)"
+    return [
+        ("Mean latency", latency, f"MAPE {percent(latency.mape)}"),
+        ("Exit rate", exits, f"RMSE {_points(exits.rmse)}"),
+        ("Accuracy", accuracy, f"RMSE {_points(accuracy.rmse)}"),
+    ]
+
+
+def _warning(found: Validation) -> str:
+    """What is said of a machine that was disturbed; empty where it was not."""
     disturbed, quiet = len(found.disturbed), found.undisturbed
-    warning = ""
-    if disturbed:
-        others = (
-            f"; the mean latency of the others has β {_number(quiet.beta)}, R² {_number(quiet.r2)}, "
-            f"MAPE {_percent(quiet.mape)} (n = {quiet.n})"
-            if quiet.n
-            else ""
-        )
-        which = f"{disturbed} of the plans" if quiet.n else "every plan"
-        warning = f"<p class='bad'>The machine was disturbed while {which} ran{others}.</p>"
-    cards = "".join(
-        report.html_card(f"{name} β", _number(one.beta), f"R² {_number(one.r2)} · {size} · n = {one.n}")
-        for name, one, size in (
-            ("Mean latency", latency, f"MAPE {_percent(latency.mape)}"),
-            ("Exit rate", exits, f"RMSE {_points(exits.rmse)}"),
-            ("Accuracy", accuracy, f"RMSE {_points(accuracy.rmse)}"),
-        )
-    )
+    if not disturbed:
+        return ""
+    if not quiet.n:
+        return "The machine was disturbed while every plan ran."
     return (
-        f"<header><h1>{escape(title)}</h1><p class='problem'>{len(found.cases)} plans{of} predicted, then run: "
-        f"{runs:,} samples, which stand for tests of {tests:,}, one at a time on the idle system.</p></header>"
-        f"<section class='headline'><div class='cards'>{cards}</div>{warning}</section>"
+        f"The machine was disturbed while {disturbed} of the plans ran; the mean latency of the others has β "
+        f"{number(quiet.beta)}, R² {number(quiet.r2)}, MAPE {percent(quiet.mape)} (n = {quiet.n})."
     )
-
-
-def _targets(found: Validation) -> str:
-    rows = []
-    for verdict in found.verdicts():
-        name, value, target, _, why = _verdict(verdict)
-        mark = "<span class='good'>✓</span>" if verdict.met else "<span class='bad'>✗</span>"
-        cells = f"{report.html_cells([f'<b>{value}</b>', target, mark])}<td class='words'>{escape(why)}</td>"
-        rows.append(f"<tbody><tr><th scope='row'>{escape(name[0].upper() + name[1:])}</th>{cells}</tr></tbody>")
-    table = report.html_table(["", "Found", "Target", "", "Where missed: mostly because of"], rows)
-    return f"<div class='verdicts'>{table}</div>"
 
 
 def _targets_note(found: Validation) -> str:
@@ -344,115 +290,51 @@ def _targets_note(found: Validation) -> str:
     return (
         "Latencies are predicted for the speed that the tiers had while each plan ran: its partitions were timed "
         f"between its samples. Meanwhile computing took {100 * abs(drift):.1f} % {'longer' if drift > 0 else 'less'} "
-        f"than in the profile. By the profile alone, as written down before anything ran: β {_number(before.beta)}, R² "
-        f"{_number(before.r2)}, MAPE {_percent(before.mape)}. With the exit rates that were measured: β "
-        f"{_number(exact.beta)}, R² {_number(exact.r2)}, MAPE {_percent(exact.mape)}. Exit rates count where the plan "
+        f"than in the profile. By the profile alone, as written down before anything ran: β {number(before.beta)}, R² "
+        f"{number(before.r2)}, MAPE {percent(before.mape)}. With the exit rates that were measured: β "
+        f"{number(exact.beta)}, R² {number(exact.r2)}, MAPE {percent(exact.mape)}. Exit rates count where the plan "
         "leaves them open."
     )
 
 
-def _paper(found: Validation) -> str:
-    networks = list(PAPER["latency"])
+def _beside_paper(found: Validation) -> list[dict[str, Any]]:
+    """Fits by sample and by marginal estimates, and the paper's β and R² for each of its networks, by quantity."""
     ours: Mapping[str, tuple[Fit, Fit]] = {
         "exit_rate": (found.exit_rate(all_=True), found.exit_rate(lambda case: case.marginal, all_=True)),
         "latency": (found.latency(), found.latency(lambda case: case.marginal)),
         "accuracy": (found.accuracy(), found.accuracy(lambda case: case.marginal)),
     }
-    rows = []
-    for quantity, title in _TITLES.items():
-        here = [f"<b>{_number(one.beta)} / {_number(one.r2)}</b>" for one in ours[quantity]]
-        there = ["{:.2f} / {:.2f}".format(*PAPER[quantity][network]) for network in networks]
-        rows.append(f"<tbody><tr><th scope='row'>{title}</th>{report.html_cells([*here, *there])}</tr></tbody>")
-    head = ["β / R²", "Here, samples replayed", "Here, marginal estimator", *(f"Paper, {name}" for name in networks)]
-    return report.html_table(head, rows)
+    return [
+        {"title": title, "ours": ours[quantity], "published": list(PAPER[quantity].values())}
+        for quantity, title in _TITLES.items()
+    ]
 
 
-def _terms(found: Validation) -> str:
-    rows = []
-    for name, one in found.terms().items():
-        measured = np.array(
-            [c.measurement.mean_s if name == "total" else c.measurement.parts_s()[name] for c in found.comparisons]
-        )
-        cells = [
-            format_ms(float(measured.mean())), _number(one.beta), _number(one.beta_origin), _number(one.r2),
-            _ms(one.bias), _ms(one.rmse), _percent(one.mape),
-        ]  # fmt: skip
-        shown = f"<b>{name}</b>" if name == "total" else name
-        rows.append(f"<tbody><tr><th scope='row'>{shown}</th>{report.html_cells(cells)}</tr></tbody>")
-    head = ["Term", "Measured mean [ms]", "β", "β₀", "R²", "Bias [ms]", "RMSE [ms]", "MAPE"]
-    return report.html_table(head, rows)
+def _terms(found: Validation) -> list[tuple[str, float, Fit]]:
+    """Each latency term with its measured mean in seconds and its fit."""
+
+    def mean_s(name: str) -> float:
+        runs = [one.measurement for one in found.comparisons]
+        return float(np.mean([run.mean_s if name == "total" else run.parts_s()[name] for run in runs]))
+
+    return [(name, mean_s(name), fit) for name, fit in found.terms().items()]
 
 
-def _attributions(found: Validation) -> str:
-    tables = [_attribution("Mean latency", found.latency_attribution(), 1e3, "ms")]
-    for quantity in ("exit_rate", "accuracy"):
-        parts = found.exit_attribution(quantity)
-        if parts:
-            tables.append(_attribution(_TITLES[quantity], parts, 100, "points"))
-    note = (
-        "<p class='note'><b>Other samples</b>: the test samples leave otherwise than those of the profile, as "
-        "replaying the plan on their own scores tells. <b>What ran</b>: what then still differs from the measurement, "
-        "such as the loss of a codec.</p>"
-    )
-    return "".join(tables) + (note if len(tables) > 1 else "")
-
-
-def _attribution(title: str, parts: Mapping[str, Attribution], scale: float, unit: str) -> str:
-    largest = max(parts, key=lambda name: parts[name].share or 0.0)
-    rows = []
-    for name, part in parts.items():
-        shown = f"<mark>{name}</mark>" if name == largest else name
-        share = "–" if part.share is None else f"{signed(100 * part.share, 1)} %"
-        cells = [
-            "–" if part.slope is None else signed(part.slope, 4), share, signed(scale * part.bias, 3),
-            f"{scale * part.rms:.3f}",
-        ]  # fmt: skip
-        rows.append(f"<tbody><tr><th scope='row'>{shown}</th>{report.html_cells(cells)}</tr></tbody>")
-    head = ["Part", "of β − 1", "of the squared error", f"Bias [{unit}]", f"RMS [{unit}]"]
-    return f"<h3>{title}</h3>{report.html_table(head, rows)}"
-
-
-def _worst(found: Validation, tier_names: Sequence[str]) -> str:
-    rows = []
-    for case in found.worst():
-        parts, largest = case.comparison.contributions_s, _explained(case)[0]
-        cells = [format_ms(case.comparison.estimate.mean_s), f"<b>{format_ms(case.measured_s)}</b>"]
-        cells += [format_error(case.comparison.error)]
-        cells += [
-            f"<mark>{signed(1e3 * seconds, 2)}</mark>" if name == largest else signed(1e3 * seconds, 2)
-            for name, seconds in parts.items()
-        ]
-        disturbed = "<br><small class='bad'>disturbed</small>" if case.comparison.disturbed else ""
-        steps = case.comparison.plan.describe(tier_names).split(" → ")
-        words = " → ".join(f"<span class='step'>{escape(step)}</span>" for step in steps)
-        name = f"<th scope='row'>{case.name}{disturbed}<small>{words}</small></th>"
-        rows.append(f"<tbody><tr>{name}{report.html_cells(cells)}</tr></tbody>")
-    return report.html_table(["Plan", "Predicted [ms]", "Measured", "Error", "exit rates", *TERMS], rows)
-
-
-def _regret(found: Validation) -> str:
-    rows = []
-    for one in found.regrets():
-        bound = "any accuracy" if one.bound == 0 else f"accuracy ≥ {format_share(one.bound)}"
-        reached = "–"
-        if one.planned is not None and one.planned_s is not None and one.planned_accuracy is not None:
-            mark = "good'>✓" if one.planned_accuracy >= one.bound - 1e-12 else "bad'>✗"
-            reached = f"{format_share(one.planned_accuracy)} <span class='{mark}</span>"
-        cells = [
-            str(one.plans),
-            f"{one.chosen}: {format_ms(one.chosen_s)}",
-            f"{one.best}: {format_ms(one.best_s)}",
-            f"<b>{1e3 * one.regret_s:.2f}</b> ± {1e3 * one.standard_error_s:.2f}",
-            f"{100 * one.regret:.1f} %",
-            "–" if one.planned_s is None else f"{one.planned}: {format_ms(one.planned_s)}",
-            reached,
-        ]
-        rows.append(f"<tbody><tr><th scope='row'>{bound}</th>{report.html_cells(cells)}</tr></tbody>")
-    head = [
-        "Asked for", "Plans", "Predicted fastest [ms]", "Measured fastest [ms]", "Regret [ms]", "",
-        "By predicted accuracy [ms]", "Reached",
-    ]  # fmt: skip
-    return report.html_table(head, rows)
+def _attributions(found: Validation) -> list[dict[str, Any]]:
+    """What explains the errors of each quantity; ``scale``: units in one of the quantity's own."""
+    parts = {"latency": found.latency_attribution()}
+    parts |= {quantity: found.exit_attribution(quantity) for quantity in ("exit_rate", "accuracy")}
+    return [
+        {
+            "title": _TITLES[quantity],
+            "parts": some,
+            "largest": max(some, key=lambda name: some[name].share or 0.0),
+            "scale": 1e3 if quantity == "latency" else 100,
+            "unit": "ms" if quantity == "latency" else "points",
+        }
+        for quantity, some in parts.items()
+        if some
+    ]
 
 
 def _front_note(found: Validation) -> str:
@@ -472,50 +354,27 @@ def _cdf_rows(found: Validation, tier_names: Sequence[str]) -> list[Row]:
     return plots.cdf_rows(replace(one, name=f"{one.name}: {one.plan.describe(tier_names)}") for one in shown)
 
 
-def _factors(found: Validation) -> str:
-    rows = []
-    for name, levels in found.by_factor().items():
-        for index, (level, cases) in enumerate(levels.items()):
-            errors = [case.comparison.error for case in cases]
-            cells = [
-                escape(level),
-                str(len(cases)),
-                format_error(float(np.mean(errors))),
-                _percent(float(np.mean(np.abs(errors)))),
-            ]
-            head = f"<th rowspan='{len(levels)}' scope='rowgroup'>{name}</th>" if index == 0 else ""
-            rows.append(f"<tr>{head}{report.html_cells(cells)}</tr>")
-        rows[-len(levels)] = f"<tbody>{rows[-len(levels)]}"
-        rows[-1] += "</tbody>"
-    return report.html_table(["", "", "Plans", "Mean error", "MAPE"], rows)
+def _factors(found: Validation) -> dict[str, list[dict[str, Any]]]:
+    """Errors of the mean latency by kind of plan, each kind's levels in rows."""
+
+    def row(level: str, cases: Sequence[Case]) -> dict[str, Any]:
+        errors = np.array([case.comparison.error for case in cases])
+        return {"level": level, "plans": len(cases), "mean": errors.mean(), "mape": np.abs(errors).mean()}
+
+    return {name: [row(*item) for item in levels.items()] for name, levels in found.by_factor().items()}
 
 
-def _provenance(found: Validation, profile: Profile) -> str:
+def _provenance(found: Validation, profile: Profile) -> dict[str, Mapping[str, str]]:
     first, last = found.comparisons[0].measurement.provenance, found.comparisons[-1].measurement.provenance
-    groups = {
+    groups: dict[str, Mapping[str, str]] = {
         "The first plan that ran": first,
         "The last": {key: last[key] for key in ("finished", "disturbed") if key in last},
         "Profile": {"profiling samples": str(profile.exits.samples), **profile.provenance},
     }
     for name, device in profile.devices.items():
         groups[f"Device {name}"] = {"execution": str(device.execution), **device.environment}
-    body = "".join(
-        f"<div><h3>{escape(name)}</h3>{report.html_facts(facts)}</div>" for name, facts in groups.items() if facts
-    )
-    return f"<div class='groups'>{body}</div>"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}".replace("-", "−")
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f} %"
+    return groups
 
 
 def _points(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.2f} points"
-
-
-def _ms(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{1e3 * seconds:.3f}".replace("-", "−")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby, pairwise
@@ -20,7 +20,7 @@ from portend.errors import law
 from portend.io.storage import write_text
 from portend.planner.problem import Metric, Solution, accuracy, latency
 from portend.report import figures as plots
-from portend.report import page as report
+from portend.report.render import render
 from portend.values.plan import Plan
 
 if TYPE_CHECKING:
@@ -600,136 +600,89 @@ def render_page(found: Sweep, crossovers: Sequence[Crossover] | None = None) -> 
     """Return the sweep as HTML text; ``crossovers`` None: they were not looked for."""
     law(found.zipped or len(found.axes) <= 2, f"a figure shows one or two fields, but {len(found.axes)} were swept")
     flips = crossovers or ()
-    names = _Names(found, flips)
+    names, goal = _Names(found, flips), _Goal.of(found)
     two = len(found.axes) == 2 and not found.zipped
-    figure = plot_grid(found, flips) if two else plot_sweep(found, flips)
-    paths = ", ".join(axis.path for axis in found.axes)
-    sections = [
-        f"<header><h1>What if: {escape(paths)}</h1><p class='problem'>{escape(found.asked)}; "
-        f"{found.scenario.profile.backbone.name} on {escape(found.scenario.topology.name)}, planned anew at each of "
-        f"{len(found.points)} points.</p></header>",
-        _drawn(figure, _Goal.of(found), two, crossovers is not None),
-        report.html_section(
-            "Plans",
-            _plans(found, names, flips),
-            "<br>".join(
-                ["In the order of the letters; blocks are counted from 1."]
-                + [f"<span class='bad'>{escape(told)}</span>" for told in found.scenario.disturbed]
-            ),
-        ),
-    ]
-    if crossovers is not None:
-        sections.append(report.html_section("Crossovers", _crossovers(found, names, flips), _CROSSOVER_NOTE))
-    sections.append(
-        report.html_section("All points", f"<details><summary>Show</summary>{_points(found, names)}</details>")
-    )
-    body = "\n".join(sections).replace(" %", "&nbsp;%")
-    return report.html_page(f"What if: {paths}", body, report.STYLE + _STYLE)
-
-
-_STYLE: Final = """
-.chip { display: inline-block; min-width: 1.7em; text-align: center; border-radius: 4px; font-weight: 650; }
-td.words { text-align: left; white-space: normal; }
-summary { cursor: pointer; color: var(--quiet); }
-"""
-_CROSSOVER_NOTE: Final = (
-    "Planned just below and just above each of them; the flip lies in between. <b>tie</b>: both plans are equally good "
-    "there; <b>jump</b>: a bound admits or excludes a plan. ✗: misses the constraints."
-)
-
-
-def _drawn(figure: Figure, goal: _Goal, two: bool, searched: bool) -> str:
-    from plotly.io import to_html
-
-    note = (
-        "Each tint and letter is one plan. ✗: it misses the constraints; –: no plan satisfies the hints."
-        if two
-        else "Each band is one plan. Lines of baselines end where they miss the constraints; hollow markers: the plan "
-        "itself misses them."
-    )
-    if searched and two:
-        note += " Orange bars mark where the plan flips between the values of two cells."
-    elif not searched and not two:
-        note += " Where exactly the plan flips was not asked for: bands end halfway between points."
-    drawn = to_html(
-        figure, include_plotlyjs=False, full_html=False, div_id="figure-whatif",
-        default_height=f"{figure.layout.height}px", config={"responsive": True, "displayModeBar": False},
-    )  # fmt: skip
-    return report.html_section(
-        "The best plan" if two else escape(goal.name[0].upper() + goal.name[1:]),
-        f"<div class='scroll'><div class='plot'>{drawn}</div></div>",
-        note,
+    paths = [axis.path for axis in found.axes]
+    return render(
+        "whatif.html.j2",
+        title=f"What if: {', '.join(paths)}",
+        found=found,
+        paths=paths,
+        two=two,
+        searched=crossovers is not None,
+        goal=goal,
+        figure=plot_grid(found, flips) if two else plot_sweep(found, flips),
+        plans=_plans(found, names, flips),
+        plan_metrics=[metric.name for metric in _shown(found)],
+        crossovers=[_crossover(found, names, goal, flips, one) for one in flips],
+        crossovers_head=_places_head(found, flips),
+        points=[_point(found, names, point) for point in found.points],
+        point_metrics=[metric.name for metric in _others(found)],
     )
 
 
-def _chip(names: _Names, point: SweepPoint) -> str:
-    return f"<span class='chip' style='background:{names.tint(point)}'>{names.letter(point)}</span>"
+def _chip(names: _Names, point: SweepPoint) -> dict[str, str]:
+    return {"letter": names.letter(point), "tint": names.tint(point)}
 
 
-def _plans(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) -> str:
-    rows, known = [], (latency.name, accuracy.name)
-    shown = [metric for metric in found.scenario.problem.metrics if metric.name not in known]
+def _shown(found: Sweep) -> list[Metric]:
+    """The problem's metrics that the table of plans has no column for: all but mean latency and accuracy."""
+    return [metric for metric in found.scenario.problem.metrics if metric.name not in (latency.name, accuracy.name)]
+
+
+def _plans(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) -> list[dict[str, Any]]:
+    """Each plan with the values for which it is chosen, and what it gives there."""
+
+    def span(texts: Iterable[str]) -> str:
+        return "–".join(dict.fromkeys(texts))
+
+    rows: list[dict[str, Any]] = []
     for plan, text, members in zip(names.plans, names.texts, names.members, strict=True):
-        estimates = [p.solution.estimate for p in members if p.solution]
-        span = [format_ms(f(e.mean_s for e in estimates)) for f in (min, max)]
-        steps = " → ".join(f"<span class='step'>{escape(step)}</span>" for step in text.split(" → "))
-        shares = sorted({format_share(e.accuracy) for e in estimates})
-        own = [
-            "–".join(
-                dict.fromkeys(
-                    m.format(f(p.solution.metrics[m.name] for p in members if p.solution)) for f in (min, max)
-                )
-            )
-            for m in shown
-        ]
-        cells = [_spans(found, plan, crossovers), "–".join(dict.fromkeys(span)), " to ".join(shares), *map(escape, own)]
-        good = next((p for p in members if _met(p)), members[0])
+        solutions = [p.solution for p in members if p.solution]
+        means = [s.estimate.mean_s for s in solutions]
+        values = {metric: [s.metrics[metric.name] for s in solutions] for metric in _shown(found)}
         rows.append(
-            f"<tbody><tr><th scope='row'>{_chip(names, good)} {steps}</th>{report.html_cells(cells)}</tr></tbody>"
+            {
+                "chip": _chip(names, next((p for p in members if _met(p)), members[0])),
+                "text": text,
+                "best_for": _spans(found, plan, crossovers),
+                "mean_ms": span(map(format_ms, (min(means), max(means)))),
+                "accuracy": " to ".join(sorted({format_share(s.estimate.accuracy) for s in solutions})),
+                "values": [span(map(metric.format, (min(some), max(some)))) for metric, some in values.items()],
+            }
         )
-    head = ["Plan", "Best for", "Mean latency [ms]", "Accuracy", *(m.name for m in shown)]
-    return report.html_table(head, rows)
+    return rows
 
 
-def _spans(found: Sweep, plan: Plan, crossovers: Sequence[Crossover]) -> str:
+def _spans(found: Sweep, plan: Plan, crossovers: Sequence[Crossover]) -> list[str]:
     """Between which values a plan is chosen; where several fields are swept, at how many points."""
     if len(found.axes) > 1 or not _numeric(found, 0):
-        return f"{sum(p.plan == plan for p in found.points)} of {len(found.points)} points"
+        return [f"{sum(p.plan == plan for p in found.points)} of {len(found.points)} points"]
     field, points = found.field(0), _in_order(found, _with_crossovers(found.points, crossovers))
     spans = []
     for same, stretch in groupby(points, key=lambda point: point.plan == plan):
         values = [point.values[0] for point in stretch]
         if same:
             spans.append("–".join(dict.fromkeys((field.format(values[0]), field.format(values[-1])))))
-    return "<br>".join(spans)
+    return spans
 
 
-def _crossovers(found: Sweep, names: _Names, crossovers: Sequence[Crossover]) -> str:
-    if not crossovers:
-        return "<p>None: the plan is the same from end to end.</p>"
-    rows, goal = [], _Goal.of(found)
-    for crossover in crossovers:
-        at, *others = map(escape, _places(found, crossovers, crossover))
-        change = " → ".join(_chip(names, p) + (" ✗" if p.missed else "") for p in (crossover.below, crossover.above))
-        cells = report.html_cells([*others, _width(crossover), change, crossover.kind, *_sides(goal, crossover)])
-        rows.append(f"<tbody><tr><th scope='row'>{at}</th>{cells}</tr></tbody>")
-    head = [
-        *_places_head(found, crossovers),
-        "±, relative",
-        "Plan",
-        "",
-        f"{goal.title()} below | above",
-        "Accuracy below | above",
-    ]
-    return report.html_table(head, rows)
+def _crossover(
+    found: Sweep, names: _Names, goal: _Goal, crossovers: Sequence[Crossover], one: Crossover
+) -> dict[str, Any]:
+    return {
+        "places": _places(found, crossovers, one),
+        "width": _width(one),
+        "sides": [_chip(names, point) | {"missed": point.missed} for point in (one.below, one.above)],
+        "kind": one.kind,
+        "values": _sides(goal, one),
+    }
 
 
-def _points(found: Sweep, names: _Names) -> str:
-    rows = []
-    for point in found.points:
-        values = " | ".join(found.field(i).format(v) for i, v in enumerate(point.values))
-        cells = report.html_cells([_chip(names, point), *map(escape, _cells(found, point)), point.status])
-        rows.append(f"<tbody><tr><th scope='row'>{escape(values)}</th>{cells}</tr></tbody>")
-    head = [" | ".join(axis.path for axis in found.axes), "Plan", "Mean [ms]", "95th percentile [ms]", "Accuracy"]
-    head += [metric.name for metric in _others(found)]
-    return report.html_table([*head, "Best baseline", ""], rows)
+def _point(found: Sweep, names: _Names, point: SweepPoint) -> dict[str, Any]:
+    return {
+        "at": " | ".join(found.field(i).format(v) for i, v in enumerate(point.values)),
+        "chip": _chip(names, point),
+        "cells": _cells(found, point),
+        "status": point.status,
+    }
