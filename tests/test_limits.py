@@ -123,7 +123,6 @@ def test_the_exhaustive_search_and_nsga_ii_cut_short_claim_nothing(seed: int, mo
             assert (found.bound is None) == (problem.minimize == p90)
             assert found.status == "unknown" or ("no bound is known" in str(found)) == (found.bound is None)
     monkeypatch.setattr(search_module, "METRIC_LIMIT", 0)
-    pytest.importorskip("pymoo", reason="needs the extra pareto")
     for constrained in asked[1:3]:
         found = search(constrained, model, limits=Limits(pieces=3))
         true(found, solve_exhaustive(constrained, model), model)
@@ -181,7 +180,6 @@ def test_progress_tells_the_best_plan_and_its_bound(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_searches_by_metrics_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pymoo", reason="needs the extra pareto")
     monkeypatch.setattr(limits, "_TELL_S", 0.0)
     model = random_case(11, blocks=5, tiers=3, estimator="sample").model()
     p90, space = latency_quantile(0.9), SearchSpace(thresholds=(0.0, 0.25))
@@ -411,8 +409,6 @@ SEARCHES: dict[str, Any] = {
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_stops_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """These 0.4 s are 8 questions. Soon after them it ends; between two it makes few calls and takes few bytes."""
-    if name == "nsga-ii":
-        pytest.importorskip("pymoo", reason="needs the extra pareto")
     model, meter = a_large_one("marginal" if name == "marginal" else "sample"), Meter()
     with meter.running(monkeypatch):
         SEARCHES[name](model, Limits(seconds=0.4))

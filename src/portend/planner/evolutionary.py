@@ -3,9 +3,9 @@
 A plan is a chain of steps along the blocks: where a partition ends, on which tier, with which threshold. Two plans
 cross by joining the first steps of one with the last steps of the other; mutations change, add or drop a step; and
 what breaks a hint is repaired, so that every plan that is looked at lies in the space. In each generation all that is
-one change away from one of the best plans is looked at, too. Selection by rank and crowding
-distance is pymoo's (Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002); bounds are
-constraints there, so the plans that miss them least come next after those that meet them.
+one change away from one of the best plans is looked at, too. Plans survive by rank and crowding distance (Deb et al.,
+"A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002); plans that miss bounds come after those that meet
+them, by how much they miss them.
 
 The search begins with what can be had exactly: the front over all plans of few partitions, and the plans of least mean
 latency for several accuracies.
@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, product
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,25 +75,17 @@ def solve_evolutionary(
     expense of the same answer every time.
 
     Raises:
-        SearchError: the space holds no plan, or pymoo is not installed.
+        SearchError: the space holds no plan.
         InvalidValue, MismatchError: a hint names a cut, branch, tier or codec that does not exist.
     """
     begin, limits = time.perf_counter(), limits or Limits()
     asked, problem = problem, problem.promised(model.samples)
     space = PlanSpace(problem.space, model)
-    plans = space.count()
-    if not plans:
+    if not space.count():
         raise space.empty()
-    try:
-        from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
-    except ModuleNotFoundError:
-        raise SearchError(
-            f"this space has {plans:,} plans, too many to compute the metrics of each; restrict the cuts, thresholds, "
-            "exits_per_tier or max_partitions, or install a search without proof: pip install 'portend[pareto]'"
-        ) from None
     rng = np.random.default_rng(seed)
     judge, breed = _Judge(problem, space), _Breeder(space, rng)
-    population = _Population(RankAndCrowding(), rng)
+    population = _Population(rng)
     bound = exact.bound(problem, model, limits.silent().part(0.1).within_pieces(_SEED))
     first = [breed.chain(plan) for plan in _known(problem, space, limits.silent().part(0.5))]
     while len(first) < _POPULATION and not (first and limits.over()):
@@ -247,7 +239,7 @@ class _Judge:
             stats=SearchStats(
                 plans=len(self._known),
                 seconds=time.perf_counter() - begin,
-                solver="NSGA-II (pymoo), no certificate",
+                solver="NSGA-II, no certificate",
                 ended=ended,
             ),
             bound=bound,
@@ -259,8 +251,8 @@ class _Judge:
 class _Population:
     """The plans that breed; parents win a tournament of two by what they miss, then rank, then crowding distance."""
 
-    def __init__(self, survival: Any, rng: np.random.Generator) -> None:
-        self._survival, self._rng = survival, rng
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
         self.members: list[_Chain] = []
         self._goals, self._missed = np.empty((0, 0)), np.empty((0, 0))
         self._order: Ints = np.empty(0, dtype=np.intp)
@@ -268,28 +260,19 @@ class _Population:
 
     def add(self, chains: list[_Chain], goals: Floats, missed: Floats) -> None:
         """Let the best of the members and of new plans survive."""
-        from pymoo.core.population import Population
-        from pymoo.core.problem import Problem as Declared
-
         if self.members:
             known = set(self.members)
             new = [i for i, one in enumerate(chains) if one not in known]
             chains = self.members + [chains[i] for i in new]
             goals = np.concatenate([self._goals, goals[new]])
             missed = np.concatenate([self._missed, missed[new]])
-        everyone = Population.new(X=np.arange(len(chains))[:, None], F=goals, G=missed)
-        declared = Declared(n_var=1, n_obj=goals.shape[1], n_ieq_constr=missed.shape[1])
-        kept = self._survival.do(declared, everyone, n_survive=_POPULATION, random_state=self._rng, return_indices=True)
+        kept, rank, crowding = _survivors(goals, missed.sum(axis=1), _POPULATION, self._rng)
         self.members = [chains[i] for i in kept]
         self._goals, self._missed = goals[kept], missed[kept]
-        survivors = everyone[kept]
         total = self._missed.sum(axis=1)
-        met = total == 0
-        rank = [one.get("rank") if ok else 0 for one, ok in zip(survivors, met, strict=True)]
-        crowding = [one.get("crowding") if ok else 0.0 for one, ok in zip(survivors, met, strict=True)]
         self._order = np.empty(len(kept), dtype=np.intp)
-        self._order[np.lexsort((-np.array(crowding), np.array(rank), total))] = np.arange(len(kept))
-        self._best = int(((total == total.min()) & (np.array(rank) == 0)).sum())
+        self._order[np.lexsort((-crowding, rank, total))] = np.arange(len(kept))
+        self._best = int(((total == total.min()) & (rank == 0)).sum())
 
     def leaders(self) -> list[_Chain]:
         """The plans that no other member beats, the loneliest first; where none meets the bounds, the nearest."""
@@ -299,6 +282,66 @@ class _Population:
         pairs = self._rng.integers(len(self.members), size=(2, 2))
         one, two = (int(pair[np.argmin(self._order[pair])]) for pair in pairs)
         return self.members[one], self.members[two]
+
+
+def _survivors(goals: Floats, missed: Floats, most: int, rng: np.random.Generator) -> tuple[Ints, Ints, Floats]:
+    """Return which at most ``most`` of the plans survive, and their ranks and crowding distances.
+
+    Of plans of one rank that do not all survive, the most crowded die. Plans that miss bounds have neither rank nor
+    distance (0).
+    """
+    met, others = np.flatnonzero(missed == 0), np.flatnonzero(missed != 0)
+    kept: list[Ints] = []
+    ranks: list[Ints] = []
+    crowding: list[Floats] = []
+    free = most
+    for rank, front in enumerate(_fronts(goals[met], most)):
+        distance = _crowding(goals[met[front]])
+        some = np.arange(len(front))
+        if len(front) > free:
+            shuffled = rng.permutation(len(front))  # equals survive by chance
+            some = np.flip(shuffled[np.argsort(distance[shuffled])])[:free]
+        kept.append(met[front[some]])
+        ranks.append(np.full(len(some), rank))
+        crowding.append(distance[some])
+        free -= len(some)
+    kept.append(others[np.argsort(missed[others])][:free])
+    none = np.zeros(len(kept[-1]))
+    return np.concatenate(kept), np.concatenate([*ranks, none.astype(np.intp)]), np.concatenate([*crowding, none])
+
+
+def _fronts(goals: Floats, most: int) -> list[Ints]:
+    """Return the points [C, D] that no other dominates, then those that only these dominate, until ``most`` are in."""
+    no_worse: NDArray[np.bool_] = np.all(goals[:, None] <= goals[None], axis=2)
+    dominates: NDArray[np.bool_] = no_worse & ~no_worse.T
+    above = dominates.sum(axis=0)  # points that are not in a front yet and dominate
+    fronts: list[Ints] = []
+    while sum(map(len, fronts)) < min(most, len(goals)):
+        fronts.append(np.flatnonzero(above == 0))
+        above -= dominates[fronts[-1]].sum(axis=0)
+        above[fronts[-1]] = -1
+    return fronts
+
+
+def _crowding(goals: Floats) -> Floats:
+    """Return how far each point [C, D] is from its neighbors along each axis, as a mean of shares of the axis.
+
+    The ends of an axis are infinitely far from others; an axis on which all are equal does not count.
+    """
+    count, axes = goals.shape
+    if count <= 2:
+        return np.full(count, np.inf)
+    order = np.argsort(goals, axis=0, kind="stable")
+    along = np.take_along_axis(goals, order, axis=0)
+    ends = np.full((1, axes), np.inf)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        width = along[-1] - along[0]
+        gaps = np.diff(np.concatenate([-ends, along, ends]), axis=0) / np.where(width == 0, np.nan, width)
+    gaps[np.isnan(gaps)] = 0.0
+    distance = np.empty_like(goals)
+    np.put_along_axis(distance, order, gaps[:-1] + gaps[1:], axis=0)
+    mean: Floats = distance.sum(axis=1) / axes
+    return mean
 
 
 class _Breeder:
