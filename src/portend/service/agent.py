@@ -48,10 +48,12 @@ from portend.service.intake import SAMPLE_ID, Answer, Intake
 from portend.service.keys import OPERATOR, Keys, Who, authenticate
 from portend.service.metrics import Metrics
 from portend.service.partitions import Loaded, Outcome, Shared
+from portend.service.peer_table import PeerTable
 from portend.service.peers import Beat, Peer, read_beat
 from portend.service.pieces import Ack, Assembly, is_piece
 from portend.service.probes import Probes
 from portend.service.release import MOST_PLANS, Limits, NetworkFile, Release, plan_name, read_release
+from portend.service.routes import Routes, View
 from portend.service.store import Store
 from portend.service.worker import Job, Worker
 
@@ -71,7 +73,6 @@ _WORKING_S: Final = 1.0  # how often an order's sender hears that it is being wo
 _COMPLAINTS_PER_S: Final = 10
 _PACKAGE: Final = package_version("portend")
 _UNUSED_S: Final = 900.0  # a release that was loaded and not activated is kept so long: its deploy was killed
-_KEYS_S: Final = 1.0  # how often the folder of keys is looked at
 
 _FAILURES: Final = ("sample", "error")
 
@@ -134,17 +135,15 @@ class ServiceAgent:
         self._probes = Probes()
         self._exits = Exits(self.metrics)
         self._shared: dict[Hashable, Shared] = {}
-        self._peers: dict[tuple[str, str], Peer] = {}
         self._assembly = Assembly(_LARGEST_FRAME)
-        self._ways: dict[int, Hashable] = {}
-        self._whole_s: dict[int, float] = {}
+        self._routes = Routes()
         self._seen: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, "load")
         self._jobs: Counter[str] = Counter()  # partitions that wait or run here, by who sent them
         self._large: set[str] = set()  # samples in the book that take long to decode
         self._orders: dict[asyncio.Task[None], tuple[bytes, int]] = {}  # who gave them, and their numbers
         self._loading = asyncio.Lock()
-        self._told = self._ticked = self._looked = time.monotonic()
+        self._told = time.monotonic()
         self._complaints = 0
         self._source_oldest = 0
         self._receives = False
@@ -165,6 +164,7 @@ class ServiceAgent:
         self._decoder = Worker(self._from_worker)
         self._loader.submit(int)  # starts its thread now: without memory it could not, and would run the order later
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._peers = PeerTable(self._context, self.name, self._keys, self._changed)
         who: Who | None = None
         with contextlib.ExitStack() as ends:
             ends.callback(self.store.close)
@@ -172,7 +172,7 @@ class ServiceAgent:
             ends.callback(self._worker.close)
             ends.callback(self._decoder.close)
             ends.callback(self._loader.shutdown, wait=False, cancel_futures=True)
-            ends.callback(self._hang_up)
+            ends.callback(self._peers.close)
             if self._keys is not None:
                 who = authenticate(self._context, self._keys)
                 ends.callback(who.stop)
@@ -240,11 +240,6 @@ class ServiceAgent:
             self._closed(answer)
         await asyncio.sleep(0)
 
-    def _hang_up(self) -> None:
-        for peer in self._peers.values():
-            peer.close()
-        self._peers.clear()
-
     # -- messages ------------------------------------------------------------------------------
 
     def _receive_soon(self) -> None:
@@ -298,7 +293,7 @@ class ServiceAgent:
             if who == OPERATOR:
                 self._reply(routing, "error", message=str(error))
             raise
-        peers = self._called(who)
+        peers = self._peers.named(who)
         if isinstance(message, Header):
             if not peers:
                 self.drop("not_allowed", f"{who!r} is no tier of a release and may not send data")
@@ -320,10 +315,6 @@ class ServiceAgent:
         number, end, whole = self._assembly.add(who, routing, parts)
         self._acks[routing] = Ack(number, end, self.incarnation, received_ns)
         return whole
-
-    def _called(self, name: str) -> list[Peer]:
-        """The connections to an agent: one for each of its addresses."""
-        return [peer for peer in self._peers.values() if peer.name == name]
 
     def _who(self, frame: zmq.Frame, routing: bytes) -> str:
         """Name of the key that sent it; in plain text the name that the sender gives itself."""
@@ -400,7 +391,7 @@ class ServiceAgent:
                 return
             number = loaded.release.number(index)
             again = entry.attempts > 0
-            ticket = self.intake.sent(entry, number, self._ways[number])
+            ticket = self.intake.sent(entry, number, self._routes.ways[number])
             if again:
                 self.metrics.sent_again.inc()
             work = partial(loaded.begin, index)
@@ -426,19 +417,9 @@ class ServiceAgent:
         self._jobs[sender] -= 1
         then(found)
 
-    def _usable(self, release: Release) -> int | None:
-        """Place of the first plan all of whose tiers are there and reach each other."""
-        return next((i for i in range(len(release.plans)) if self._ways.get(release.number(i)) is not None), None)
-
     def _chosen(self, release: Release) -> int | None:
-        """Place of the plan that a new sample takes: the first that can be used, and not only since just now.
-
-        So samples do not follow a link that comes and goes, unless there is no other way.
-        """
-        since = time.monotonic() - self.intake.limits.silence_s / 4
-        usable = [i for i in range(len(release.plans)) if self._ways.get(release.number(i)) is not None]
-        steady = (i for i in usable if self._whole_s.get(release.number(i), 0.0) <= since)
-        return next(steady, next(iter(usable), None))
+        """Place of the plan that a new sample takes: the first that can be used, and not only since just now."""
+        return self._routes.choose(release, time.monotonic() - self.intake.limits.silence_s / 4)
 
     def _from_worker(self, what: Callable[[], None]) -> None:
         """In the compute thread: let the event loop do something."""
@@ -514,7 +495,7 @@ class ServiceAgent:
 
     def _post(self, loaded: Loaded, to: int, header: Header, payload: Any) -> None:
         name, at = loaded.release.tiers[to], loaded.release.endpoints[to]
-        peer, head = self._peers.get((name, at)), pack_header(header)
+        peer, head = self._peers.get(loaded.release, to), pack_header(header)
         done = partial(self._handed_over, header.request) if loaded.tier == loaded.release.source else None
         if peer is None or not peer.post(head, payload, done):
             self.drop("unsent", f"the connection to {name} at {at} does not work; the source sends the sample again")
@@ -599,31 +580,10 @@ class ServiceAgent:
                 _LOG.exception("the watch over the others stumbled")
 
     def _watch(self, who: Who | None, now: float) -> None:
-        limits = self.intake.limits
-        if now - self._ticked > limits.silence_s / 2:  # we were frozen: let the others speak first
-            for peer in self._peers.values():
-                peer.outbox.excuse(now)
-        self._ticked = now
-        if now - self._looked >= _KEYS_S:
-            self._looked = now
-            self._look_at_keys()
-        for peer in list(self._peers.values()):
-            peer.watch(now, limits.silence_s)
+        self._peers.watch(now, self.intake.limits.silence_s)
         self._beat(now)
         self._judge(now)
         self._gauge(who, now)
-
-    def _look_at_keys(self) -> None:
-        """Call again, by its new key, whoever has one now; messages by the old one are nobody's from now on."""
-        if self._keys is None:
-            return
-        trust = self._keys.trust
-        trust.look()
-        renewed = [peer for peer in self._peers.values() if trust.key_of(peer.name) not in (None, peer.key)]
-        if renewed:
-            _LOG.info("other keys than before: %s", ", ".join(sorted({peer.name for peer in renewed})))
-        for peer in renewed:
-            peer.dial()
 
     def _changed(self) -> None:
         """A connection began to work, or broke: tell the others, and use it or not, at once."""
@@ -631,29 +591,23 @@ class ServiceAgent:
 
     def _after_change(self) -> None:
         now = time.monotonic()
-        for peer in self._peers.values():
-            peer.hurry()
+        self._peers.hurry()
         self._beat(now)
         self._judge(now)
 
     def _beat(self, now: float) -> None:
-        for peer in list(self._peers.values()):
-            peer.tell(self._says, now, self.intake.limits.beat_s)
+        self._peers.tell(self._says, now, self.intake.limits.beat_s)
 
     def _says(self) -> Beat:
+        view = self._peers.view()
         return Beat(
             incarnation=self.incarnation,
             sent_ns=time.monotonic_ns(),
             versions=tuple(self.releases),
-            reaches=tuple(self._reached(loaded.release) for loaded in self.releases.values()),
+            reaches=tuple(view.reached(loaded.release) for loaded in self.releases.values()),
             active=self.active if self.is_source else 0,
             oldest=self._oldest() if self.is_source else 0,
         )
-
-    def _reached(self, release: Release) -> tuple[int, ...]:
-        """Which of our connections to each tier of a release works, the first, the second, ...; 0 where none does."""
-        peers = [self._peers.get(place) for place in zip(release.tiers, release.endpoints, strict=True)]
-        return tuple(peer.life if peer and peer.works else 0 for peer in peers)
 
     def _oldest(self) -> int:
         return min([self.active, *(number // MOST_PLANS for number in self.intake.plans_in_use())])
@@ -678,72 +632,24 @@ class ServiceAgent:
         loaded = self.releases.values()
         if not any(each.tier == each.release.source for each in loaded):
             return
-        before = self._ways
-        self._ways = {}
-        for release in (each.release for each in loaded):
-            for index in range(len(release.plans)):
-                number = release.number(index)
-                self._ways[number] = self._way(release, index)
-                if self._ways[number] is None and before.get(number) is not None:
-                    self._whole_s[number] = math.inf  # it was lost
-                elif self._ways[number] is not None and self._whole_s.get(number) == math.inf:
-                    self._whole_s[number] = now
+        view, before = self._peers.view(), self._routes
+        self._routes = before.updated([each.release for each in loaded], view, now)
         if not self.is_source:
             return
-        if self._ways != before:
-            used = self._usable(self.releases[self.active].release)
+        release = self.releases[self.active].release
+        if self._routes.ways != before.ways:
+            used = self._routes.first_usable(release)
             _LOG.info("plans that can be used: %s", "none" if used is None else f"from number {used} on")
-        for answer in self.intake.broken(lambda entry: entry.way != self._ways.get(entry.plan), now):
+        for answer in self.intake.broken(lambda entry: self._routes.is_broken(entry.plan, entry.way), now):
             self._closed(answer)
-        for answer in self.intake.expire(now, self._why_not()):
+        for answer in self.intake.expire(now, self._why_not(release, view)):
             self._closed(answer)
         self._pump()
 
-    def _way(self, release: Release, index: int) -> Hashable:
-        """The lives of the tiers that a plan needs and of the connections between them; None if it cannot be used."""
-        if self._lacks(release, index):
-            return None
-        others = [self._peer(release, tier) for tier in sorted(release.tiers_of(index))]
-        return (
-            tuple(peer.incarnation for peer in others if peer),
-            tuple(self._joined(release, a, b) for a, b in sorted(release.hops_of(index))),
-        )
-
-    def _peer(self, release: Release, tier: int) -> Peer | None:
-        return self._peers.get((release.tiers[tier], release.endpoints[tier]))
-
-    def _lacks(self, release: Release, index: int) -> list[str]:
-        """What keeps a plan from being used: who is away, who does not run it, who does not reach whom."""
-        names, away, lacks = release.tiers, set(), []
-        for tier in sorted(release.tiers_of(index)):
-            if names[tier] == self.name:
-                continue
-            peer = self._peer(release, tier)
-            if peer is None or not peer.works:
-                away.add(tier)
-                lacks.append(f"{names[tier]} is away ({release.endpoints[tier]})")
-            elif peer.says is None or release.version not in peer.says.versions:
-                away.add(tier)
-                lacks.append(f"{names[tier]} has not said that it runs release {release.version}")
-        lacks += [
-            f"{names[a]} does not reach {names[b]} at {release.endpoints[b]}"
-            for a, b in sorted(release.hops_of(index))
-            if not away & {a, b} and not self._joined(release, a, b)
-        ]
-        return lacks
-
-    def _joined(self, release: Release, sender: int, receiver: int) -> int:
-        """Which connection of one tier to another works, as the sender says; 0 if none does."""
-        if release.tiers[sender] == self.name:
-            return self._reached(release)[receiver]
-        peer = self._peer(release, sender)
-        return peer.says.reaches_tier(release.version, receiver) if peer and peer.says else 0
-
-    def _why_not(self) -> str:
-        release = self.releases[self.active].release
-        if self._usable(release) is not None:
+    def _why_not(self, release: Release, view: View) -> str:
+        if self._routes.first_usable(release) is not None:
             return ""
-        return f"no plan can be used: {'; '.join(self._lacks(release, 0)) or 'a connection broke just now'}"
+        return f"no plan can be used: {'; '.join(view.missing(release, 0)) or 'a connection broke just now'}"
 
     def _gauge(self, who: Who | None, now: float) -> None:
         self._exits.look()
@@ -757,7 +663,7 @@ class ServiceAgent:
             metrics.strangers.inc(who.refused)
             _LOG.warning("refused %d connections with unknown keys", who.refused)
             who.refused = 0
-        for peer in self._peers.values():
+        for peer in self._peers:
             metrics.peer_up.labels(peer.name).set(peer.works)
             if peer.round_trip_s is not None:
                 metrics.round_trip.labels(peer.name).set(peer.round_trip_s)
@@ -790,16 +696,7 @@ class ServiceAgent:
             ConfigError: there is no public key of one of its agents.
         """
         release = loaded.release
-        made: dict[tuple[str, str], Peer] = {}
-        try:
-            for place in zip(release.tiers, release.endpoints, strict=True):
-                if place[0] != self.name and place not in self._peers:
-                    made[place] = Peer(self._context, *place, self._keys, self.name, self._changed)
-        except Exception:
-            for peer in made.values():
-                peer.close()
-            raise
-        self._peers |= made
+        self._peers.add(release)
         self.releases[release.version] = loaded
         self._taken_s[release.version] = time.monotonic()
         if not self.active:
@@ -824,7 +721,7 @@ class ServiceAgent:
         release = loaded.release
         if time.monotonic() - self._taken_s[release.version] < _UNUSED_S:
             return False
-        source = self._peer(release, release.source)
+        source = self._peers.get(release, release.source)
         active = self.active if source is None else source.says.active if source.says else math.inf
         return active < release.version
 
@@ -840,8 +737,7 @@ class ServiceAgent:
         used = {(r.networks[t].sha256, r.executions[t], r.criterion, r.batches[t]) for r, t in places}
         for key in self._shared.keys() - used:
             del self._shared[key]
-        for place in self._peers.keys() - {p for r in kept for p in zip(r.tiers, r.endpoints, strict=True)}:
-            self._peers.pop(place).close()
+        self._peers.keep(kept)
         try:
             self._save()
         except PortendError as error:  # after a restart they are loaded once more, and let go again
@@ -939,13 +835,13 @@ class ServiceAgent:
         version, began = int(values["release"]), time.monotonic()
         wait_s = float(values["wait_s"])
         while (loaded := self.releases.get(version)) is not None:
-            usable, waited = self._usable(loaded.release), time.monotonic() - began
+            usable, waited = self._routes.first_usable(loaded.release), time.monotonic() - began
             if usable == 0 or (usable is not None and waited > _SETTLE_S):
                 break
             if not waited < wait_s:
-                lacks = "; ".join(self._lacks(loaded.release, 0))
+                missing = "; ".join(self._peers.view().missing(loaded.release, 0))
                 raise DeploymentError(
-                    f"release {version} was not activated, for no sample could be answered: {lacks}; correct the "
+                    f"release {version} was not activated, for no sample could be answered: {missing}; correct the "
                     "addresses in the topology, or what lies between the hosts, and deploy again"
                 )
             await asyncio.sleep(0.005)
@@ -977,7 +873,7 @@ class ServiceAgent:
             "versions": list(self.releases),
             "source": self.is_source,
             "plan": usable,
-            "lacks": self._lacks(release, 0) if release else [],
+            "lacks": self._peers.view().missing(release, 0) if release else [],
             "in_use": sorted({number // MOST_PLANS for number in self.intake.plans_in_use()}),
             "waiting": self.intake.waiting,
             "under_way": self.intake.under_way,
@@ -986,7 +882,7 @@ class ServiceAgent:
             "drift": self._exits.describe(),
             "peers": {
                 peer.name: {"up": peer.works, "round_trip_s": peer.round_trip_s, "rate_bps": peer.outbox.rate_bps}
-                for peer in self._peers.values()
+                for peer in self._peers
             },
         }
 
