@@ -34,8 +34,9 @@ from commands import portend
 from portend.errors import ConfigError, DeploymentError, MessageError, StorageError
 from portend.io.forms import load_topology, topology_yaml
 from portend.runtime.protocol import PROTOCOL_VERSION, Header, pack_control, pack_header
-from portend.service.agent import ServiceAgent, read_message
+from portend.service.agent import ServiceAgent
 from portend.service.http import openapi
+from portend.service.inbox import read_message
 from portend.service.keys import OPERATOR, load_keys, make_keys
 from portend.service.operator import Agents
 from portend.service.peers import Beat, call, read_beat

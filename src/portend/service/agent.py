@@ -38,62 +38,37 @@ from portend.runtime.executors import make_executor
 from portend.runtime.protocol import (
     PROTOCOL_VERSION,
     Header,
-    pack_control,
     pack_header,
-    unpack_control,
-    unpack_header,
 )
+from portend.service.drops import Drops
 from portend.service.exit_watch import Exits
+from portend.service.inbox import Inbox, Received
 from portend.service.intake import SAMPLE_ID, Answer, Intake
 from portend.service.keys import OPERATOR, Keys, Who, authenticate
 from portend.service.metrics import Metrics
 from portend.service.partitions import Loaded, Outcome, Shared
 from portend.service.peer_table import PeerTable
 from portend.service.peers import Beat, Peer, read_beat
-from portend.service.pieces import Ack, Assembly, is_piece
 from portend.service.probes import Probes
 from portend.service.release import MOST_PLANS, Limits, NetworkFile, Release, plan_name, read_release
 from portend.service.routes import Routes, View
 from portend.service.store import Store
 from portend.service.worker import Job, Worker
 
-__all__ = ["ServiceAgent", "read_message"]
+__all__ = ["ServiceAgent"]
 
 _LOG: Final = logging.getLogger("portend.service")
 _TICK_S: Final = 0.05
-_LARGEST_FRAME: Final = 64 << 20
-_MOST_FRAMES: Final = 2
 _MOST_JOBS: Final = 1024  # partitions that wait for the processor; the source's window is far below
 _SEEN: Final = 8192  # messages that are remembered, so that none is run twice
 _MOST_ORDERS: Final = 16  # that take their time, at once
-_MOST_AT_ONCE: Final = 16  # messages that are read before anything else has its turn
 _STOP_S: Final = 5.0
 _SETTLE_S: Final = 3.0  # how long an activation waits for the wanted plan when another one can be used
 _WORKING_S: Final = 1.0  # how often an order's sender hears that it is being worked on
-_COMPLAINTS_PER_S: Final = 10
 _PACKAGE: Final = package_version("portend")
 _UNUSED_S: Final = 900.0  # a release that was loaded and not activated is kept so long: its deploy was killed
 
 _FAILURES: Final = ("sample", "error")
-
-
-def read_message(frames: Sequence[Any]) -> tuple[Header | dict[str, Any], Any]:
-    """Return what a message says and its payload (None if it has none).
-
-    Args:
-        frames: bytes or memory; a header or a control message, and at most one payload.
-
-    Raises:
-        MessageError: too many frames, too large, malformed, or of another version.
-    """
-    if not 1 <= len(frames) <= _MOST_FRAMES:
-        raise MessageError(f"a message has one or two frames, but got {len(frames)}")
-    if any(len(frame) > _LARGEST_FRAME for frame in frames):
-        raise MessageError(f"a frame has at most {_LARGEST_FRAME} bytes, but got {max(map(len, frames))}")
-    head, payload = bytes(frames[0]), frames[1] if len(frames) > 1 else None
-    if head[:1] and 0x90 <= head[0] <= 0x9F:
-        return unpack_header(head), payload
-    return unpack_control(head), payload
 
 
 class ServiceAgent:
@@ -127,6 +102,7 @@ class ServiceAgent:
             )
         self.store = Store(state)
         self.metrics = Metrics()
+        self._drop = Drops(self.metrics)
         self.incarnation = secrets.randbits(62) + 1
         self.releases: dict[int, Loaded] = {}
         self._taken_s: dict[int, float] = {}
@@ -135,7 +111,6 @@ class ServiceAgent:
         self._probes = Probes()
         self._exits = Exits(self.metrics)
         self._shared: dict[Hashable, Shared] = {}
-        self._assembly = Assembly(_LARGEST_FRAME)
         self._routes = Routes()
         self._seen: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, "load")
@@ -143,11 +118,7 @@ class ServiceAgent:
         self._large: set[str] = set()  # samples in the book that take long to decode
         self._orders: dict[asyncio.Task[None], tuple[bytes, int]] = {}  # who gave them, and their numbers
         self._loading = asyncio.Lock()
-        self._told = time.monotonic()
-        self._complaints = 0
         self._source_oldest = 0
-        self._receives = False
-        self._acks: dict[bytes, Ack] = {}  # that are due, by connection
         self.stopping = asyncio.Event()
         self.stopped = False
 
@@ -176,44 +147,26 @@ class ServiceAgent:
             if self._keys is not None:
                 who = authenticate(self._context, self._keys)
                 ends.callback(who.stop)
-            self._inbox = self._bind()
+            self._inbox = Inbox(
+                self._context, self._listen, keys=self._keys, incarnation=self.incarnation, metrics=self.metrics,
+                drop=self._drop, received=self._received,
+            )  # fmt: skip
             await self._restore()
             async with contextlib.AsyncExitStack() as web:
                 if self._http:
                     from portend.service.http import serve_http
 
                     await web.enter_async_context(serve_http(self, *self._http))
-                self._loop.add_reader(self._inbox.fileno(), self._receive_soon)
-                self._receive_soon()
+                self._inbox.open()
                 watch = asyncio.create_task(self._tick(who))
                 _LOG.info("listening on %s", self._listen)
                 ready()
                 await self.stopping.wait()
                 await self._finish()
-                self._loop.remove_reader(self._inbox.fileno())
+                self._inbox.close()
                 for task in (watch, *self._orders):
                     task.cancel()
                 self._probes.close()
-
-    def _bind(self) -> zmq.Socket[bytes]:
-        inbox: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
-        inbox.setsockopt(zmq.LINGER, 0)
-        inbox.setsockopt(zmq.MAXMSGSIZE, 4 * _LARGEST_FRAME)
-        inbox.setsockopt(zmq.RCVHWM, 100)
-        inbox.setsockopt(zmq.SNDHWM, 1000)
-        inbox.setsockopt(zmq.HANDSHAKE_IVL, 10_000)  # about 1.5 kB each way, on links of some kbit/s too
-        for option, value in ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 10), (zmq.TCP_KEEPALIVE_INTVL, 5)):
-            inbox.setsockopt(option, value)  # who called and vanished is forgotten
-        inbox.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-        inbox.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a connection that is made anew takes the place of the broken one
-        inbox.setsockopt(zmq.IPV6, int(":" in self._listen.host))
-        if self._keys is not None:
-            self._keys.serve(inbox)
-        try:
-            inbox.bind(f"tcp://{self._listen}")
-        except zmq.ZMQError as error:
-            raise DeploymentError(f"{self._listen} cannot be used ({error}); choose another --listen") from None
-        return inbox
 
     async def _restore(self) -> None:
         """Load what ran before this process began."""
@@ -242,103 +195,21 @@ class ServiceAgent:
 
     # -- messages ------------------------------------------------------------------------------
 
-    def _receive_soon(self) -> None:
-        """Read in the loop's next turn, once however often it is asked for."""
-        if not self._receives:
-            self._receives = True
-            self._loop.call_soon(self._receive)
-
-    def _receive(self) -> None:
-        """Read what came, and let others have a turn after some messages."""
-        self._receives = False
-        if self._inbox.closed:
-            return
-        for _ in range(_MOST_AT_ONCE):
-            if not int(self._inbox.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                if not self._acknowledge():
-                    return
-                continue  # what came while that was sent is not announced
-            frames = self._inbox.recv_multipart(zmq.NOBLOCK, copy=False)
-            received_ns = time.monotonic_ns()
-            self.metrics.received_bytes.inc(sum(len(frame) for frame in frames))
-            try:
-                self._read(frames, received_ns)
-            except PortendError as error:
-                self.drop("malformed", error)
-            except Exception:  # whatever a message does, the agent lives on
-                self.metrics.dropped.labels("error").inc()
-                _LOG.exception("a message could not be handled")
-        self._acknowledge()
-        self._receive_soon()
-
-    def _acknowledge(self) -> bool:
-        """Acknowledge the last piece of each connection, and so those before it; return whether there was any."""
-        acks, self._acks = self._acks, {}
-        for routing, ack in acks.items():
-            with contextlib.suppress(zmq.Again, zmq.ZMQError):  # the next one says the same of these pieces
-                self._inbox.send_multipart([routing, ack.packed()], zmq.NOBLOCK)
-        return bool(acks)
-
-    def _read(self, frames: Sequence[zmq.Frame], received_ns: int) -> None:
-        routing, parts = frames[0].bytes, [frame.buffer for frame in frames[1:]]
-        who = self._who(frames[0] if len(frames) < 2 else frames[1], routing)
-        if parts and is_piece(parts[0]):
-            whole = self._piece(who, routing, parts, received_ns)
-            if whole is None:
-                return
-            parts = whole
-        try:
-            message, payload = read_message(parts)
-        except MessageError as error:
-            if who == OPERATOR:
-                self._reply(routing, "error", message=str(error))
-            raise
-        peers = self._peers.named(who)
-        if isinstance(message, Header):
+    def _received(self, message: Received) -> None:
+        """Do what a message asks for, as far as its sender may."""
+        content, peers = message.content, self._peers.named(message.sender)
+        if isinstance(content, Header):
             if not peers:
-                self.drop("not_allowed", f"{who!r} is no tier of a release and may not send data")
+                self._drop("not_allowed", f"{message.sender!r} is no tier of a release and may not send data")
                 return
-            self._data(message, payload, peers, received_ns)
-        elif message["command"] == "beat":
+            self._data(content, message.payload, peers, message.received_ns)
+        elif content["command"] == "beat":
             if peers:
-                self._heard(peers, read_beat(message), received_ns)
-        elif who != OPERATOR:
-            self.drop("not_allowed", f"{who!r} may not give orders")
+                self._heard(peers, read_beat(content), message.received_ns)
+        elif message.sender != OPERATOR:
+            self._drop("not_allowed", f"{message.sender!r} may not give orders")
         else:
-            self._obey(routing, message, payload)
-
-    def _piece(self, who: str, routing: bytes, parts: list[Any], received_ns: int) -> list[Any] | None:
-        """Take a piece of a message, to be acknowledged; return the message's frames if it is complete."""
-        if not who or who == OPERATOR:
-            self.drop("not_allowed", f"{who!r} is no tier and sends no pieces")
-            return None
-        number, end, whole = self._assembly.add(who, routing, parts)
-        self._acks[routing] = Ack(number, end, self.incarnation, received_ns)
-        return whole
-
-    def _who(self, frame: zmq.Frame, routing: bytes) -> str:
-        """Name of the key that sent it; in plain text the name that the sender gives itself."""
-        if self._keys is None:
-            return routing.partition(b"/")[0].decode(errors="replace")
-        try:
-            return self._keys.trust.name_of(str(frame.get("User-Id")).encode())
-        except zmq.ZMQError:
-            return ""
-
-    def drop(self, why: str, error: object) -> None:
-        """Count a message that is not used, and log it, but not more than a few a second."""
-        self.metrics.dropped.labels(why).inc()
-        now = time.monotonic()
-        if now - self._told > 1:
-            self._told, self._complaints = now, 0
-        self._complaints += 1
-        if self._complaints <= _COMPLAINTS_PER_S:
-            _LOG.warning("dropped a message (%s): %s", why, error)
-
-    def _reply(self, routing: bytes, command: str, **values: Any) -> None:
-        with contextlib.suppress(zmq.Again, zmq.ZMQError):  # who is gone, or takes nothing, asks again
-            self._inbox.send_multipart([routing, pack_control(command, **values)], zmq.NOBLOCK)
-        self._receive_soon()  # a message that came meanwhile is not announced again
+            self._obey(message.routing, content, message.payload)
 
     # -- samples -------------------------------------------------------------------------------
 
@@ -429,7 +300,7 @@ class ServiceAgent:
     def _moved(self, loaded: Loaded, index: int, ticket: int, outcome: Outcome | Exception) -> None:
         """A sample was run here: pass it on, or on its way back."""
         if isinstance(outcome, MessageError):
-            self.drop("malformed", outcome)
+            self._drop("malformed", outcome)
         elif isinstance(outcome, Exception):
             why = "sample" if isinstance(outcome, DataError) else "error"
             _LOG.warning("a sample failed on tier %s: %s: %s", self.name, type(outcome).__name__, outcome)
@@ -498,7 +369,7 @@ class ServiceAgent:
         peer, head = self._peers.get(loaded.release, to), pack_header(header)
         done = partial(self._handed_over, header.request) if loaded.tier == loaded.release.source else None
         if peer is None or not peer.post(head, payload, done):
-            self.drop("unsent", f"the connection to {name} at {at} does not work; the source sends the sample again")
+            self._drop("unsent", f"the connection to {name} at {at} does not work; the source sends the sample again")
         else:
             self.metrics.sent_bytes.labels(name).inc(len(head) + len(payload or b""))
 
@@ -509,12 +380,12 @@ class ServiceAgent:
         version, index = divmod(header.run, MOST_PLANS)
         loaded = self.releases.get(version)
         if loaded is None or index >= len(loaded.plans):
-            self.drop("unknown_plan", f"{plan_name(index)} of release {version} is not loaded here")
+            self._drop("unknown_plan", f"{plan_name(index)} of release {version} is not loaded here")
             return
         plan, release = loaded.release.plans[index], loaded.release
         sender = peers[0].name
         if sender not in {release.tiers[tier] for tier in release.senders(index, header.kind, header.step)}:
-            self.drop("not_allowed", f"{sender} has no {header.kind} to send by this plan")
+            self._drop("not_allowed", f"{sender} has no {header.kind} to send by this plan")
             return
         seconds = next((s for peer in peers if (s := peer.transfer_s(header.sent_ns, received_ns)) is not None), None)
         if seconds is not None and seconds >= 0:
@@ -525,12 +396,12 @@ class ServiceAgent:
             if self._is_replayed(header):
                 return
             if self._worker.waiting + self._decoder.waiting >= _MOST_JOBS:
-                self.drop("queue_full", f"{_MOST_JOBS} partitions wait already")
+                self._drop("queue_full", f"{_MOST_JOBS} partitions wait already")
                 return
             if len(payload) > loaded.most_bytes(index, header.step):
                 raise MessageError(f"partition {header.step + 1} takes no tensor of {len(payload)} bytes")
             if self._jobs[sender] >= 2 * release.limits.window:  # what is under way, and was sent once more
-                self.drop("queue_full", f"{self._jobs[sender]} partitions wait already that {sender} sent")
+                self._drop("queue_full", f"{self._jobs[sender]} partitions wait already that {sender} sent")
                 return
             self._jobs[sender] += 1
             work = partial(loaded.carry_on, index, header.step)
@@ -551,7 +422,7 @@ class ServiceAgent:
         """Whether the same message came before; each sending of a sample has a ticket of its own."""
         key = (header.request, header.step)
         if key in self._seen:
-            self.drop("replayed", f"partition {header.step + 1} ran already for ticket {header.request}")
+            self._drop("replayed", f"partition {header.step + 1} ran already for ticket {header.request}")
             return True
         self._seen[key] = None
         if len(self._seen) > _SEEN:
@@ -770,7 +641,7 @@ class ServiceAgent:
         task = asyncio.create_task(coming)
         try:
             while not (await asyncio.wait({task}, timeout=_WORKING_S))[0]:
-                self._reply(routing, "working", number=values["number"])
+                self._inbox.reply(routing, "working", number=values["number"])
             with self._reporting(routing, values["number"]):
                 self._tell(routing, values, task.result())
         finally:
@@ -778,7 +649,7 @@ class ServiceAgent:
 
     def _tell(self, routing: bytes, values: dict[str, Any], told: dict[str, Any] | None) -> None:
         if told is not None:
-            self._reply(routing, values["command"], number=values["number"], **told)
+            self._inbox.reply(routing, values["command"], number=values["number"], **told)
 
     @contextlib.contextmanager
     def _reporting(self, routing: bytes, number: Any) -> Iterator[None]:
@@ -786,10 +657,10 @@ class ServiceAgent:
         try:
             yield
         except PortendError as error:
-            self._reply(routing, "error", number=number, message=str(error))
+            self._inbox.reply(routing, "error", number=number, message=str(error))
         except Exception as error:  # what libraries raise is an open set, and silence would keep the operator waiting
             _LOG.exception("an order failed")
-            self._reply(routing, "error", number=number, message=f"{type(error).__name__}: {error}")
+            self._inbox.reply(routing, "error", number=number, message=f"{type(error).__name__}: {error}")
 
     def _on_hello(self, routing: bytes, _: dict[str, Any], __: Any) -> dict[str, Any]:
         return {
@@ -913,7 +784,7 @@ class ServiceAgent:
         return {"unknown": [s for s, of in samples.items() if not self.intake.wants(s, of, routing, deliver)]}
 
     def _deliver(self, routing: bytes, answer: Answer) -> None:
-        self._reply(routing, "answer", answer={name: getattr(answer, name) for name in Answer.__slots__})
+        self._inbox.reply(routing, "answer", answer={name: getattr(answer, name) for name in Answer.__slots__})
 
 
 def _network(values: dict[str, Any]) -> NetworkFile:
