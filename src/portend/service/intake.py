@@ -59,7 +59,7 @@ class Answer:
 
 
 @dataclass(eq=False, slots=True)
-class _Sending:
+class _Ticket:
     """By which plan a sample was sent, and when all of it had left the source; infinity as long as it is here."""
 
     plan: int
@@ -76,7 +76,7 @@ class Entry:
     accepted_s: float
     deliver: dict[Hashable, Deliver]
     attempts: int = 0
-    tickets: dict[int, _Sending] = field(default_factory=dict)
+    tickets: dict[int, _Ticket] = field(default_factory=dict)
     plan: int = -1
     way: Hashable = None
     """By which plan it is under way, and through which lives of its tiers."""
@@ -133,15 +133,15 @@ class Intake:
         An answer that was given before is delivered again, at once; a sample that failed is tried again. An id stands
         for the bytes that came with it first: with others it is refused (``other``), until a try of it failed.
         """
-        found = digest(encoded)
+        fingerprint = digest(encoded)
         _, answer = self._answered.get(sample_id, (b"", None))
         if sample_id in self._entries or (answer is not None and not answer.failed):
-            return "known" if self.wants(sample_id, found, to, deliver) else "other"
+            return "known" if self.wants(sample_id, fingerprint, to, deliver) else "other"
         if self.full:
             self.refused += 1
             return "full"
         self._answered.pop(sample_id, None)
-        entry = self._entries[sample_id] = Entry(sample_id, encoded, found, now, {to: deliver})
+        entry = self._entries[sample_id] = Entry(sample_id, encoded, fingerprint, now, {to: deliver})
         self._waiting.append(entry)
         return "accepted"
 
@@ -176,7 +176,7 @@ class Intake:
         ticket, self._ticket = self._ticket, self._ticket + 1
         entry.attempts += 1
         entry.plan, entry.way = plan, way
-        entry.tickets[ticket] = _Sending(plan)
+        entry.tickets[ticket] = _Ticket(plan)
         self._tickets[ticket] = self._under_way[entry.id] = entry
         return ticket
 

@@ -173,7 +173,7 @@ class Peer:
         self._hang_up()
         self._dialed_s = time.monotonic()
         self._dials += 1
-        self._places = 1
+        self._addresses = 1
         self.key = None if self._keys is None else self._keys.trust.key_of(self.name)
         try:
             ipaddress.ip_address(self._place.host.partition("%")[0])
@@ -186,14 +186,14 @@ class Peer:
     async def _find(self) -> None:
         """Look a name up, each time anew for it may have moved, and take one of its addresses after the other."""
         try:
-            found = await self._loop.getaddrinfo(self._place.host, self._place.port, type=socket.SOCK_STREAM)
+            resolved = await self._loop.getaddrinfo(self._place.host, self._place.port, type=socket.SOCK_STREAM)
         except OSError:
             return  # the next dial tries again
-        places = list(dict.fromkeys(str(address[4][0]) for address in found))
-        if self._socket is None and places:
-            self._dialed_s, self._places = time.monotonic(), len(places)
+        hosts = list(dict.fromkeys(str(address[4][0]) for address in resolved))
+        if self._socket is None and hosts:
+            self._dialed_s, self._addresses = time.monotonic(), len(hosts)
             with contextlib.suppress(PortendError):  # the next dial tries again
-                self._connect(places[self._dials % len(places)])
+                self._connect(hosts[self._dials % len(hosts)])
 
     def _connect(self, host: str) -> None:
         silence_s = self.outbox.silence_s
@@ -245,7 +245,7 @@ class Peer:
         again = False
         while self._socket is not None and self._monitor.poll(0):
             event = parse_monitor_message(self._monitor.recv_multipart())["event"]
-            again = again or event == zmq.EVENT_DISCONNECTED or self._places > 1  # another address may answer
+            again = again or event == zmq.EVENT_DISCONNECTED or self._addresses > 1  # another address may answer
         if self.works:
             again = again or self.outbox.silent(now)
         elif self._finding is None or self._finding.done():

@@ -73,13 +73,13 @@ class Worker:
                     return
                 here.add(item[0].sender, item)
             batch = _together(here)
-            found = run_together(batch)
-            self._deliver(partial(self._hand_back, batch, found))
+            results = run_together(batch)
+            self._deliver(partial(self._hand_back, batch, results))
 
-    def _hand_back(self, batch: Sequence[Job], found: Sequence[Any]) -> None:
+    def _hand_back(self, batch: Sequence[Job], results: Sequence[Any]) -> None:
         self.waiting -= len(batch)
         self._ran(len(batch))
-        for job, result in zip(batch, found, strict=True):
+        for job, result in zip(batch, results, strict=True):
             try:
                 job.then(result)
             except Exception:  # the others of the batch are not to blame
@@ -92,8 +92,8 @@ def _together(waiting: Turns[tuple[Job, int]]) -> list[Job]:
     assert taken is not None
     first, most = taken
     batch = [first]
-    while len(batch) < most and (found := waiting.next(lambda item: item[0].kind == first.kind)) is not None:
-        batch.append(found[0])
+    while len(batch) < most and (another := waiting.next(lambda item: item[0].kind == first.kind)) is not None:
+        batch.append(another[0])
     return batch
 
 
