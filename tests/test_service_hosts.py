@@ -316,7 +316,8 @@ def test_deploys_at_once_and_killed_ones_leave_a_service_that_answers(
 def test_what_a_killed_deploy_loaded_is_let_go(tmp_path: Path, work: Workload) -> None:
     """Agents for which 15 minutes take a second."""
     hurried = (
-        "import sys, portend.service.agent as agent; agent._UNUSED_S = 1.0; from portend.cli.app import main; main()"
+        "import sys; from portend.service import releases; releases._UNUSED_S = 1.0; "
+        "from portend.cli.app import main; main()"
     )
     hosts = Hosts(tmp_path, ["edge", "cloud"])
     command = hosts.command

@@ -51,7 +51,7 @@ def openapi() -> dict[str, Any]:
     """Return the description of the interface (OpenAPI 3.1)."""
     error = {"type": "object", "properties": {"error": {"type": "string"}}}
 
-    def told(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    def response(text: str, schema: dict[str, Any]) -> dict[str, Any]:
         return {"description": text, "content": {"application/json": {"schema": schema}}}
 
     number, text, whole = {"type": "number"}, {"type": "string"}, {"type": "integer"}
@@ -94,17 +94,19 @@ def openapi() -> dict[str, Any]:
                         },
                     },
                     "responses": {
-                        "200": told("The answer.", answer),
-                        "400": told("There is no such id, or no bytes.", error),
-                        "403": told("Called by another name than that of this machine, or by a web page.", error),
-                        "408": told("The sample did not come in time.", error),
-                        "409": told("Another sample has this id.", error),
-                        "413": told("The sample is too large.", error),
-                        "415": told("The body is compressed.", error),
-                        "422": told("The bytes are no sample that the network takes.", failed),
-                        "500": told("A tier could not run it.", failed),
-                        "503": told("All places are taken (Retry-After says when to try again), or no source.", error),
-                        "504": told("It was not answered in time.", failed),
+                        "200": response("The answer.", answer),
+                        "400": response("There is no such id, or no bytes.", error),
+                        "403": response("Called by another name than that of this machine, or by a web page.", error),
+                        "408": response("The sample did not come in time.", error),
+                        "409": response("Another sample has this id.", error),
+                        "413": response("The sample is too large.", error),
+                        "415": response("The body is compressed.", error),
+                        "422": response("The bytes are no sample that the network takes.", failed),
+                        "500": response("A tier could not run it.", failed),
+                        "503": response(
+                            "All places are taken (Retry-After says when to try again), or no source.", error
+                        ),
+                        "504": response("It was not answered in time.", failed),
                     },
                 }
             },
@@ -112,8 +114,10 @@ def openapi() -> dict[str, Any]:
                 "get": {
                     "summary": "How this agent does.",
                     "responses": {
-                        "200": told("It can do its part.", {"type": "object"}),
-                        "503": told("It runs nothing, or has no plan whose tiers are all there.", {"type": "object"}),
+                        "200": response("It can do its part.", {"type": "object"}),
+                        "503": response(
+                            "It runs nothing, or has no plan whose tiers are all there.", {"type": "object"}
+                        ),
                     },
                 }
             },
@@ -124,39 +128,41 @@ def openapi() -> dict[str, Any]:
                 }
             },
             "/openapi.json": {
-                "get": {"summary": "This document.", "responses": {"200": told("OpenAPI 3.1.", {"type": "object"})}}
+                "get": {"summary": "This document.", "responses": {"200": response("OpenAPI 3.1.", {"type": "object"})}}
             },
         },
     }
 
 
 class Served(Protocol):
-    """What the interface asks of an agent (`portend.service.agent.ServiceAgent`)."""
+    """What the interface asks of an agent's source (``portend.service.source.Source``)."""
 
     intake: Intake
     metrics: Metrics
     stopped: bool
 
-    def check_source(self) -> None: ...
+    def check(self) -> object: ...
     def is_crowded(self, encoded: bytes) -> bool: ...
     def offer(self, sample_id: str, encoded: bytes, to: Hashable, deliver: Callable[[Answer], None]) -> str: ...
-    def status(self) -> dict[str, Any]: ...
 
 
 @contextlib.asynccontextmanager
-async def serve_http(agent: Served, host: str, port: int) -> AsyncIterator[None]:
+async def serve_http(source: Served, status: Callable[[], dict[str, Any]], host: str, port: int) -> AsyncIterator[None]:
     """Serve the interface on a loopback address within the context.
+
+    Args:
+        status: says how the agent does, as JSON values.
 
     Raises:
         DeploymentError: the address is in use.
     """
-    doors = _Doors(agent)
+    doors = _Doors(source)
     app = web.Application(middlewares=[doors.busy, _local_only])
     app.add_routes(
         [
-            web.post("/v1/samples", lambda request: _sample(agent, doors, request)),
-            web.get("/health", lambda request: _health(agent, request)),
-            web.get("/metrics", lambda request: _metrics(agent, request)),
+            web.post("/v1/samples", lambda request: _sample(source, doors, request)),
+            web.get("/health", lambda request: _health(source, status(), request)),
+            web.get("/metrics", lambda request: _metrics(source, request)),
             web.get("/openapi.json", _openapi),
         ]
     )
@@ -185,8 +191,8 @@ async def serve_http(agent: Served, host: str, port: int) -> AsyncIterator[None]
 class _Doors:
     """Who may take how long, and who has to go for others: connections, and bodies that come in."""
 
-    def __init__(self, agent: Served) -> None:
-        self._agent = agent
+    def __init__(self, source: Served) -> None:
+        self._source = source
         self._waiting: dict[web.RequestHandler, float] = {}  # connections that owe the head of a request, since
         self._bodies: dict[asyncio.Timeout, None] = {}
 
@@ -196,7 +202,7 @@ class _Doors:
 
     def __call__(self) -> web.RequestHandler:
         """Take a connection; beyond the most there may be, the one that has kept waiting longest goes."""
-        limits = self._agent.intake.limits
+        limits = self._source.intake.limits
         if len(self._server.connections) >= _MOST_CONNECTIONS + limits.window + limits.waiting and self._waiting:
             self._hang_up(next(iter(self._waiting)))
         connection = self._server()
@@ -258,20 +264,20 @@ def _error(status: int, message: str, **headers: str) -> web.Response:
     return web.json_response({"error": message}, status=status, headers=headers)
 
 
-async def _sample(agent: Served, doors: _Doors, request: web.Request) -> web.Response:
+async def _sample(source: Served, doors: _Doors, request: web.Request) -> web.Response:
     try:
-        agent.check_source()
+        source.check()
     except DeploymentError as error:
         return _error(503, str(error))
-    most = agent.intake.limits.sample_bytes
+    most = source.intake.limits.sample_bytes
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         return _error(
             415, "a sample is sent as it is, without a Content-Encoding; it may be a compressed format itself"
         )
     if request.content_length is not None and request.content_length > most:
         return _error(413, f"a sample has at most {most} bytes, but this one has {request.content_length}")
-    if agent.intake.full:
-        agent.metrics.refused.inc()
+    if source.intake.full:
+        source.metrics.refused.inc()
         return _full()
     try:
         async with doors.body():
@@ -288,23 +294,23 @@ async def _sample(agent: Served, doors: _Doors, request: web.Request) -> web.Res
 
     sample = request.query.get("id", uuid.uuid4().hex)
     try:
-        agent.check_source()
-        if agent.is_crowded(body):
-            agent.metrics.refused.inc()
+        source.check()
+        if source.is_crowded(body):
+            source.metrics.refused.inc()
             return _full()
-        found = agent.offer(sample, body, answered, deliver)
+        reception = source.offer(sample, body, answered, deliver)
     except DataError as error:
         return _error(400, str(error))
     except DeploymentError as error:
         return _error(503, str(error))
-    if found == "other":
+    if reception == "other":
         return _error(409, f"another sample has the id {sample!r} already; give this one its own")
-    if found == "full":
+    if reception == "full":
         return _full()
     try:
         answer = await answered
     finally:
-        agent.intake.forget(sample, answered)
+        source.intake.forget(sample, answered)
     return web.json_response(answer_json(answer), status=_STATUS[answer.failed] if answer.failed else 200)
 
 
@@ -322,14 +328,13 @@ async def _body(request: web.Request, most: int) -> bytes:
     return bytes(parts)
 
 
-async def _health(agent: Served, _: web.Request) -> web.Response:
-    status = agent.status()
+async def _health(source: Served, status: dict[str, Any], _: web.Request) -> web.Response:
     fine = status["plan"] is not None if status["source"] else bool(status["versions"])
-    return web.json_response(status, status=200 if fine and not agent.stopped else 503)
+    return web.json_response(status, status=200 if fine and not source.stopped else 503)
 
 
-async def _metrics(agent: Served, _: web.Request) -> web.Response:
-    return web.Response(body=agent.metrics.page(), content_type="text/plain", charset="utf-8")
+async def _metrics(source: Served, _: web.Request) -> web.Response:
+    return web.Response(body=source.metrics.page(), content_type="text/plain", charset="utf-8")
 
 
 async def _openapi(_: web.Request) -> web.Response:
