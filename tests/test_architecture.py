@@ -36,3 +36,19 @@ def test_no_file_imports_itself_over_others() -> None:
 
 def test_every_module_says_what_it_is_for() -> None:
     assert [name for name, tree in _modules().items() if not ast.get_docstring(tree)] == []
+
+
+def test_the_service_is_made_of_parts() -> None:
+    """Each is short enough to be read at once, and none knows the agent that joins them."""
+    modules = _modules()
+    service = {name: tree for name, tree in modules.items() if name.startswith("portend.service.")}
+    assert len(service) > 20
+    long = {
+        f"{name}.{node.name}": lines
+        for name, tree in service.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 250
+    }
+    assert long == {}
+    users = {name for name, tree in modules.items() if "portend.service.agent" in _imports(tree, set(modules))}
+    assert users == {"portend.cli.service"}
