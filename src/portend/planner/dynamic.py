@@ -152,8 +152,7 @@ class _Search:
     def look(self, goal: BestGoal[_Plans]) -> None:
         """Look for some plan along few prefixes, whatever the limits."""
         limits, self.limits = self.limits, Limits()
-        rows = self.space.theta.size if self.per_exit else 1
-        self.run(goal, beam=max(_FIRST, _CELLS // (self.space.tiers * self.size * rows)))
+        self.run(goal, beam=_FIRST)
         self.limits = limits
         self.again(goal)
 

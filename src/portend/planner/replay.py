@@ -47,6 +47,8 @@ _FOR_DESCENTS: Final = 0.3
 """Of the time that is left, at most, before the nodes are gone through."""
 _FEW: Final = 1_000_000
 """Plans that are gone through before descents would end."""
+_QUICK: Final = 100
+"""Pieces of work after which a search takes the time for better bounds and plans."""
 _STARTS: Final = 10
 """Thresholds from which descents begin at most, where each exit has its own."""
 _CLOSED: Final = -1
@@ -174,6 +176,10 @@ class _Search:
             Over: a limit is met; ``open`` are the nodes that are left.
         """
         self.open = [(self._root(), 1)]
+        self.go_on(goal, beam=beam)
+
+    def go_on(self, goal: Goal[_Ends], *, beam: int = 0) -> None:
+        """Go through the nodes that are open, as ``run`` does."""
         while self.open:
             self.check(goal)
             nodes, length = self.open[-1]
@@ -250,9 +256,9 @@ class _Search:
         common: Priced | None = None
         if known:
             self.priced = common = completions.best(goal)
-        if self.space.count() <= _FEW:
-            if known:
-                self.look(goal, self.limits)
+        if known:
+            self.look(goal, self.limits)
+        if self.space.count() <= _FEW or self._is_quick(goal):
             return
         if goal.value is None or not known:
             self.rights = completions.right()
@@ -271,6 +277,17 @@ class _Search:
             for priced in completions.sharper(self.priced, goal, price):
                 self.priced = priced
                 self.limits.check()
+
+    def _is_quick(self, goal: BestGoal[_Ends]) -> bool:
+        """Go through some nodes; whether none is left, so that better bounds are not worth their time."""
+        own = self.limits
+        self.limits = own.within_pieces(_QUICK)
+        try:
+            with self.limits.until_met():
+                self.go_on(goal)
+        finally:
+            self.limits = own
+        return not self.open
 
     def _ends(self, chain: Chain, latency: float, right: float) -> _Ends:
         """One plan but for the placement."""
@@ -363,7 +380,8 @@ class _Search:
         most = nodes.most[:, None]
         full = self._latency(nodes, cut, steps, first=first, used=True)
         used = space.used[np.ix_(rows, later)].T  # [later, rows]
-        bare = full if used.all() else self._latency(nodes, cut, steps, first=first, used=False)
+        all_used = bool((used | ~space.inner[later][:, None]).all())
+        bare = full if all_used else self._latency(nodes, cut, steps, first=first, used=False)
         wanted_full, wanted_bare = (
             goal.wants(soonest + min(self.least_of_all, 0.0) * nodes.count[:, None], most) & np.isfinite(soonest)
             for soonest in (full.min(axis=1), bare.min(axis=1))
@@ -390,8 +408,11 @@ class _Search:
             move = self.space.first[step.tier] if first else self.space.step[cut, step.sender, step.tier]
             cost = move + table[step.woken, step.tier, cut, later]
             allowed = np.isfinite(cost)
-            paid = nodes.count[:, None] * np.where(allowed, cost, 0.0)
-            paid[:, ~allowed] = np.inf  # also for nobody: what is forbidden is in no plan
+            if allowed.all():
+                paid = nodes.count[:, None] * cost
+            else:
+                paid = nodes.count[:, None] * np.where(allowed, cost, 0.0)
+                paid[:, ~allowed] = np.inf  # also for nobody: what is forbidden is in no plan
             if step.on_tier:
                 paid[~self._fits(nodes, step)] = np.inf
             yield step, nodes.latency[:, step.before, None] + paid[:, None, :]
@@ -618,7 +639,7 @@ def best(
     search.look(goal, Limits())  # whatever the limits, so that there is an answer
     with search.limits.until_met():
         search.prepare(goal)
-        search.run(goal)
+        search.go_on(goal)
     bound = search.proven(goal)  # where no nodes are left: that there is no other plan
     found = search.answer(goal.best, 0) if len(goal.best) else None
     return found, goal.bounded(bound, found)
