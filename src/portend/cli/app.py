@@ -24,6 +24,8 @@ def cli() -> None:
     portend demo      the whole path on handwritten digits, in about four minutes
     portend train     a multi-exit network
     portend calibrate its exits' probabilities, on a split of their own
+    portend exits     what each exit of a network does
+    portend export    a network for machines without PyTorch
     portend profile   how its samples exit, and what this machine needs for it
     portend merge     profiles of several machines
     portend codecs    what each way to send a tensor costs
