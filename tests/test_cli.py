@@ -23,6 +23,20 @@ PROFILE = str(ROOT / "profiles/resnet20-digits.zip")
 TOPOLOGY = str(ROOT / "configs/topologies/three_tier.yaml")
 
 
+def test_the_first_help_has_every_command() -> None:
+    shown = CliRunner().invoke(cli, ["--help"]).output.partition("Options:")[0]
+    assert [name for name in cli.commands if f"portend {name} " not in shown] == []
+
+
+def test_the_shell_completes_commands() -> None:
+    words = {"_PORTEND_COMPLETE": "bash_complete", "COMP_WORDS": "portend wh", "COMP_CWORD": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", "from portend.cli.app import cli; cli(prog_name='portend')"], capture_output=True,
+        text=True, check=False, env={**os.environ, **words},
+    )  # fmt: skip
+    assert ran.stdout == "plain,whatif\n"
+
+
 def test_plan_prints_the_promised_json() -> None:
     done = portend("plan", PROFILE, "--topology", TOPOLOGY, "--min-accuracy", "0.9", "--json")
     assert done.returncode == 0, done.stderr
