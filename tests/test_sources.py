@@ -298,7 +298,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
-from portend.data.dataset import load_dataset
+from portend.data.sources import load_dataset
 from portend.data.encodings import png
 
 count = 0

@@ -66,8 +66,10 @@ def outcome(result: TrainingResult) -> list[tuple[Any, ...]]:
 CHILD = """
 import sys
 from portend.networks import zoo
-from portend.data.dataset import load_dataset, make_splits
-from portend.training.training import TrainingConfig, train
+from portend.data.dataset import make_splits
+from portend.data.sources import load_dataset
+from portend.training.config import TrainingConfig
+from portend.training.training import train
 digits = load_dataset("digits:size=8")
 config = TrainingConfig(epochs=10, batch_size=64, learning_rate=0.1, threads=1, checkpoint_minutes=0.001)
 backbone = zoo.build("resnet8", in_channels=1, input_size=8)

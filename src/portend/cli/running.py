@@ -134,6 +134,9 @@ def testbed() -> None:
     """
 
 
+testbed.command_class = Command
+
+
 @testbed.command()
 @click.argument("topology", type=FileOf("topology"))
 @traces_option

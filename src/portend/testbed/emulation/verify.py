@@ -2,7 +2,7 @@
 
 `Wire` says what is due, packet by packet; a link is off where the median of the round trips differs by more than
 0.5 ms + 2 %, or a rate by more than 3 %. Arrivals are stamped by the kernel, so that a busy machine's scheduling of
-this process does not count. Still it can spoil one measurement, so each has three tries.
+this process does not count. Still it can spoil one measurement, so each has five tries.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Check", "check_links"]
 _ROUND_TRIP_S: Final = 0.5e-3
 _ROUND_TRIP_SHARE: Final = 0.02
 _RATE_SHARE: Final = 0.03
-_TRIES: Final = 3
+_TRIES: Final = 5
 _PROBES: Final = 9
 _GAP_S: Final = 3e-3
 _UDP_BYTES: Final = 28  # IPv4 20, UDP 8
