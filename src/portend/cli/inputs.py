@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from portend.errors import ConfigError
-from portend.values.execution import Execution
 
 if TYPE_CHECKING:
     from portend.planner.limits import Limits
     from portend.planner.planfile import PlanFile
     from portend.testbed.emulation.base import Emulation
     from portend.testbed.emulation.traces import BandwidthTrace
+    from portend.values.execution import Execution
     from portend.values.topology import Topology
 
 
@@ -56,13 +56,12 @@ def planned_for(plan: str, topology: str) -> tuple[PlanFile, Topology]:
 
 def executions(planned: PlanFile, network: str, places: Topology, **asked: Any) -> list[Execution]:
     """What runs partitions on each tier: what the options say, then what was profiled for the plan."""
-    from portend.networks.networkfile import is_exported
+    from portend.verbs.run import executions_of
 
     given = {name: value for name, value in asked.items() if value is not None}
     if given.get("executor") == "auto":
         raise ConfigError("a run takes the executor that was profiled for the plan; leave --executor out, or name one")
-    usual = Execution(executor="onnxruntime" if is_exported(network) else "torch")
-    return [replace(planned.executions.get(tier.name, usual), **given) for tier in places.tiers]
+    return [replace(usual, **given) for usual in executions_of(network, places, None, planned)]
 
 
 Tell = Callable[[str, int, int], None]

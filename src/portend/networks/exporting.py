@@ -30,7 +30,7 @@ from portend.networks.onnxfile import BATCH, OnnxNetwork, cut_value, exit_values
 from portend.networks.scores import score
 from portend.values.plan import CRITERIA
 
-__all__ = ["deviation", "export", "exported"]
+__all__ = ["deviation", "export", "exported", "is_of"]
 
 _OPSET: Final = 20
 _OWN: Final = "portend"  # domain of the function that is exported once and put in at every exit
@@ -82,9 +82,8 @@ def exported(checkpoint: str | Path, *, allow_code: Collection[str] = ()) -> Pat
     backbone = load_checkpoint(checkpoint, allow_code=allow_code)
     places = (Path(f"{checkpoint}.onnx"), _in_cache(Path(checkpoint)))
     for path in places:
-        with contextlib.suppress(StorageError):
-            if load_onnx(path).spec.weights_sha256 == backbone.spec().weights_sha256:
-                return path
+        if is_of(path, backbone):
+            return path
     network = export(backbone, provenance=read_provenance(checkpoint))
     for path in places[:-1]:
         with contextlib.suppress(StorageError):
@@ -92,6 +91,14 @@ def exported(checkpoint: str | Path, *, allow_code: Collection[str] = ()) -> Pat
             return path
     network.save(places[-1])
     return places[-1]
+
+
+def is_of(path: str | Path, backbone: Backbone) -> bool:
+    """Whether the file is an exported network with the weights of ``backbone``."""
+    try:
+        return load_onnx(path).spec.weights_sha256 == backbone.spec().weights_sha256
+    except StorageError:
+        return False
 
 
 def _in_cache(checkpoint: Path) -> Path:

@@ -6,10 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from portend.errors import InvalidValue, MismatchError, nearest
+from portend.errors import InvalidValue, nearest
 from portend.io.forms import load_topology
 from portend.networks.networkfile import read_spec
 from portend.perfmodel.exits import exit_counts
@@ -21,7 +18,7 @@ from portend.values.execution import Execution
 from portend.values.plan import Plan
 from portend.values.profile import Profile
 from portend.values.topology import Topology
-from portend.verbs.network import Network, decoder_of, network_file
+from portend.verbs.network import Network, check_profile, decoder_of, network_file
 from portend.verbs.run import executions_of
 
 __all__ = ["Deployed", "deploy"]
@@ -89,6 +86,7 @@ def deploy(
     path = network_file(network)
     places = hosts if isinstance(hosts, Topology) else load_topology(hosts)
     spec = read_spec(path, allow_code=allow_code)
+    check_profile(profile, spec)
     planned = plan if isinstance(plan, PlanFile) else None
     if isinstance(plan, PlanFile):
         plan.checked(places)
@@ -104,7 +102,8 @@ def deploy(
         release = agents.deploy(
             plans, [_file_for(each, path, allow_code) for each in executions], decoder_of(path),
             executions=executions, ranges={str(cut): limit.to_dict() for cut, limit in ranges.items()},
-            batches=_batches(batches or {}, names), exit_counts=_exit_counts(profile, plans, spec.weights_sha256),
+            batches=_batches(batches or {}, names),
+            exit_counts=[exit_counts(profile.exits, each) for each in plans] if profile else [],
             limits=limits, on_progress=on_progress,
         )  # fmt: skip
         return Deployed(
@@ -124,15 +123,6 @@ def _batches(asked: Mapping[str, int], names: Sequence[str]) -> list[int]:
         if count < 1:
             raise InvalidValue(f"a batch has at least one sample, but got {count} for {name}")
     return [asked.get(name, 1) for name in names]
-
-
-def _exit_counts(profile: Profile | None, plans: Sequence[Plan], weights: str) -> list[NDArray[np.float64]]:
-    if profile is None:
-        return []
-    ours = profile.backbone
-    if ours.weights_sha256 and weights and ours.weights_sha256 != weights:
-        raise MismatchError(f"the profile is of {ours.name} with other weights than those deployed; profile these")
-    return [exit_counts(profile.exits, plan) for plan in plans]
 
 
 def _file_for(execution: Execution, network: Path, allow_code: Collection[str]) -> Path:

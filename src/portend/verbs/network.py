@@ -10,10 +10,12 @@ from pathlib import Path
 from portend.data.dataset import Dataset
 from portend.data.decoding import InputDecoder, decoder_from_dict
 from portend.data.sources import code_in, load_dataset
-from portend.errors import ConfigError
+from portend.errors import ConfigError, MismatchError
 from portend.networks.networkfile import read_provenance
+from portend.values.backbone import BackboneSpec
+from portend.values.profile import Profile
 
-__all__ = ["Network", "Trained", "decoder_of", "network_file", "samples_of"]
+__all__ = ["Network", "Trained", "check_profile", "decoder_of", "network_file", "samples_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +44,16 @@ Network = str | Path | Trained
 def network_file(network: Network) -> Path:
     """Return the network's file."""
     return network.network if isinstance(network, Trained) else Path(network)
+
+
+def check_profile(profile: Profile | None, spec: BackboneSpec) -> None:
+    """Raise MismatchError if a profile is of other weights than the network; where one is not known, nothing is."""
+    ours = profile.backbone if profile else None
+    if ours and ours.weights_sha256 and spec.weights_sha256 and ours.weights_sha256 != spec.weights_sha256:
+        raise MismatchError(
+            f"the profile is of {ours.name} with other weights than those that are to run ({spec.name}); give the "
+            "profile of this network"
+        )
 
 
 def samples_of(

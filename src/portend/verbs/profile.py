@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from portend.data.dataset import Dataset, draw, make_splits
 from portend.io.storage import save
-from portend.networks.evaluators import load_evaluator
+from portend.networks.evaluators import Evaluator, load_evaluator
 from portend.networks.networkfile import is_exported, read_spec
 from portend.profiling.device import DeviceProfiling, profile_device
 from portend.profiling.losses import lossy, profile_losses, profile_ranges
@@ -65,14 +66,13 @@ def profile(
         >>> profile = pt.profile("runs/digits/checkpoint.safetensors", out="runs/digits/profile.zip")
     """
     asked = _asked(network, data, seed, execution, config, codec_samples, allow_code, changes)
-    evaluator = load_evaluator(asked.path, allow_code=allow_code)
     with _begun(out) as begun:
         measured, ranges = _measured(asked, device, criterion, begun, on_progress)
         exits = profile_exits(
-            evaluator, asked.dataset, asked.indices, on_progress=lambda *at: on_progress("exits", *at)
+            asked.evaluator(), asked.dataset, asked.indices, on_progress=lambda *at: on_progress("exits", *at)
         ).by(criterion)
         losses = profile_losses(
-            evaluator, asked.dataset, asked.some, ranges, numbers=lossy(asked.config.codecs),
+            asked.evaluator(), asked.dataset, asked.some, ranges, numbers=lossy(asked.config.codecs),
             on_progress=lambda *at: on_progress("losses of codecs", *at),
         )  # fmt: skip
         split = f"profiling, {exits.samples} samples"
@@ -118,7 +118,10 @@ def profile_machine(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Asked:
-    """What is measured and how: ``indices`` are the profiling split, ``some`` of them judge codecs."""
+    """What is measured and how.
+
+    ``indices`` are the profiling split, ``some`` of them judge codecs; ``evaluator`` loads the network once.
+    """
 
     path: Path
     dataset: Dataset
@@ -127,6 +130,7 @@ class _Asked:
     indices: Any
     some: Any
     allow_code: tuple[str, ...]
+    evaluator: Callable[[], Evaluator]
 
 
 def _asked(
@@ -142,7 +146,7 @@ def _asked(
     return _Asked(
         path=path, dataset=dataset, seed=chosen, config=replace(config or DeviceProfiling(), **changes),
         indices=indices, some=draw(indices, min(codec_samples, len(indices)), seed=chosen),
-        allow_code=tuple(allow_code),
+        allow_code=tuple(allow_code), evaluator=cache(partial(load_evaluator, path, allow_code=allow_code)),
     )  # fmt: skip
 
 
@@ -151,9 +155,8 @@ def _measured(
 ) -> tuple[DeviceProfile, tuple[ValueRange, ...]]:
     ranges: tuple[ValueRange, ...] = ()
     if any(name.startswith("int8") for name in asked.config.codecs):
-        evaluator = load_evaluator(asked.path, allow_code=asked.allow_code)
         ranges = profile_ranges(
-            evaluator, asked.dataset, asked.some, on_progress=lambda *at: on_progress("ranges of values", *at)
+            asked.evaluator(), asked.dataset, asked.some, on_progress=lambda *at: on_progress("ranges of values", *at)
         )
     measured = profile_device(
         device, asked.path, asked.dataset, asked.config, indices=asked.indices, ranges=ranges, criterion=criterion,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from portend.data.dataset import draw, make_splits
-from portend.errors import InvalidValue, MismatchError
+from portend.errors import InvalidValue
 from portend.networks.networkfile import is_exported, read_spec
 from portend.planner.planfile import PlanFile
 from portend.profiling.turns import Turns, run_in_turns
@@ -17,7 +17,7 @@ from portend.values.execution import Execution
 from portend.values.plan import Plan
 from portend.values.profile import Profile
 from portend.values.topology import Topology
-from portend.verbs.network import Network, network_file, samples_of
+from portend.verbs.network import Network, check_profile, network_file, samples_of
 
 __all__ = ["executions_of", "run"]
 
@@ -74,9 +74,7 @@ def run(
     asked = {plan.criterion for plan in chosen if plan.asks}
     if len(asked) > 1:
         raise InvalidValue(f"plans that run together ask exits by one criterion, but got {', '.join(sorted(asked))}")
-    ours = profile.backbone.weights_sha256 if profile else ""
-    if ours and spec.weights_sha256 and ours != spec.weights_sha256:
-        raise MismatchError(f"the profile is of other weights than {path}; profile this network")
+    check_profile(profile, spec)
     dataset, trained = samples_of(network, data, seed, allow_code=allow_code)
     test = draw(make_splits(dataset, seed=trained).test, samples, seed=trained)
     ranges: dict[int, ValueRange] = dict(enumerate(profile.ranges)) if profile else {}

@@ -10,11 +10,10 @@ from typing import Any
 
 from portend.data.dataset import Dataset, draw, make_splits
 from portend.data.sources import load_dataset
-from portend.errors import ExportError, StorageError
+from portend.errors import ExportError
 from portend.networks.backbone import Backbone
 from portend.networks.checkpoint import read_provenance
-from portend.networks.exporting import export
-from portend.networks.onnxfile import load_onnx
+from portend.networks.exporting import export, is_of
 from portend.training.config import Progress, TrainingConfig
 from portend.training.training import train as fit
 from portend.verbs.network import Trained
@@ -69,17 +68,9 @@ def train(
     )  # fmt: skip
     path = folder / "network.onnx"
     try:
-        if not _is_of(path, network):
+        if not is_of(path, network):
             export(network, provenance=read_provenance(result.checkpoint)).save(path)
     except ExportError as error:
         warnings.warn(f"the network stays with PyTorch: {error}", stacklevel=2)
         path = result.checkpoint
     return Trained(network=path, checkpoint=result.checkpoint, accuracies=result.accuracies)
-
-
-def _is_of(path: Path, network: Backbone) -> bool:
-    """Whether the file is the ONNX network with these weights."""
-    try:
-        return load_onnx(path).spec.weights_sha256 == network.spec().weights_sha256
-    except StorageError:
-        return False
